@@ -1,0 +1,344 @@
+"""Turning a model into one that learns by a rule, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apical.guard import watch_optimizers
+from apical.outputs import Which
+from apical.pathway import LayerWise
+from apical.plasticity import Plasticity
+from apical.probe import FirstForward, Probed, probe
+from apical.registry import faults, synapse_type
+from apical.rules import Rule, as_rule
+from apical.synapse import Synapse
+from apical.wiring import Wiring
+
+ExampleInput = Tensor | Sequence[Any] | Mapping[str, Any]
+Criterion = Callable[[Any, Any], Tensor]
+"""criterion(outputs, targets) -> losses [N], one per sample."""
+
+_LEARNER = "_apical_learner"
+
+
+def attach(
+    model: nn.Module,
+    rule: str | Rule,
+    *,
+    example_input: ExampleInput | None = None,
+    at: Sequence[str] | None = None,
+    generator: torch.Generator | None = None,
+    output: Which = None,
+) -> Learner:
+    """Make `model` learn by `rule`. The model is changed in place and stays an ordinary `nn.Module`.
+
+    Every supported layer becomes a synapse (its class is swapped; parameters keep identity and name). Forward passes compute
+    what they did; ``loss.backward()`` then fills gradients by the rule. Make the optimizer after this call: some rules
+    add trainable feedback to ``model.parameters()``.
+
+    Args:
+        model: any network whose weights lie in layers that apical knows; see `register_synapse`.
+        rule: a name from `apical.rules`, or a `Rule`.
+        example_input: one input batch as the model takes it: a tensor, a tuple of arguments, or a dict of keyword
+            arguments. Needed by direct and indirect rules, whose feedback is shaped by a dry run (in eval mode and
+            without touching random state). Others use it to drop, at once instead of after the first forward pass,
+            the feedback of synapses that no signal leaves.
+        at: direct rules only: names of modules at whose outputs the signal enters, instead of at every synapse's
+            input. Inside such a block the signal goes layer by layer through feedback of the same plasticity.
+        generator: source of the feedback's randomness. None: one seeded from PyTorch's global generator, so
+            ``torch.manual_seed`` makes it repeatable.
+        output: which tensor of the model's output the loss is made of, where the model returns more than a tensor:
+            a key or attribute, an index, or a function of the output.
+
+    Returns:
+        The `Learner`.
+
+    Raises:
+        TypeError: model or rule of the wrong kind.
+        ValueError: what can't be attached, all faults at once, each with a way out. The model is then as it was.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    chosen = as_rule(rule)
+    names = _check(model, chosen, example_input, at)
+    if generator is None:
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+    learner = Learner(model, chosen, generator, output)
+    # On the plain model, so that whatever fails leaves it as it was.
+    shown = None if example_input is None else probe(model, names, example_input, at, output)
+    if shown is not None:
+        _check_probe(chosen, shown, at)
+    try:
+        learner._take(names, shown, at)
+    except Exception:
+        learner.detach()
+        raise
+    return learner
+
+
+def learner_of(model: nn.Module) -> Learner:
+    """The learner of an attached model, for instance of a deep copy or after unpickling.
+
+    Raises:
+        ValueError: if nothing is attached to `model`.
+    """
+    found = model.__dict__.get(_LEARNER)
+    if found is None:
+        raise ValueError("nothing is attached to this model; call apical.attach(model, rule)")
+    return found
+
+
+def _check(model: nn.Module, rule: Rule, example_input: Any, at: Sequence[str] | None) -> list[str]:
+    """Names of the layers that become synapses, or an error with every fault found."""
+    modules = dict(model.named_modules())
+    attached = [name for name, module in modules.items() if isinstance(module, Synapse)]
+    if attached:
+        raise ValueError(
+            f"'{attached[0]}' is attached already; apical.learner_of(model).detach() gives the plain model back first"
+        )
+    found = faults(model)
+    names = [name for name, module in modules.items() if synapse_type(module) is not None]
+    if not names and not found:
+        found.append("the model has no layer with weights, so there is nothing to learn")
+    pathway = rule.pathway
+    if pathway.wired and example_input is None:  # type: ignore[union-attr]
+        found.append(
+            f"rule '{rule.name}' needs example_input, one batch as the model takes it: its feedback has the shape of the "
+            "activities it reaches"
+        )
+    if at is not None:
+        found += _check_blocks(modules, rule, at)
+    if found:
+        raise ValueError(
+            f"can't attach '{rule.name}' to {type(model).__name__}:\n" + "\n".join(f"- {f}" for f in found)
+        )
+    return names
+
+
+def _check_blocks(modules: dict[str, nn.Module], rule: Rule, at: Sequence[str]) -> list[str]:
+    found = []
+    if rule.pathway.name != "direct":  # type: ignore[union-attr]
+        found.append(
+            f"at= names where a direct signal enters, but rule '{rule.name}' is {rule.pathway.name}; leave it out"
+        )  # type: ignore[union-attr]
+    if isinstance(at, str):
+        return [*found, f"at= takes a list of module names, got the string {at!r}; write at=[{at!r}]"]
+    if not at:
+        found.append("at= is empty; name at least one module, or leave it out to tap every synapse's input")
+    for name in at:
+        if name not in modules or name == "":
+            some = ", ".join(list(modules)[1:13])
+            found.append(
+                f"at= names {name!r}, but the model has no such module; it has {some}{', ...' if len(modules) > 13 else ''}"
+            )
+        elif "feedback" in (*modules[name]._parameters, *modules[name]._buffers, *vars(modules[name])):
+            found.append(f"at= names {name!r}, which has an attribute 'feedback' of its own; name a module around it")
+    return found
+
+
+def _check_probe(rule: Rule, shown: Probed, at: Sequence[str] | None) -> None:
+    if not rule.pathway.wired:  # type: ignore[union-attr]
+        return
+    if shown.outputs is None:
+        raise ValueError(
+            "the output that the loss is made of depends on no weights"
+            + (f"; is one of at={list(at)} the output itself? Name modules before it" if at else "")
+        )
+    never = [name for name in (at or ()) if name not in shown.blocks]
+    if never:
+        raise ValueError(
+            f"at= names {never}, which example_input never reaches; name modules that the forward pass calls"
+        )
+    if not rule.pathway.chained:  # type: ignore[union-attr]
+        return
+    for before, after in zip(shown.calls, shown.calls[1:], strict=False):
+        if after.signal and before.output != after.input:
+            raise ValueError(
+                f"rule '{rule.name}' sends its signal forward through the layers, so what lies between two synapses has to keep "
+                f"shape, but '{before.name}' gives {list(before.output)} and '{after.name}' takes {list(after.input)}; use 'dfa'"
+            )
+
+
+class Learner:
+    """A model attached to a rule.
+
+    Attributes:
+        model: the model, changed in place.
+        rule: the `Rule`.
+        synapses: module name -> synapse, with `weight`, `bias` and `feedback` (None where never used).
+        blocks: module name -> module, for direct signals that enter at blocks; its `feedback` is [outputs, *features].
+        generator: source of all randomness of the feedback.
+    """
+
+    def __init__(self, model: nn.Module, rule: Rule, generator: torch.Generator, output: Which = None) -> None:
+        self.model = model
+        self.rule = rule
+        self.generator = generator
+        self.synapses: dict[str, Synapse] = {}
+        self.blocks: dict[str, nn.Module] = {}
+        self._wiring = Wiring(rule.pathway, output)  # type: ignore[arg-type]
+        self._handles: list[Any] = []
+
+    def __repr__(self) -> str:
+        return f"Learner({type(self.model).__name__}, rule='{self.rule.name}', synapses={len(self.synapses)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "generator": (str(self.generator.device), self.generator.get_state())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        device, random_state = state.pop("generator")
+        self.__dict__.update(state)
+        self.generator = torch.Generator(device)
+        self.generator.set_state(random_state)
+        watch_optimizers(self)
+
+    def _take(self, names: list[str], shown: Probed | None, at: Sequence[str] | None) -> None:
+        plasticity = self._plasticity
+        # Inside blocks the signal travels layer by layer.
+        pathway = LayerWise() if at is not None else self.rule.pathway
+        for name in names:
+            module = self.model.get_submodule(name)
+            kind = synapse_type(module)
+            assert kind is not None
+            vars(module).update(
+                pathway=pathway, plasticity=plasticity, wiring=self._wiring, label=name, _plain_class=type(module)
+            )
+            module.__class__ = kind
+            assert isinstance(module, Synapse)
+            self.synapses[name] = module
+            if pathway.wired:  # type: ignore[union-attr]
+                signal = shown.signal(name) if shown else None
+                module.sends_back = signal is not None
+                if signal is not None and not (self._wiring.pathway.chained and any(self._has_feedback())):
+                    plasticity.prepare(module, torch.Size([shown.outputs, *signal]), self.generator)  # type: ignore[union-attr]
+                elif signal is not None:
+                    module.sends_back = False
+            else:
+                plasticity.prepare(module, module.weight.shape, self.generator)
+                if shown is not None and shown.signal(name) is None and not self._tracks:
+                    self._silence(module)
+        for name in at or ():
+            block = self.model.get_submodule(name)
+            assert shown is not None
+            plasticity.prepare(block, torch.Size([shown.outputs, *shown.blocks[name]]), self.generator)  # type: ignore[list-item]
+            block.register_load_state_dict_post_hook(_ignore_missing_feedback)
+            self.blocks[name] = block
+        self._hook(at is not None, undecided=shown is None)
+        self.model.__dict__[_LEARNER] = self
+        watch_optimizers(self)
+
+    def _has_feedback(self) -> Iterator[bool]:
+        return (synapse._buffers.get("feedback") is not None for synapse in self.synapses.values())
+
+    def _hook(self, blocks: bool, undecided: bool) -> None:
+        model, wiring = self.model, self._wiring
+        if wiring.pathway.wired or self._plasticity.redraws:
+            self._handles.append(model.register_forward_pre_hook(self._begin))
+        if wiring.pathway.wired:
+            self._handles.append(model.register_forward_hook(self._end))
+        if wiring.pathway.chained:
+            self._handles += [s.register_forward_hook(wiring.see_output) for s in self.synapses.values()]
+        if blocks:
+            self._handles += [
+                block.register_forward_hook(_BlockTap(wiring, name, self._plasticity))
+                for name, block in self.blocks.items()
+            ]
+        if undecided and not self._tracks and not wiring.pathway.wired:
+            self._handles += FirstForward(self).handles
+
+    @property
+    def _plasticity(self) -> Plasticity:
+        assert isinstance(self.rule.plasticity, Plasticity)
+        return self.rule.plasticity
+
+    @property
+    def _tracks(self) -> bool:
+        return isinstance(self.rule.pathway, LayerWise) and self.rule.pathway.track
+
+    def _silence(self, synapse: Synapse) -> None:
+        """No signal ever leaves this synapse: keep no feedback for it."""
+        synapse.sends_back = False
+        synapse.plasticity.forget(synapse)
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        self._wiring.begin()
+        if self._plasticity.redraws and torch.is_grad_enabled() and not self._wiring.muted:
+            for synapse in self.synapses.values():
+                self._plasticity.redraw(synapse, self.generator)
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> Any:
+        return self._wiring.end(output)
+
+    def adapt(self, inputs: Any, targets: Any, criterion: Criterion) -> None:
+        """Let feedback that learns in a phase of its own learn. Call it between ``backward`` and ``optimizer.step``.
+
+        A no-op for every rule whose feedback needs no such phase, so one training loop serves all rules.
+
+        Args:
+            inputs: the batch, as the model takes it.
+            targets: as the criterion takes them.
+            criterion: criterion(outputs, targets) -> losses [N], one per sample.
+        """
+
+    def forward_parameters(self) -> list[nn.Parameter]:
+        """Every parameter of the model that is not feedback."""
+        feedback = {id(p) for p in self.feedback_parameters()}
+        return [p for p in self.model.parameters() if id(p) not in feedback]
+
+    def feedback_parameters(self) -> list[nn.Parameter]:
+        """Trainable feedback; empty for rules whose feedback no optimizer moves."""
+        owners = (*self.synapses.values(), *self.blocks.values())
+        found = (owner._parameters.get("feedback") for owner in owners if self._plasticity.trainable)
+        return [p for p in found if p is not None]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint needs besides ``model.state_dict()``, which holds the feedback: the generator's state."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take a state made by `state_dict`."""
+        if "generator" not in state:
+            raise ValueError(f"not the state of a learner: it holds {sorted(state)}, not 'generator'")
+        self.generator.set_state(state["generator"].cpu())
+
+    def detach(self) -> nn.Module:
+        """Give the plain model back: its layers' own classes, no feedback, no hooks. Weights stay as learned."""
+        for handle in self._handles:
+            handle.remove()
+        for synapse in self.synapses.values():
+            synapse.plasticity.release(synapse)
+            plain = vars(synapse)["_plain_class"]
+            for name in ("pathway", "plasticity", "wiring", "label", "_plain_class", "sends_back", "clean_weight"):
+                vars(synapse).pop(name, None)
+            synapse.__class__ = plain
+        for block in self.blocks.values():
+            self._plasticity.release(block)
+            hooks = block._load_state_dict_post_hooks
+            for key in [key for key, hook in hooks.items() if hook is _ignore_missing_feedback]:
+                del hooks[key]
+        self._handles, self.synapses, self.blocks = [], {}, {}
+        self.model.__dict__.pop(_LEARNER, None)
+        return self.model
+
+
+class _BlockTap:
+    """Forward hook of a block named in ``at=``: cuts its output and leaves it as a tap. A class, so that models pickle."""
+
+    def __init__(self, wiring: Wiring, label: str, plasticity: Plasticity) -> None:
+        self.wiring, self.label, self.plasticity = wiring, label, plasticity
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
+        if self.wiring.muted or not torch.is_grad_enabled():
+            return None
+        self.wiring.tap(module, self.label, self.plasticity, output)
+        return output.detach()
+
+
+def _ignore_missing_feedback(module: nn.Module, incompatible: Any) -> None:
+    # Keys are full names by now; a block's own feedback is the only key that ends so without being a synapse's.
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if key.rpartition(".")[2] != "feedback"]

@@ -1,0 +1,91 @@
+"""Finding, in whatever a model returns, the tensor that the loss is made of."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+Which = str | int | Callable[[Any], Tensor] | None
+"""A key or attribute, an index, a function of the output; None where the output holds one learnable tensor only."""
+
+
+def pick(output: Any, which: Which) -> Tensor:
+    """The tensor of `output` that the loss is made of.
+
+    Raises:
+        ValueError: if `which` names nothing there, no tensor, or is missing where there are several candidates.
+    """
+    if which is None:
+        if isinstance(output, Tensor):
+            return output
+        tensors = {name: value for name, value in _items(output).items() if isinstance(value, Tensor)}
+        candidates = {name: value for name, value in tensors.items() if value.requires_grad} or tensors
+        if len(candidates) == 1:
+            return next(iter(candidates.values()))
+        raise ValueError(
+            f"the model returns a {type(output).__name__}; say which tensor the loss is made of with "
+            f"apical.attach(..., output=...), one of {list(tensors) or 'its tensors (a function of the output may pick it)'}"
+        )
+    if callable(which):
+        found = which(output)
+    elif isinstance(which, int) and isinstance(output, list | tuple) and -len(output) <= which < len(output):
+        found = output[which]
+    else:
+        items = _items(output)
+        if which not in items:
+            raise ValueError(f"output={which!r} is not in the model's {type(output).__name__}; it has {list(items)}")
+        found = items[which]
+    if not isinstance(found, Tensor):
+        raise ValueError(f"output={which!r} picks a {type(found).__name__}, not a tensor")
+    return found
+
+
+def _items(output: Any) -> dict[Any, Any]:
+    if isinstance(output, Mapping):
+        return dict(output)
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return output._asdict()
+    if isinstance(output, list | tuple):
+        return dict(enumerate(output))
+    if dataclasses.is_dataclass(output):
+        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    return dict(vars(output)) if hasattr(output, "__dict__") and not isinstance(output, Tensor) else {}
+
+
+def substitute(output: Any, old: Tensor, new: Tensor) -> Any:
+    """`output` with the tensor `old` replaced by `new`; containers are copied, not changed.
+
+    Raises:
+        ValueError: if `old` is not an element of `output`.
+    """
+    result = _substitute(output, old, new)
+    if result is None:
+        raise ValueError(
+            f"output= has to pick a tensor that is part of the model's {type(output).__name__}, not compute one"
+        )
+    return result
+
+
+def _substitute(output: Any, old: Tensor, new: Tensor) -> Any | None:
+    if output is old:
+        return new
+    if isinstance(output, Tensor) or not (items := _items(output)):
+        return None
+    for key, value in items.items():
+        replaced = _substitute(value, old, new)
+        if replaced is None:
+            continue
+        if isinstance(output, tuple):
+            values = [replaced if v is value else v for v in output]
+            return type(output)(*values) if hasattr(output, "_fields") else tuple(values)
+        result = copy.copy(output)
+        if isinstance(output, Mapping | list):
+            result[key] = replaced  # type: ignore[index]
+        else:
+            object.__setattr__(result, key, replaced)
+        return result
+    return None

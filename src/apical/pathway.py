@@ -1,0 +1,114 @@
+"""How a teaching signal reaches a synapse. It enters at the synapse's input, the only place where pathways differ.
+
+Layer-wise, the signal is delta B of the synapse itself. For the direct pathway every synapse takes ``x.detach()`` and leaves
+``x`` as a tap; the network's output then passes through one broadcast node (see `wiring`) with an edge to every tap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from apical.synapse import Synapse
+from apical.wiring import Tap
+
+
+@dataclass(frozen=True)
+class Pathway:
+    """How a teaching signal reaches a synapse."""
+
+    name: ClassVar[str]
+    wired: ClassVar[bool] = False
+    """Whether taps and a broadcast node are needed, and so `example_input`, which shows the taps' shapes."""
+    chained: ClassVar[bool] = False
+    """Whether the signal needs the synapses' outputs too, in the order of one chain."""
+
+    def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The input as the synapse takes it, and the feedback weights its backward is to use (None: no signal back)."""
+        raise NotImplementedError
+
+    def signals(self, e: Tensor, taps: list[Tap]) -> list[Tensor]:
+        """For a wired pathway: the teaching signal at every tap, from the output error e [N, outputs]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LayerWise(Pathway):
+    """Signal delta B at the input of every synapse (reference 1.1, 1.3).
+
+    track: keep feedback on synapses that no signal leaves, so that Hebbian feedback is learned there too (amit2019 fig. 10).
+    """
+
+    name: ClassVar[str] = "layer-wise"
+    track: bool = False
+
+    def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:  # noqa: D102
+        if x.requires_grad:
+            if not synapse.sends_back:
+                raise RuntimeError(
+                    f"the input of '{synapse.label}' now requires a gradient, but its feedback was dropped because its first "
+                    "input was data; attach with apical.rule(name, track=True) to keep it, or detach the input"
+                )
+            return x, synapse.plasticity.weight(synapse)
+        # Trainable feedback that is still there gets its gradient in any case: DDP waits for every parameter.
+        return x, synapse.feedback if synapse.plasticity.trainable else None
+
+
+@dataclass(frozen=True)
+class NoPathway(Pathway):
+    """No signal leaves any synapse: only those next to the output learn (lillicrap2016, shallow learning)."""
+
+    name: ClassVar[str] = "none"
+
+    def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:  # noqa: D102
+        return x.detach(), None
+
+
+@dataclass(frozen=True)
+class Direct(Pathway):
+    """Signal e D at the input of every synapse, from the output error e (nokland2016 eq. 8)."""
+
+    name: ClassVar[str] = "direct"
+    wired: ClassVar[bool] = True
+
+    def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:  # noqa: D102
+        synapse.wiring.tap(synapse, synapse.label, synapse.plasticity, x)
+        return x.detach(), None
+
+    def signals(self, e: Tensor, taps: list[Tap]) -> list[Tensor]:  # noqa: D102
+        return [tap.receive(e) for tap in taps]
+
+
+@dataclass(frozen=True)
+class Indirect(Direct):
+    """Signal e D at the input of the second synapse, then onward through the forward weights (nokland2016 eq. 9).
+
+    delta_l = (delta_{l-1} W_l^T) * f'(a_l): each synapse transmits the teaching signal as it transmits activity, so the
+    layers between a synapse and the next one have to keep shape, and the synapses have to form one chain.
+    """
+
+    name: ClassVar[str] = "indirect"
+    chained: ClassVar[bool] = True
+
+    def signals(self, e: Tensor, taps: list[Tap]) -> list[Tensor]:  # noqa: D102
+        signals = [taps[0].receive(e)]
+        for here, after in zip(taps, taps[1:], strict=False):
+            assert here.before is not None
+            # delta at the previous synapse's output: one local step of autograd over what lies between.
+            (delta,) = torch.autograd.grad(here.x, here.before, signals[-1], retain_graph=True, allow_unused=True)
+            if delta is None:
+                raise RuntimeError(
+                    f"the input of '{here.label}' does not come from the synapse called before it; use 'dfa'"
+                )
+            synapse = here.owner
+            assert isinstance(synapse, Synapse)
+            delta, geometry = synapse.prepare(delta)
+            weight = synapse.weight if synapse.clean_weight is None else synapse.clean_weight
+            signals.append(synapse.transmit(delta, weight.to(delta.dtype), None, geometry).view(after.x.shape))
+        return signals
+
+
+PATHWAYS: dict[str, type[Pathway]] = {kind.name: kind for kind in (LayerWise, Direct, Indirect, NoPathway)}

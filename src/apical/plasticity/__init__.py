@@ -1,0 +1,12 @@
+"""How the feedback weights come to be what they are: one answer a file."""
+
+from apical.plasticity.base import Plasticity
+from apical.plasticity.fixed import Fixed
+from apical.plasticity.hebbian import Hebbian
+from apical.plasticity.initial import INITS, draw
+from apical.plasticity.signs import Signs
+from apical.plasticity.transport import Transport
+
+PLASTICITIES: dict[str, type[Plasticity]] = {kind.name: kind for kind in (Fixed, Transport, Signs, Hebbian)}
+
+__all__ = ["INITS", "PLASTICITIES", "Fixed", "Hebbian", "Plasticity", "Signs", "Transport", "draw"]

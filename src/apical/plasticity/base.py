@@ -1,0 +1,72 @@
+"""What every plasticity answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Plasticity:
+    """How feedback weights come to be. A value without state: what it stores, it stores on the module that owns the feedback.
+
+    The owner is a synapse, or a block named in ``at=``. Fields are the rule's hyperparameters.
+    """
+
+    name: ClassVar[str]
+    pathways: ClassVar[frozenset[str]]
+    """Names of the pathways this plasticity makes sense with."""
+    names: ClassVar[tuple[str, ...]] = ("feedback",)
+    """Names under which tensors are stored on the owner, and so in its state dict."""
+    trainable: ClassVar[bool] = False
+    """Whether the stored feedback is an `nn.Parameter` that the user's optimizer moves."""
+    redraws: ClassVar[bool] = False
+    """Whether `redraw` is to be called before every forward pass of the whole model."""
+
+    def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:
+        """Store what this plasticity keeps for feedback of `shape` on `owner`. The default keeps nothing."""
+
+    def weight(self, owner: nn.Module) -> Tensor | None:
+        """The feedback weights that a backward pass built now will use."""
+        raise NotImplementedError
+
+    def store(self, owner: nn.Module, value: Tensor) -> None:
+        """Take `value` as feedback weights, where they are stored at all."""
+        raise ValueError(f"feedback of plasticity '{self.name}' is computed from the weights; it can't be set")
+
+    def increment(self, product: Tensor | None) -> Tensor | None:
+        """Gradient of trainable feedback, given the Hebbian product of its synapse."""
+        return None
+
+    def redraw(self, owner: nn.Module, generator: torch.Generator) -> None:
+        """Draw anew what changes with every batch."""
+
+    def release(self, owner: nn.Module) -> None:
+        """Remove from `owner` everything `prepare` stored."""
+        for name in self.names:
+            owner._parameters.pop(name, None)
+            owner._buffers.pop(name, None)
+            owner._non_persistent_buffers_set.discard(name)
+
+    def forget(self, owner: nn.Module) -> None:
+        """Keep the names, drop the tensors: no signal ever crosses this feedback."""
+        for name in self.names:
+            for store in (owner._parameters, owner._buffers):
+                if name in store:
+                    store[name] = None
+
+
+# Written to the dictionaries, not by register_buffer: on a synapse `feedback` is a property, which nn.Module takes for a clash.
+def keep_buffer(owner: nn.Module, name: str, tensor: Tensor, *, persistent: bool = True) -> None:
+    """Store `tensor` as a buffer of `owner`."""
+    owner._buffers[name] = tensor
+    if not persistent:
+        owner._non_persistent_buffers_set.add(name)
+
+
+def keep_parameter(owner: nn.Module, name: str, tensor: Tensor, *, requires_grad: bool) -> None:
+    """Store `tensor` as a parameter of `owner`."""
+    owner._parameters[name] = nn.Parameter(tensor, requires_grad=requires_grad)

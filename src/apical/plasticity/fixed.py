@@ -1,0 +1,33 @@
+"""Fixed random feedback (lillicrap2016; nokland2016)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from apical.plasticity.base import Plasticity, keep_buffer
+from apical.plasticity.initial import Init, draw_for
+
+
+@dataclass(frozen=True)
+class Fixed(Plasticity):
+    """Feedback drawn once and never changed (lillicrap2016, feedback alignment; nokland2016, direct feedback alignment).
+
+    init: "weights", a name in `INITS`, or a function that fills a tensor in place.
+    """
+
+    name: ClassVar[str] = "fixed"
+    pathways: ClassVar[frozenset[str]] = frozenset({"layer-wise", "direct", "indirect"})
+    init: Init = "weights"
+
+    def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:  # noqa: D102
+        keep_buffer(owner, "feedback", draw_for(owner, self.init, shape, generator))
+
+    def weight(self, owner: nn.Module) -> Tensor | None:  # noqa: D102
+        return owner._buffers["feedback"]
+
+    def store(self, owner: nn.Module, value: Tensor) -> None:  # noqa: D102
+        keep_buffer(owner, "feedback", value.detach())

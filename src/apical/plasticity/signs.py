@@ -1,0 +1,66 @@
+"""Sign symmetry: feedback that knows the signs of the weights and not their magnitudes (reference 1.6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from apical.plasticity.base import Plasticity, keep_buffer
+from apical.plasticity.initial import Init, draw_for
+
+
+@dataclass(frozen=True)
+class Signs(Plasticity):
+    """B = magnitude * sign(W), with the signs W has at each step (Liao et al. 2016; akrout2019 'SS').
+
+    magnitudes: "uniform", one number `scale` for the whole synapse (uSF); "fixed", |M| drawn once (frSF); or
+        "batchwise", |M| drawn anew before every forward pass of the whole model (brSF).
+    scale: of "uniform": a number (Liao: 1), or None for sqrt(2 / (fan in + fan out)), as BioTorch does.
+    init: how M is drawn: a name in `INITS` or a function that fills a tensor. Not from the weights: magnitudes
+        would be carried over.
+    """
+
+    name: ClassVar[str] = "signs"
+    pathways: ClassVar[frozenset[str]] = frozenset({"layer-wise"})
+    names: ClassVar[tuple[str, ...]] = ("magnitudes",)
+    magnitudes: Literal["uniform", "fixed", "batchwise"] = field(default="uniform", metadata={"settled_by_name": True})
+    scale: float | None = None
+    init: Init = "amit2019"
+
+    def __post_init__(self) -> None:
+        if self.magnitudes not in ("uniform", "fixed", "batchwise"):
+            raise ValueError(f"magnitudes must be 'uniform', 'fixed' or 'batchwise', got {self.magnitudes!r}")
+        if self.scale is not None and not 0 < self.scale < float("inf"):
+            raise ValueError(f"scale must be a positive number or None, got {self.scale!r}")
+        if self.scale is not None and self.magnitudes != "uniform":
+            raise ValueError(f"scale belongs to uniform magnitudes; {self.magnitudes} ones are drawn by init")
+        if self.init == "weights":
+            raise ValueError("init='weights' would carry magnitudes of the weights; give another init to a sign rule")
+
+    @property
+    def redraws(self) -> bool:  # type: ignore[override]
+        """True for batchwise magnitudes."""
+        return self.magnitudes == "batchwise"
+
+    def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:  # noqa: D102
+        if self.magnitudes != "uniform":
+            keep_buffer(owner, "magnitudes", draw_for(owner, self.init, shape, generator, mirror=False).abs_())
+
+    def weight(self, owner: nn.Module) -> Tensor:  # noqa: D102
+        with torch.no_grad():
+            return torch.sign(owner.weight).mul_(self._magnitude(owner))  # type: ignore[arg-type]
+
+    def _magnitude(self, owner: nn.Module) -> Tensor | float:
+        if self.magnitudes != "uniform":
+            return owner._buffers["magnitudes"]  # type: ignore[return-value]
+        if self.scale is not None:
+            return self.scale
+        return (2 / sum(owner.fans())) ** 0.5  # type: ignore[operator]
+
+    def redraw(self, owner: nn.Module, generator: torch.Generator) -> None:  # noqa: D102
+        if owner._buffers.get("magnitudes") is not None:
+            shape = owner.weight.shape  # type: ignore[union-attr]
+            keep_buffer(owner, "magnitudes", draw_for(owner, self.init, shape, generator, mirror=False).abs_())

@@ -1,0 +1,22 @@
+"""Feedback that is the weights themselves: backpropagation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from apical.plasticity.base import Plasticity
+
+
+@dataclass(frozen=True)
+class Transport(Plasticity):
+    """B = W at every step: backpropagation (reference 1.1)."""
+
+    name: ClassVar[str] = "transport"
+    pathways: ClassVar[frozenset[str]] = frozenset({"layer-wise"})
+    names: ClassVar[tuple[str, ...]] = ()
+
+    def weight(self, owner: nn.Module) -> Tensor:  # noqa: D102
+        return owner.weight.detach()  # type: ignore[union-attr, operator]

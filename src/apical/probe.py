@@ -1,0 +1,157 @@
+"""Seeing how a model is wired: which synapses a signal leaves, and the shapes it meets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from apical.outputs import Which, pick
+
+if TYPE_CHECKING:
+    from apical.learner import Learner
+
+
+@dataclass
+class Call:
+    """One call of a synapse in a dry run; shapes without the batch."""
+
+    name: str
+    input: torch.Size
+    output: torch.Size
+    signal: bool
+    """Whether the input depends on weights, so that a teaching signal leaves the synapse there."""
+
+
+@dataclass
+class Probed:
+    """What a dry run showed. `outputs`: values per sample of the output that the loss is made of, None if it needs no gradient."""
+
+    calls: list[Call] = field(default_factory=list)
+    blocks: dict[str, torch.Size] = field(default_factory=dict)
+    outputs: int | None = None
+
+    def signal(self, name: str) -> torch.Size | None:
+        """Shape of the signal that leaves synapse `name` at its input, or None."""
+        return next((call.input for call in self.calls if call.name == name and call.signal), None)
+
+
+def run(model: nn.Module, example_input: Any) -> Any:
+    """Call `model` with an example input: a tensor, a sequence of arguments, or keyword arguments."""
+    if isinstance(example_input, Mapping):
+        return model(**example_input)
+    if isinstance(example_input, tuple | list):
+        return model(*example_input)
+    return model(example_input)
+
+
+def probe(
+    model: nn.Module, names: Sequence[str], example_input: Any, at: Sequence[str] | None, output: Which
+) -> Probed:
+    """Run plain `model` once on `example_input`, leaving parameters, modes, statistics and random state as they were.
+
+    Raises:
+        ValueError: if the input does not pass through the model, or the output can't be picked.
+    """
+    shown = Probed()
+    handles = []
+
+    def see(name: str):
+        def hook(module: nn.Module, args: tuple[Any, ...], result: Tensor) -> None:
+            x = args[0]
+            shown.calls.append(Call(name, x.shape[1:], result.shape[1:], x.requires_grad))
+
+        return hook
+
+    def cut(name: str):
+        def hook(module: nn.Module, args: tuple[Any, ...], result: Any) -> Tensor:
+            if not isinstance(result, Tensor):
+                raise ValueError(
+                    f"at= names {name!r}, which returns a {type(result).__name__}; name modules that return a tensor"
+                )
+            shown.blocks[name] = result.shape[1:]
+            return result.detach()
+
+        return hook
+
+    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
+    modes = [(module, module.training) for module in model.modules()]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        handles += [model.get_submodule(name).register_forward_hook(see(name)) for name in names]
+        handles += [model.get_submodule(name).register_forward_hook(cut(name)) for name in at or ()]
+        # A layer that is frozen now may learn later: what counts is whether the input depends on weights at all.
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        model.eval()
+        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            result = run(model, example_input)
+        tensor = pick(result, output)
+        if tensor.requires_grad:
+            shown.outputs = tensor[0].numel()
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"example_input {_describe(example_input)} does not pass through the model: {error}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for module, mode in modes:
+            module.training = mode
+    return shown
+
+
+def _describe(example: Any) -> str:
+    if isinstance(example, Tensor):
+        return f"of shape {list(example.shape)} ({str(example.dtype).removeprefix('torch.')})"
+    if isinstance(example, Mapping):
+        return "{" + ", ".join(f"{key}: {_describe(value)}" for key, value in example.items()) + "}"
+    if isinstance(example, tuple | list):
+        return "(" + ", ".join(map(_describe, example)) + ")"
+    return repr(example)
+
+
+class FirstForward:
+    """Without an example input, the first pass that learns shows which synapses no signal leaves."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+        self.signal: dict[str, bool] = {}
+        model = learner.model
+        # `start` first: a model that is one synapse has both pre-hooks.
+        self.handles = [model.register_forward_pre_hook(self.start)]
+        self.handles += [s.register_forward_pre_hook(self.see) for s in learner.synapses.values()]
+        self.handles += [model.register_forward_hook(self.finish)]
+
+    def _learns(self) -> bool:
+        # Under frozen parameters, in compiled code or with gradient buckets already made (DDP), nothing is decided.
+        return (
+            torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and not (torch.distributed.is_available() and torch.distributed.is_initialized())
+            and all(p.requires_grad for p in self.learner.model.parameters())
+        )
+
+    def start(self, module: nn.Module, args: Any) -> None:
+        """Pre-hook of the model."""
+        self.signal = {}
+
+    def see(self, module: Any, args: tuple[Any, ...]) -> None:
+        """Pre-hook of every synapse."""
+        if torch.is_grad_enabled() and args:
+            self.signal[module.label] = self.signal.get(module.label, False) or args[0].requires_grad
+
+    def finish(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Hook of the model: decide, and leave."""
+        if not self.signal or not self._learns():
+            return
+        for name, leaves in self.signal.items():
+            if not leaves:
+                self.learner._silence(self.learner.synapses[name])
+        for handle in self.handles:
+            handle.remove()

@@ -1,0 +1,103 @@
+"""Which layers are synapses, and which hold parameters that no teaching signal has to cross as weights."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from apical import synapse as kinds
+from apical.synapse import Synapse
+
+_SYNAPSES: dict[type[nn.Module], type[Synapse] | None] = {
+    kind.plain: kind
+    for kind in (
+        kinds.LinearSynapse,
+        kinds.Conv1dSynapse,
+        kinds.Conv2dSynapse,
+        kinds.Conv3dSynapse,
+        kinds.ConvTranspose1dSynapse,
+        kinds.ConvTranspose2dSynapse,
+        kinds.ConvTranspose3dSynapse,
+    )
+}
+
+NORMALIZATIONS: tuple[type[nn.Module], ...] = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+# Learned elementwise, or looked up: autograd crosses them without any synaptic matrix. What it does read, audit reports.
+ELEMENTWISE: tuple[type[nn.Module], ...] = (*NORMALIZATIONS, nn.PReLU, nn.Embedding, nn.EmbeddingBag)
+
+
+def register_synapse(module_type: type[nn.Module], synapse_type: type[Synapse] | None) -> None:
+    """Teach `attach` what to do with layers of exactly `module_type`.
+
+    Args:
+        module_type: the plain layer's class.
+        synapse_type: a `Synapse` subclass that also subclasses `module_type`, so that attach can swap the class in
+            place; or a known kind such as `LinearSynapse` for a subclass of `nn.Linear` that computes the same map;
+            or None, which says that the layer's own parameters (not its children's) are no synapses: autograd
+            teaches them as it would without apical, and `audit` reports whatever they carry back.
+
+    Raises:
+        TypeError: if `synapse_type` can't stand in for `module_type`.
+    """
+    if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
+        raise TypeError(f"module_type must be a subclass of nn.Module, got {module_type!r}")
+    if synapse_type is not None:
+        if not (isinstance(synapse_type, type) and issubclass(synapse_type, Synapse)):
+            raise TypeError(f"synapse_type must be a subclass of apical.Synapse or None, got {synapse_type!r}")
+        if not any(
+            issubclass(base, module_type) or issubclass(module_type, base) for base in _plain_bases(synapse_type)
+        ):
+            raise TypeError(
+                f"{synapse_type.__name__} can't stand in for {module_type.__name__}: "
+                f"derive it from (Synapse, {module_type.__name__})"
+            )
+    _SYNAPSES[module_type] = synapse_type
+
+
+def _plain_bases(synapse_type: type[Synapse]) -> list[type]:
+    return [base for base in synapse_type.__mro__ if not issubclass(base, Synapse) and base not in (nn.Module, object)]
+
+
+def faults(model: nn.Module) -> list[str]:
+    """Every layer of `model` that holds weights and is no known synapse, each as a sentence with the way out."""
+    found = []
+    for name, module in model.named_modules():
+        own = [key for key, parameter in module._parameters.items() if parameter is not None]
+        if not own or type(module) in _SYNAPSES or isinstance(module, ELEMENTWISE):
+            continue
+        found.append(f"{name or '(the model itself)'}: {_fault(module, own)}")
+    return found
+
+
+def _fault(module: nn.Module, own: list[str]) -> str:
+    kind = type(module)
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        return f"{kind.__name__} has no shape yet; run one forward pass before attach"
+    known = next((base for base in kind.__mro__[1:] if _SYNAPSES.get(base) is not None), None)
+    if known is not None:
+        return (
+            f"{kind.__name__} subclasses {known.__name__} and may compute something else; if it does not, call "
+            f"apical.register_synapse({kind.__name__}, apical.{_SYNAPSES[known].__name__}), "  # type: ignore[union-attr]
+            f"else register a Synapse of its own"
+        )
+    if isinstance(module, nn.MultiheadAttention):
+        return (
+            f"{kind.__name__} holds its projections as raw weights; write the attention with nn.Linear projections and "
+            "torch.nn.functional.scaled_dot_product_attention"
+        )
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return f"{kind.__name__} holds its weights in one fused kernel; write the cell with nn.Linear layers"
+    return (
+        f"{kind.__name__} holds {', '.join(own)}, which no synapse covers; move weights into nn.Linear or nn.Conv layers, "
+        f"register a Synapse with apical.register_synapse({kind.__name__}, ...), or, for parameters that are no weights "
+        f"(a bias, a scale, a token), apical.register_synapse({kind.__name__}, None)"
+    )
+
+
+def synapse_type(module: nn.Module) -> type[Synapse] | None:
+    """The synapse that stands in for exactly this layer, or None."""
+    return _SYNAPSES.get(type(module))

@@ -1,0 +1,242 @@
+"""The named rules: pairs of a pathway and a plasticity, with their sources.
+
+A new rule is one line here, and one file in `plasticity` (or a class in `pathway`) if it answers a question anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any
+
+from apical.pathway import PATHWAYS, Direct, Indirect, LayerWise, NoPathway, Pathway
+from apical.plasticity import PLASTICITIES, Fixed, Hebbian, Plasticity, Signs, Transport
+
+CITATIONS: dict[str, str] = {
+    "rumelhart1986": "Rumelhart, Hinton, Williams. Learning representations by back-propagating errors. Nature 323, 1986.",
+    "kolen1994": "Kolen, Pollack. Backpropagation without weight transport. IEEE ICNN, 1994.",
+    "lillicrap2016": "Lillicrap, Cownden, Tweed, Akerman. Random synaptic feedback weights support error backpropagation for "
+    "deep learning. Nature Communications 7:13276, 2016.",
+    "liao2016": "Liao, Leibo, Poggio. How important is weight symmetry in backpropagation? AAAI, 2016.",
+    "nokland2016": "Nøkland. Direct feedback alignment provides learning in deep neural networks. NeurIPS, 2016.",
+    "akrout2019": "Akrout, Wilson, Humphreys, Lillicrap, Tweed. Deep learning without weight transport. NeurIPS, 2019.",
+    "amit2019": "Amit. Deep learning with asymmetric connections and Hebbian updates. Frontiers in Computational Neuroscience "
+    "13:18, 2019.",
+    "lansdell2020": "Lansdell, Prakash, Kording. Learning to solve the credit assignment problem. ICLR, 2020.",
+}
+
+
+@dataclass(frozen=True)
+class _NoPlasticity(Plasticity):
+    name = "none"
+    pathways = frozenset({"none"})
+    names = ()
+
+    def weight(self, owner: Any) -> None:
+        return None
+
+
+NO_PLASTICITY = _NoPlasticity()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A learning rule: how a teaching signal reaches a synapse, and how its feedback weights come to be.
+
+    Args:
+        pathway: a `Pathway`, or its name: "layer-wise", "direct", "indirect", "none".
+        plasticity: a `Plasticity`, or its name: "fixed", "transport", "signs", "hebbian"; None with pathway "none".
+        name: short name; title: what the field calls it; cites: keys of `CITATIONS`.
+        where: paper and equation; weight_decay: what the paper's optimizer applies to W and B alike, where it matters.
+
+    Raises:
+        ValueError: for a pair without meaning, or an unknown name.
+    """
+
+    pathway: Pathway | str
+    plasticity: Plasticity | str | None = None
+    name: str = field(default="", kw_only=True)
+    title: str = field(default="", kw_only=True)
+    cites: tuple[str, ...] = field(default=(), kw_only=True)
+    where: str = field(default="", kw_only=True)
+    weight_decay: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pathway", _named(self.pathway, PATHWAYS, Pathway, "pathway"))
+        pathway = self.pathway
+        assert isinstance(pathway, Pathway)
+        if isinstance(pathway, NoPathway):
+            if self.plasticity not in (None, "none", NO_PLASTICITY):
+                raise ValueError(
+                    f"pathway 'none' carries no signal, so plasticity {_label(self.plasticity)} would never be used; "
+                    "leave plasticity out"
+                )
+            object.__setattr__(self, "plasticity", NO_PLASTICITY)
+        else:
+            if self.plasticity in (None, "none"):
+                raise ValueError(
+                    f"pathway '{pathway.name}' needs feedback weights; give plasticity=, one of {', '.join(PLASTICITIES)}"
+                )
+            object.__setattr__(self, "plasticity", _named(self.plasticity, PLASTICITIES, Plasticity, "plasticity"))
+        plasticity = self.plasticity
+        assert isinstance(plasticity, Plasticity)
+        if pathway.name not in plasticity.pathways:
+            raise ValueError(
+                f"pathway '{pathway.name}' with plasticity '{plasticity.name}' has no meaning: {_WHY_NOT[plasticity.name]}; "
+                f"'{plasticity.name}' goes with {' or '.join(sorted(plasticity.pathways))}"
+            )
+        if not self.name:
+            object.__setattr__(self, "name", f"{pathway.name}/{plasticity.name}")
+        if not self.title:
+            object.__setattr__(self, "title", f"{plasticity.name} feedback, {pathway.name}".capitalize())
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """Name -> value of everything `apical.rule(name, ...)` may set."""
+        return {
+            f.name: getattr(part, f.name)
+            for part in (self.pathway, self.plasticity)
+            for f in dataclasses.fields(part)  # type: ignore[arg-type]
+            if not f.metadata.get("settled_by_name")
+        }
+
+    @property
+    def citations(self) -> list[str]:
+        """The works to cite for this rule."""
+        return [CITATIONS[key] for key in self.cites]
+
+
+_WHY_NOT = {
+    "fixed": "nothing would carry it",
+    "transport": "the transposed weights of a synapse take only that synapse's own error back",
+    "signs": "the signs of a synapse's weights are signs for that synapse's own error only",
+    "hebbian": "the indirect signal travels on through the forward weights, and no product of activities belongs to it",
+}
+
+
+def _label(value: Any) -> str:
+    return repr(value if isinstance(value, str) else getattr(value, "name", value))
+
+
+def _named(value: Any, table: dict[str, Any], kind: type, argument: str) -> Any:
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, str):
+        key = value.lower().replace("_", "-")
+        if key in table:
+            return table[key]()
+    if isinstance(value, type) and issubclass(value, kind):
+        raise ValueError(f"{argument} got the class {value.__name__}; give an instance, {value.__name__}()")
+    raise ValueError(f"unknown {argument} {value!r}; give one of {', '.join(table)}, or an instance of {kind.__name__}")
+
+
+_RULES: dict[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        Rule(LayerWise(), Transport(), name="bp", title="Backpropagation", cites=("rumelhart1986",)),
+        Rule(NoPathway(), name="shallow", title="Shallow learning", cites=("lillicrap2016",), where="Fig. 2a"),
+        Rule(
+            LayerWise(),
+            Fixed(),
+            name="fa",
+            title="Feedback alignment",
+            cites=("lillicrap2016",),
+            where="Fig. 3c, Methods",
+        ),
+        Rule(
+            LayerWise(),
+            Fixed("amit2019"),
+            name="frfb",
+            title="Fixed random feedback",
+            cites=("amit2019",),
+            where="section 3",
+        ),
+        Rule(Direct(), Fixed(), name="dfa", title="Direct feedback alignment", cites=("nokland2016",)),
+        Rule(
+            Indirect(), Fixed(), name="ifa", title="Indirect feedback alignment", cites=("nokland2016",), where="eq. 9"
+        ),
+        Rule(
+            LayerWise(), Signs(), name="usf", title="Uniform sign-concordant feedback", cites=("liao2016", "akrout2019")
+        ),
+        Rule(
+            LayerWise(),
+            Signs("batchwise"),
+            name="brsf",
+            title="Batchwise random sign-concordant feedback",
+            cites=("liao2016",),
+        ),
+        Rule(
+            LayerWise(), Signs("fixed"), name="frsf", title="Fixed random sign-concordant feedback", cites=("liao2016",)
+        ),
+        Rule(
+            LayerWise(),
+            Hebbian(),
+            name="kp",
+            title="Kolen-Pollack",
+            cites=("kolen1994", "akrout2019"),
+            where="eqs 16-17",
+            weight_decay=1e-4,
+        ),
+        Rule(
+            LayerWise(),
+            Hebbian(),
+            name="matched",
+            title="Matched updates with weight decay",
+            cites=("lansdell2020",),
+            weight_decay=1e-4,  # [R] the paper says weight decay and prints no value.
+        ),
+        Rule(
+            LayerWise(),
+            Hebbian(init="amit2019"),
+            name="urfb",
+            title="Updated random feedback",
+            cites=("amit2019",),
+            where="section 3",
+        ),
+        Rule(Direct(), Hebbian(), name="kp-direct", title="Direct Kolen-Pollack", cites=("akrout2019", "nokland2016")),
+    )
+}
+
+
+def rules() -> dict[str, Rule]:
+    """Every named rule, by name, with its defaults."""
+    return dict(_RULES)
+
+
+def rule(name: str, **hyperparameters: Any) -> Rule:
+    """The named rule, with some hyperparameters changed.
+
+    >>> rule("urfb", epsilon=0.5).plasticity.epsilon
+    0.5
+
+    Raises:
+        ValueError: for an unknown name (the nearest ones are offered) or a hyperparameter that the rule doesn't have.
+    """
+    if not isinstance(name, str) or name not in _RULES:
+        near = difflib.get_close_matches(str(name).lower(), _RULES, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise ValueError(f"unknown rule {name!r}; {hint}the rules are {', '.join(_RULES)}")
+    found = _RULES[name]
+    known = found.hyperparameters
+    unknown = [key for key in hyperparameters if key not in known]
+    if unknown:
+        raise ValueError(
+            f"rule '{name}' has no hyperparameter {', '.join(map(repr, unknown))}; it has {', '.join(known) or 'none'}"
+        )
+    changed = {}
+    for part in ("pathway", "plasticity"):
+        value = getattr(found, part)
+        own = {key: v for key, v in hyperparameters.items() if key in {f.name for f in dataclasses.fields(value)}}
+        if own:
+            changed[part] = dataclasses.replace(value, **own)
+    return dataclasses.replace(found, **changed) if changed else found
+
+
+def as_rule(value: str | Rule) -> Rule:
+    """A `Rule` from what `attach` takes."""
+    if isinstance(value, Rule):
+        return value
+    if isinstance(value, str):
+        return rule(value)
+    raise TypeError(f"rule must be a name or a Rule, got {value!r}; the names are {', '.join(_RULES)}")

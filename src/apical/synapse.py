@@ -1,0 +1,299 @@
+"""The synapse: the bilinear part of a layer, with forward weights W and feedback weights B.
+
+Three operations define a kind of synapse, and every rule is written in them (reference 1.0, batches of rows):
+
+- ``transmit(x, W, b)``: the layer itself, y = x W^T + b;
+- ``feed_back(delta, B)``: the teaching signal at the layer's input, delta B;
+- ``hebbian(x, delta)``: the product of activities before and after the synapse, delta^T x, shaped like W.
+
+To add a kind, subclass `Synapse` together with the plain module, give it these three, and call `register_synapse`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from apical.pathway import Pathway, Wiring
+    from apical.plasticity import Plasticity
+
+Geometry = tuple[Any, ...]
+"""What one call of a layer fixes besides its weights, e.g. a convolution's stride and padding."""
+
+
+class _Learn(torch.autograd.Function):
+    """Forward: transmit. Backward: feed_back for the input, hebbian for the weights and for Hebbian feedback."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        feedback: Tensor | None,
+        synapse: Synapse,
+        geometry: Geometry,
+    ) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+            # Cast by hand: autocast's own cache would keep casts that were made without a graph.
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, feedback)
+        ctx.synapse, ctx.geometry, ctx.shape = synapse, geometry, x.shape
+        return synapse.transmit(x, weight if synapse.clean_weight is None else synapse.clean_weight, bias, geometry)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
+        x, feedback = ctx.saved_tensors
+        need_x, need_weight, need_bias, need_feedback = ctx.needs_input_grad[:4]
+        synapse: Synapse = ctx.synapse
+        if need_x and feedback is not None and feedback.dtype != delta.dtype:
+            feedback = feedback.to(delta.dtype)
+        signal, product, bias = synapse.respond(
+            x, delta, feedback if need_x else None, ctx.shape, ctx.geometry, need_weight, need_bias
+        )
+        # Feedback follows the weights: it stands still where they are frozen.
+        own = synapse.plasticity.increment(product) if need_feedback and need_weight else None
+        return signal, product, bias, own, None, None
+
+
+class Synapse(nn.Module):
+    """A layer whose backward pass reads `feedback` instead of its weights.
+
+    Made by `apical.attach`, which swaps the class of a plain layer in place; parameters keep identity and name.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    pathway: Pathway
+    plasticity: Plasticity
+    wiring: Wiring
+    label: str
+    sends_back: bool = True
+    """False where no teaching signal ever leaves the synapse, because its input is data."""
+    clean_weight: Tensor | None = None
+    """While `apical.audit` has poisoned `weight`, the values that only `transmit` may read."""
+    plain: ClassVar[type[nn.Module]]
+
+    @property
+    def feedback(self) -> Tensor | None:
+        """Feedback weights as the next backward will use them.
+
+        Shape: the weight's for layer-wise rules, [outputs, *input features] for direct rules; None where never used.
+        """
+        return self.plasticity.weight(self) if self.sends_back else None
+
+    @feedback.setter
+    def feedback(self, value: Tensor) -> None:
+        current = self.feedback
+        if current is None:
+            raise ValueError(f"synapse '{self.label}' has no feedback weights to set: no teaching signal leaves it")
+        if value.shape != current.shape:
+            raise ValueError(f"feedback of '{self.label}' has shape {list(current.shape)}, got {list(value.shape)}")
+        self.plasticity.store(self, value)
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        """What the plain layer computes; a graph built here carries the rule."""
+        if not torch.is_grad_enabled():
+            return super().forward(x, *args)
+        x, feedback = self.pathway.enter(self, x)
+        x, geometry = self.prepare(x, *args)
+        return _Learn.apply(x, self.weight, self.bias, feedback, self, geometry)  # type: ignore[return-value]
+
+    def prepare(self, x: Tensor, *args: Any) -> tuple[Tensor, Geometry]:
+        """Input as `transmit` takes it, and the call's geometry. Differentiable, and free of weights."""
+        return x, ()
+
+    def transmit(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry = ()) -> Tensor:
+        """The bilinear map of the layer: y = x W^T + b in the sense of its kind."""
+        raise NotImplementedError
+
+    def feed_back(self, delta: Tensor, feedback: Tensor, shape: torch.Size, geometry: Geometry = ()) -> Tensor:
+        """Teaching signal at the synapse's input (of `shape`): delta B in the sense of its kind."""
+        raise NotImplementedError
+
+    def hebbian(self, x: Tensor, delta: Tensor, geometry: Geometry = ()) -> Tensor:
+        """Sum over the batch (and positions) of delta^T x, shaped like the weight."""
+        raise NotImplementedError
+
+    def respond(
+        self,
+        x: Tensor | None,
+        delta: Tensor,
+        feedback: Tensor | None,
+        shape: torch.Size,
+        geometry: Geometry,
+        need_weight: bool,
+        need_bias: bool,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """One backward step: (signal at the input, hebbian product, bias sum), each None where not needed.
+
+        A kind overrides this where one kernel does all three.
+        """
+        signal = None if feedback is None else self.feed_back(delta, feedback, shape, geometry)
+        product = self.hebbian(x, delta, geometry) if need_weight and x is not None else None
+        bias = delta.reshape(-1, delta.shape[-1]).sum(0) if need_bias else None
+        return signal, product, bias
+
+    def fans(self) -> tuple[int, int]:
+        """(fan in, fan out) of the weights, kernel positions included."""
+        positions = self.weight[0, 0].numel()
+        return self.weight.shape[1] * positions, self.weight.shape[0] * positions
+
+    def extra_repr(self) -> str:
+        """The plain layer's description, with how its feedback is carried and learned."""
+        return f"{super().extra_repr()}, pathway={self.pathway.name}, plasticity={self.plasticity.name}"
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict,
+        prefix: str,
+        local_metadata: dict,
+        strict: bool,
+        missing_keys: list,
+        unexpected_keys: list,
+        errors: list,
+    ) -> None:
+        """A plain model's state carries no feedback; taking it leaves this synapse's feedback as it is."""
+        own = self.plasticity.names
+        dropped = {prefix + name for name in own if prefix + name in state_dict and _stored(self, name) is None}
+        kept = {key: value for key, value in state_dict.items() if key not in dropped} if dropped else state_dict
+        missing: list[str] = []
+        super()._load_from_state_dict(kept, prefix, local_metadata, strict, missing, unexpected_keys, errors)
+        missing_keys += [key for key in missing if key.removeprefix(prefix) not in own]
+
+
+def _stored(module: nn.Module, name: str) -> Tensor | None:
+    tensor = module._parameters.get(name)
+    return module._buffers.get(name) if tensor is None else tensor
+
+
+class LinearSynapse(Synapse, nn.Linear):
+    """`nn.Linear` with any leading dimensions: x [*, in], y [*, out], W and B [out, in]."""
+
+    plain = nn.Linear
+
+    def transmit(self, x: Float[Tensor, "*n i"], weight, bias, geometry=()) -> Float[Tensor, "*n o"]:  # noqa: D102
+        return F.linear(x, weight, bias)
+
+    def feed_back(self, delta: Float[Tensor, "*n o"], feedback, shape, geometry=()) -> Float[Tensor, "*n i"]:  # noqa: D102
+        return torch.matmul(delta, feedback)
+
+    def hebbian(self, x: Float[Tensor, "*n i"], delta: Float[Tensor, "*n o"], geometry=()) -> Float[Tensor, "o i"]:  # noqa: D102
+        if x.dim() != 2:
+            x, delta = x.reshape(-1, x.shape[-1]), delta.reshape(-1, delta.shape[-1])
+        return torch.mm(delta.t(), x)
+
+
+class _ConvolutionSynapse(Synapse):
+    """All convolutions: one call of ATen's backward, with B where backpropagation puts W, does all three products."""
+
+    transposed: bool
+    spatial: ClassVar[int]
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        if x.dim() == self.spatial + 1 and torch.is_grad_enabled():
+            return super().forward(x.unsqueeze(0), *args).squeeze(0)
+        return super().forward(x, *args)
+
+    def prepare(self, x: Tensor, *args: Any) -> tuple[Tensor, Geometry]:
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0,) * self.spatial
+        elif padding == "valid":
+            padding = (0,) * self.spatial
+        elif padding == "same":
+            total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            if any(t % 2 for t in total):
+                x = F.pad(x, self._reversed_padding_repeated_twice)
+                total = [0] * self.spatial
+            padding = tuple(t // 2 for t in total)
+        return x, (self.stride, padding, self.dilation, False, (0,) * self.spatial, self.groups)
+
+    def transmit(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry = ()) -> Tensor:
+        return torch.convolution(x, weight, bias, *(geometry or self.prepare(x)[1]))
+
+    def feed_back(self, delta: Tensor, feedback: Tensor, shape: torch.Size, geometry: Geometry = ()) -> Tensor:
+        signal, _, _ = self.respond(None, delta, feedback, shape, geometry, False, False)
+        assert signal is not None
+        return signal
+
+    def hebbian(self, x: Tensor, delta: Tensor, geometry: Geometry = ()) -> Tensor:
+        _, product, _ = self.respond(x, delta, None, x.shape, geometry, True, False)
+        assert product is not None
+        return product
+
+    def respond(self, x, delta, feedback, shape, geometry, need_weight, need_bias):  # noqa: D102
+        if not (need_weight or need_bias or feedback is not None):
+            return None, None, None
+        # Only shapes are read where a product is masked out, so an empty tensor stands in for x or B.
+        if x is None:
+            x = delta.new_empty(shape)
+        absent = feedback is None
+        if absent:
+            feedback = torch.empty_like(self.weight, dtype=delta.dtype)
+        if not geometry:
+            x, geometry = self.prepare(x)
+        signal, product, bias = torch.ops.aten.convolution_backward(
+            delta, x, feedback, [delta.shape[1]], *geometry, [not absent, need_weight, need_bias]
+        )
+        return (None if absent else signal), (product if need_weight else None), (bias if need_bias else None)
+
+
+class Conv1dSynapse(_ConvolutionSynapse, nn.Conv1d):
+    """`nn.Conv1d`: x [N, in, L], W and B [out, in / groups, k]."""
+
+    plain, spatial = nn.Conv1d, 1
+
+
+class Conv2dSynapse(_ConvolutionSynapse, nn.Conv2d):
+    """`nn.Conv2d`: x [N, in, H, W], W and B [out, in / groups, kh, kw]."""
+
+    plain, spatial = nn.Conv2d, 2
+
+
+class Conv3dSynapse(_ConvolutionSynapse, nn.Conv3d):
+    """`nn.Conv3d`: x [N, in, D, H, W], W and B [out, in / groups, kd, kh, kw]."""
+
+    plain, spatial = nn.Conv3d, 3
+
+
+class _ConvolutionTransposeSynapse(_ConvolutionSynapse):
+    def prepare(self, x: Tensor, *args: Any) -> tuple[Tensor, Geometry]:
+        output_size = args[0] if args else None
+        output_padding = self._output_padding(
+            x, output_size, self.stride, self.padding, self.kernel_size, self.spatial, self.dilation
+        )
+        return x, (self.stride, self.padding, self.dilation, True, tuple(output_padding), self.groups)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return super().forward(x) if output_size is None else super().forward(x, output_size)
+
+    def fans(self) -> tuple[int, int]:
+        inward, outward = super().fans()
+        return outward, inward
+
+
+class ConvTranspose1dSynapse(_ConvolutionTransposeSynapse, nn.ConvTranspose1d):
+    """`nn.ConvTranspose1d`: x [N, in, L], W and B [in, out / groups, k]."""
+
+    plain, spatial = nn.ConvTranspose1d, 1
+
+
+class ConvTranspose2dSynapse(_ConvolutionTransposeSynapse, nn.ConvTranspose2d):
+    """`nn.ConvTranspose2d`: x [N, in, H, W], W and B [in, out / groups, kh, kw]."""
+
+    plain, spatial = nn.ConvTranspose2d, 2
+
+
+class ConvTranspose3dSynapse(_ConvolutionTransposeSynapse, nn.ConvTranspose3d):
+    """`nn.ConvTranspose3d`: x [N, in, D, H, W], W and B [in, out / groups, kd, kh, kw]."""
+
+    plain, spatial = nn.ConvTranspose3d, 3

@@ -1,0 +1,159 @@
+"""Taps and the broadcast node: the direct pathway as edges of autograd's graph.
+
+During a forward pass of the whole model each cut leaves a tap. At its end the output passes through one node that has an edge
+to every tap, so ``loss.backward()`` delivers the output error e through the feedback D of each tap, and autograd does the
+rest between a tap and the synapse before it: activations, pooling, dropout, normalization, residual sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from apical.outputs import Which, pick, substitute
+
+if TYPE_CHECKING:
+    from apical.pathway import Pathway
+    from apical.plasticity import Plasticity
+    from apical.synapse import Synapse
+
+
+@dataclass
+class Tap:
+    """A place where a teaching signal enters: activity x [N, *features], and the feedback D [outputs, *features] of its owner."""
+
+    owner: nn.Module
+    label: str
+    plasticity: Plasticity
+    x: Tensor | None
+    feedback: Tensor | None
+    before: Tensor | None = None
+    """Output of the synapse called before, for chained pathways."""
+
+    def receive(self, e: Tensor) -> Tensor:
+        """e D at this tap, shaped and laid out like x. e [N, outputs]."""
+        assert self.x is not None
+        assert self.feedback is not None
+        D, shape = self.feedback.to(e.dtype), self.x.shape
+        if D.dim() == 4 and self.x.is_contiguous(memory_format=torch.channels_last) and not self.x.is_contiguous():
+            n, channels, height, width = shape
+            return (e @ D.permute(0, 2, 3, 1).flatten(1)).view(n, height, width, channels).permute(0, 3, 1, 2)
+        return (e @ D.flatten(1)).view(shape)
+
+
+class _Broadcast(torch.autograd.Function):
+    """Forward: the output, unchanged. Backward: the output's error to the output, and its share to every tap."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, pathway: Pathway, taps: list[Tap], *edges: Tensor) -> Tensor:
+        ctx.pathway, ctx.taps = pathway, taps
+        ctx.save_for_backward(*edges)
+        _hold(taps)  # Autograd alone keeps the activities, and lets them go after the backward.
+        return output.view_as(output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, e: Tensor) -> tuple[Tensor | None, ...]:
+        taps: list[Tap] = ctx.taps
+        edges = ctx.saved_tensors
+        error = e.reshape(len(e), -1)
+        _hold(taps, *edges)
+        increments = [
+            tap.plasticity.increment((error.t() @ tap.x.flatten(1).to(e.dtype)).view(tap.feedback.shape))
+            if needed and tap.feedback is not None
+            else None
+            for tap, needed in zip(taps, ctx.needs_input_grad[3 + len(taps) :], strict=True)
+        ]
+        signals = ctx.pathway.signals(error, taps)
+        _hold(taps)
+        return e, None, None, *signals, *increments
+
+
+def _hold(taps: list[Tap], *edges: Tensor | None) -> None:
+    edges = edges or (None,) * (2 * len(taps))
+    for tap, x, feedback in zip(taps, edges[: len(taps)], edges[len(taps) :], strict=True):
+        tap.x, tap.feedback = x, feedback
+
+
+class Wiring:
+    """What the synapses of one learner share: the taps of the forward pass that is going on."""
+
+    def __init__(self, pathway: Pathway, output: Which = None) -> None:
+        self.pathway = pathway
+        self.output = output
+        self.taps: list[Tap] | None = None
+        self.last_output: Tensor | None = None
+        self.muted = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "taps": None, "last_output": None}
+
+    def begin(self) -> None:
+        """Open a forward pass of the whole model."""
+        self.taps = [] if torch.is_grad_enabled() and not self.muted else None
+        self.last_output = None
+
+    def tap(self, owner: nn.Module, label: str, plasticity: Plasticity, x: Tensor) -> None:
+        """Leave x, the activity at `owner`, as a tap."""
+        if self.taps is None:
+            if torch._C._current_graph_task_id() != -1:
+                return  # Activation checkpointing computes the pass again inside the backward; the taps are there already.
+            raise RuntimeError(
+                f"'{label}' was called on its own, but a {self.pathway.name} teaching signal comes from the output of the "
+                "whole model: call the model that was given to apical.attach, or attach to the part you call"
+            )
+        if not x.requires_grad:
+            return
+        feedback = plasticity.weight(owner) if getattr(owner, "sends_back", True) else None
+        chained = self.pathway.chained and bool(self.taps)
+        if feedback is None and not chained:
+            raise RuntimeError(
+                f"a gradient is asked for at the input of '{label}', but example_input showed no signal to carry there; "
+                "attach with an example_input that goes the same way through the model"
+            )
+        if feedback is not None and x.shape[1:] != feedback.shape[1:]:
+            raise RuntimeError(
+                f"activity at '{label}' has shape {list(x.shape)}, but its direct feedback was made for "
+                f"[N, {', '.join(map(str, feedback.shape[1:]))}]; attach with an example_input of the size you train on"
+            )
+        self.taps.append(Tap(owner, label, plasticity, x, feedback, self.last_output))
+
+    def see_output(self, synapse: Synapse, args: tuple[Any, ...], output: Tensor) -> None:
+        """Forward hook of every synapse of a chained pathway."""
+        if self.taps is not None:
+            self.last_output = output
+
+    def refuse_without_graph(self, label: str, x: Tensor) -> None:
+        """A synapse was called without a graph inside a pass that has one: its taps would be lost, and it would not learn."""
+        if self.taps is not None and x.requires_grad:
+            raise RuntimeError(
+                f"'{label}' is computed under no_grad inside a forward pass that learns by a {self.pathway.name} pathway; "
+                "for activation checkpointing use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+            )
+
+    def end(self, output: Any) -> Any:
+        """Close the pass: the model's output, with the tensor that carries the error connected to every tap."""
+        taps, self.taps, self.last_output = self.taps, None, None
+        if not taps:
+            return output
+        tensor = pick(output, self.output)
+        outputs = tensor[0].numel() if len(tensor) else None
+        for tap in taps:
+            if len(tap.x) != len(tensor):
+                raise RuntimeError(
+                    f"activity at '{tap.label}' has {len(tap.x)} rows but the output has {len(tensor)}; a direct signal needs "
+                    "the batch in the first dimension throughout (name whole blocks with at=[...])"
+                )
+            if tap.feedback is not None and outputs not in (None, len(tap.feedback)):
+                raise RuntimeError(
+                    f"the model's output has {outputs} values per sample, but the direct feedback of '{tap.label}' was made "
+                    f"for {len(tap.feedback)}; attach with an example_input of the size you train on"
+                )
+        connected = _Broadcast.apply(
+            tensor, self.pathway, taps, *(tap.x for tap in taps), *(tap.feedback for tap in taps)
+        )
+        return substitute(output, tensor, connected)
