@@ -1,5 +1,7 @@
 """Train any PyTorch network without weight transport."""
 
+from apical.alignment import SynapseAlignment, alignment
+from apical.audit import AuditReport, audit
 from apical.learner import Learner, attach, learner_of
 from apical.pathway import Direct, Indirect, LayerWise, NoPathway
 from apical.plasticity import Fixed, Hebbian, Signs, Transport
@@ -15,5 +17,35 @@ from apical.synapse import (
     LinearSynapse,
     Synapse,
 )
+
+__all__ = [
+    "AuditReport",
+    "Conv1dSynapse",
+    "Conv2dSynapse",
+    "Conv3dSynapse",
+    "ConvTranspose1dSynapse",
+    "ConvTranspose2dSynapse",
+    "ConvTranspose3dSynapse",
+    "Direct",
+    "Fixed",
+    "Hebbian",
+    "Indirect",
+    "LayerWise",
+    "Learner",
+    "LinearSynapse",
+    "NoPathway",
+    "Rule",
+    "Signs",
+    "Synapse",
+    "SynapseAlignment",
+    "Transport",
+    "alignment",
+    "attach",
+    "audit",
+    "learner_of",
+    "register_synapse",
+    "rule",
+    "rules",
+]
 
 __version__ = "0.1.0"

@@ -99,6 +99,13 @@ class Synapse(nn.Module):
             raise ValueError(f"feedback of '{self.label}' has shape {list(current.shape)}, got {list(value.shape)}")
         self.plasticity.store(self, value)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # nn.Module would register a Parameter under this name instead of handing it to the property.
+        if name == "feedback":
+            Synapse.feedback.__set__(self, value)
+        else:
+            super().__setattr__(name, value)
+
     def forward(self, x: Tensor, *args: Any) -> Tensor:
         """What the plain layer computes; a graph built here carries the rule."""
         if not torch.is_grad_enabled():
