@@ -131,7 +131,7 @@ class _Audit:
 
     def _keeps_weights(self, module: nn.Module) -> bool:
         """Whether a layer without children passes back a signal that depends on the weights it had in its forward pass."""
-        if any(True for _ in module.children()):
+        if isinstance(module, Synapse) or any(True for _ in module.children()):
             return False
         calls: list[tuple[Any, ...]] = []
         handle = module.register_forward_pre_hook(lambda _, args: calls.append(args))
@@ -191,7 +191,8 @@ class _Poison:
     def applied(self) -> Iterator[None]:
         tensors = self._tensors()
         kept = [tensor.detach().clone() for tensor in tensors]
-        sharing = [] if self.after_forward else [s for s in self.learner.synapses.values() if s.weight is self.module.weight]
+        weight = self.module._parameters.get("weight")
+        sharing = [s for s in self.learner.synapses.values() if s.weight is weight and not self.after_forward]
         try:
             for synapse in sharing:
                 synapse.clean_weight = kept[0]
