@@ -1,0 +1,46 @@
+"""Losses per sample: criterion(outputs, targets) -> [N]. Outputs are linear; targets are class indices [N]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def cross_entropy(outputs: Float[Tensor, "n c"], targets: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """Softmax cross-entropy; e = softmax(outputs) - onehot."""
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+def binary_cross_entropy(outputs: Float[Tensor, "n c"], targets: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """Binary cross-entropy of logistic outputs on one-hot targets, summed over outputs (nokland2016); e = sigma(outputs) - onehot."""
+    return F.binary_cross_entropy_with_logits(outputs, _one_hot(targets, outputs), reduction="none").sum(1)
+
+
+def squared_error(outputs: Float[Tensor, "n c"], targets: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """Half the squared error on one-hot targets, summed over outputs (lillicrap2016); e = outputs - onehot."""
+    return (outputs - _one_hot(targets, outputs)).square().sum(1) / 2
+
+
+def _one_hot(targets: Tensor, outputs: Tensor) -> Tensor:
+    return F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross-entropy": cross_entropy,
+    "binary-cross-entropy": binary_cross_entropy,
+    "squared-error": squared_error,
+}
+
+
+def error_rate(outputs: Float[Tensor, "n c"], targets: Int[Tensor, "n"]) -> float:
+    """Percent of samples whose largest output is not their class's."""
+    return 100 * float((outputs.argmax(1) != targets).double().mean())
+
+
+def finite(loss: Tensor) -> bool:
+    """Whether every entry is finite."""
+    return bool(torch.isfinite(loss).all())

@@ -1,0 +1,90 @@
+"""What a run is: a typed, frozen description that is written beside its results."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from apical.losses import LOSSES
+from apical.spec import optimizer_of, rule_of, scheduler_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train, whatever the rule and the seed."""
+
+    data: str = "digits"
+    """"digits" (bundled), a Hugging Face hub name such as ylecun/mnist or uoft-cs/cifar10, or a folder in the hub's layout."""
+    network: str = "64-100-50-10"
+    """Sizes of a fully connected network from pixels to classes; lansdell2020-cnn; resnet20; or module:function of your own."""
+    activation: str = "tanh"
+    """Between the layers of a network given by sizes: tanh, relu, sigmoid, identity, ..."""
+    loss: Literal["cross-entropy", "binary-cross-entropy", "squared-error"] = "cross-entropy"
+    """Summed over outputs, averaged over the batch; the last two take one-hot targets."""
+    optimizer: str = "SGD:momentum=0.9"
+    """A class of torch.optim with options: SGD:momentum=0.9, RMSprop, Adam:betas=(0.9,0.99)."""
+    learning_rate: float = 0.05
+    """Step size of the optimizer."""
+    weight_decay: float | None = None
+    """L2 decay, equal for weights and trainable feedback. None: as the rule's paper has it (1e-4 for kp and matched, else 0)."""
+    scheduler: str | None = None
+    """A class of torch.optim.lr_scheduler with options, stepped once an epoch: MultiStepLR:milestones=[3,4],gamma=0.1."""
+    epochs: int = 20
+    """Passes over the training data."""
+    batch: int = 64
+    """Samples per step, over all processes together."""
+    test_every: int | None = None
+    """Steps between test errors. None: once an epoch."""
+    align_every: int | None = None
+    """Steps between measurements of alignment to backpropagation. None: once an epoch; 0: never."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints. None: once an epoch."""
+    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Number format, as Lightning Fabric names it."""
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run. Several processes: start the same command with torchrun."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be at least 1, got {value}"
+            for name in ("epochs", "batch", "test_every", "checkpoint_every")
+            if (value := getattr(self, name)) is not None and value < 1
+        ]
+        if self.align_every is not None and self.align_every < 0:
+            problems.append(f"align_every must be at least 0, got {self.align_every}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            problems.append(f"learning_rate must be a positive number, got {self.learning_rate}")
+        if self.weight_decay is not None and not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            problems.append(f"weight_decay must be at least 0, got {self.weight_decay}")
+        if self.loss not in LOSSES:
+            problems.append(f"unknown loss {self.loss!r}; give one of {', '.join(LOSSES)}")
+        for check, value in ((optimizer_of, self.optimizer), (scheduler_of, self.scheduler)):
+            try:
+                if value is not None:
+                    check(value)
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def asdict(self) -> dict[str, Any]:
+        """Name -> value, for JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Recipe):
+    """One run: one network, one rule, one seed."""
+
+    rule: str = "fa"
+    """A rule, with options after a colon: fa, dfa, urfb:epsilon=0.5, fa:init=nokland2016. See `apical rules`."""
+    seed: int = 0
+    """Of initial weights, feedback, order of samples and dropout."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rule_of(self.rule)
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")

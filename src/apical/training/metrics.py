@@ -1,0 +1,34 @@
+"""The run folder's `metrics.jsonl`: one measurement a line, in the order of steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from apical.files import write_bytes
+
+
+class MetricsLog:
+    """Appends measurements; cut back to a checkpoint's step when a run resumes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Write one measurement."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """All measurements; a last line that a kill cut short is left out."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text().split("\n")
+        found = [json.loads(line) for line in lines[:-1] if line]
+        return found
+
+    def cut(self, step: int | None) -> None:
+        """Drop everything measured after `step`; with None, everything."""
+        kept = [] if step is None else [line for line in self.read() if line["step"] <= step]
+        write_bytes(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())

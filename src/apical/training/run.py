@@ -1,0 +1,88 @@
+"""A run as a folder: config.json, metrics.jsonl, checkpoint/last.ckpt, result.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from apical.files import write_json
+from apical.training import checkpoint
+from apical.training.metrics import MetricsLog
+
+
+class RunFolderError(ValueError):
+    """A run folder that can't be used as asked, with the way out."""
+
+
+class RunFolder:
+    """Where a run keeps everything it knows. Every file in it is whole or not there."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.metrics = MetricsLog(self.path / "metrics.jsonl")
+
+    def start(self, config: dict[str, Any]) -> None:
+        """Open the folder for a new run.
+
+        Raises:
+            RunFolderError: if something is there already.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"{self.path} is a file; give another folder")
+        if self.path.exists() and any(self.path.iterdir()):
+            what = "holds a run already; resume it" if self._config.exists() else "is not empty"
+            raise RunFolderError(f"folder {self.path} {what}, or give another folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self._config, config)
+
+    def reopen(self, config: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Open the folder of an earlier run, and give its config.
+
+        Raises:
+            RunFolderError: if there is none, it can't be read, or it differs from `config`.
+        """
+        if not self._config.exists():
+            raise RunFolderError(f"folder {self.path} holds no run to resume: it has no config.json")
+        found = self._read(self._config)
+        if config is not None and found != config:
+            changed = [f"{k}: {found.get(k)!r} there, {config.get(k)!r} asked" for k in {**found, **config} if found.get(k) != config.get(k)]
+            raise RunFolderError(f"the run in {self.path} was made with other settings ({'; '.join(changed)}); give another folder")
+        return found
+
+    @property
+    def has_run(self) -> bool:
+        """Whether a run was started here."""
+        return self._config.exists()
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What the run ended with, or None while it hasn't."""
+        path = self.path / "result.json"
+        return self._read(path) if path.exists() else None
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write the result."""
+        write_json(self.path / "result.json", result)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the checkpoint."""
+        checkpoint.save(self._checkpoint, state)
+
+    def restore(self) -> dict[str, Any] | None:
+        """The last checkpoint, or None if the run was stopped before the first."""
+        return checkpoint.load(self._checkpoint) if self._checkpoint.exists() else None
+
+    @property
+    def _config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.path / "checkpoint" / "last.ckpt"
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"can't read {path}: {error}; delete the folder to start anew") from error
