@@ -27,7 +27,7 @@ class Pathway:
     """Whether the signal needs the synapses' outputs too, in the order of one chain."""
 
     def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The input as the synapse takes it, and the feedback weights its backward is to use (None: no signal back)."""
+        """The input as the synapse takes it, and what its backward keeps of the feedback (None: no signal goes back)."""
         raise NotImplementedError
 
     def signals(self, e: Tensor, taps: list[Tap]) -> list[Tensor]:
@@ -52,7 +52,7 @@ class LayerWise(Pathway):
                     f"the input of '{synapse.label}' now requires a gradient, but its feedback was dropped because its first "
                     "input was data; attach with apical.rule(name, track=True) to keep it, or detach the input"
                 )
-            return x, synapse.plasticity.weight(synapse)
+            return x, synapse.plasticity.keeps(synapse)
         # Trainable feedback that is still there gets its gradient in any case: DDP waits for every parameter.
         return x, synapse.feedback if synapse.plasticity.trainable else None
 

@@ -33,7 +33,7 @@ class _NoPlasticity(Plasticity):
     pathways = frozenset({"none"})
     names = ()
 
-    def weight(self, owner: Any) -> None:
+    def keeps(self, owner: Any) -> None:
         return None
 
 

@@ -54,13 +54,20 @@ class _Learn(torch.autograd.Function):
         x, feedback = ctx.saved_tensors
         need_x, need_weight, need_bias, need_feedback = ctx.needs_input_grad[:4]
         synapse: Synapse = ctx.synapse
-        if need_x and feedback is not None and feedback.dtype != delta.dtype:
-            feedback = feedback.to(delta.dtype)
+        if need_x and feedback is not None:
+            plasticity = synapse.plasticity
+            if plasticity.computes:
+                feedback = plasticity.resolve(synapse, feedback, synapse.memory("feedback", feedback))
+            if feedback.dtype != delta.dtype:
+                feedback = feedback.to(delta.dtype)
         signal, product, bias = synapse.respond(
             x, delta, feedback if need_x else None, ctx.shape, ctx.geometry, need_weight, need_bias
         )
         # Feedback follows the weights: it stands still where they are frozen.
         own = synapse.plasticity.increment(product) if need_feedback and need_weight else None
+        if own is not None and own is product and (memory := synapse.memory("increment", own)) is not None:
+            # Autograd would copy a gradient that two parameters share; into fresh memory, at that.
+            own = memory.copy_(own)
         return signal, product, bias, own, None, None
 
 
@@ -149,6 +156,10 @@ class Synapse(nn.Module):
         bias = delta.reshape(-1, delta.shape[-1]).sum(0) if need_bias else None
         return signal, product, bias
 
+    def memory(self, use: str, like: Tensor) -> Tensor | None:
+        """Memory to write a large result of a backward pass to, or None to let PyTorch find some."""
+        return self.wiring.memory.take(f"{self.label}:{use}", like)
+
     def fans(self) -> tuple[int, int]:
         """(fan in, fan out) of the weights, kernel positions included."""
         positions = self.weight[0, 0].numel()
@@ -196,7 +207,7 @@ class LinearSynapse(Synapse, nn.Linear):
     def hebbian(self, x: Float[Tensor, "*n i"], delta: Float[Tensor, "*n o"], geometry=()) -> Float[Tensor, "o i"]:  # noqa: D102
         if x.dim() != 2:
             x, delta = x.reshape(-1, x.shape[-1]), delta.reshape(-1, delta.shape[-1])
-        return torch.mm(delta.t(), x)
+        return torch.mm(delta.t(), x, out=self.memory("product", self.weight) if x.dtype == self.weight.dtype else None)
 
 
 class _ConvolutionSynapse(Synapse):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from apical.outputs import Which, pick, substitute
+from apical.recycle import Recycler
 
 if TYPE_CHECKING:
     from apical.pathway import Pathway
@@ -88,6 +89,7 @@ class Wiring:
         self.taps: list[Tap] | None = None
         self.last_output: Tensor | None = None
         self.muted = False
+        self.memory = Recycler()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "taps": None, "last_output": None}

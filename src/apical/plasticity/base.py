@@ -23,15 +23,26 @@ class Plasticity:
     """Names under which tensors are stored on the owner, and so in its state dict."""
     trainable: ClassVar[bool] = False
     """Whether the stored feedback is an `nn.Parameter` that the user's optimizer moves."""
+    computes: ClassVar[bool] = False
+    """Whether `resolve` computes anything."""
     redraws: ClassVar[bool] = False
     """Whether `redraw` is to be called before every forward pass of the whole model."""
 
     def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:
         """Store what this plasticity keeps for feedback of `shape` on `owner`. The default keeps nothing."""
 
+    def keeps(self, owner: nn.Module) -> Tensor | None:
+        """What a forward pass keeps for its backward: the feedback weights, or what they are computed from."""
+        raise NotImplementedError
+
+    def resolve(self, owner: nn.Module, kept: Tensor, out: Tensor | None = None) -> Tensor:
+        """The feedback weights, from what was kept; written to `out` where they are computed at all."""
+        return kept
+
     def weight(self, owner: nn.Module) -> Tensor | None:
         """The feedback weights that a backward pass built now will use."""
-        raise NotImplementedError
+        kept = self.keeps(owner)
+        return None if kept is None else self.resolve(owner, kept)
 
     def store(self, owner: nn.Module, value: Tensor) -> None:
         """Take `value` as feedback weights, where they are stored at all."""

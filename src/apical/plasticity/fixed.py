@@ -26,7 +26,7 @@ class Fixed(Plasticity):
     def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:  # noqa: D102
         keep_buffer(owner, "feedback", draw_for(owner, self.init, shape, generator))
 
-    def weight(self, owner: nn.Module) -> Tensor | None:  # noqa: D102
+    def keeps(self, owner: nn.Module) -> Tensor | None:  # noqa: D102
         return owner._buffers["feedback"]
 
     def store(self, owner: nn.Module, value: Tensor) -> None:  # noqa: D102

@@ -38,7 +38,7 @@ class Hebbian(Plasticity):
         requires_grad = True if weight is None else weight.requires_grad
         keep_parameter(owner, "feedback", draw_for(owner, self.init, shape, generator), requires_grad=requires_grad)
 
-    def weight(self, owner: nn.Module) -> Tensor | None:  # noqa: D102
+    def keeps(self, owner: nn.Module) -> Tensor | None:  # noqa: D102
         return owner._parameters["feedback"]
 
     def store(self, owner: nn.Module, value: Tensor) -> None:  # noqa: D102

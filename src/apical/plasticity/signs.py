@@ -26,6 +26,7 @@ class Signs(Plasticity):
     name: ClassVar[str] = "signs"
     pathways: ClassVar[frozenset[str]] = frozenset({"layer-wise"})
     names: ClassVar[tuple[str, ...]] = ("magnitudes",)
+    computes: ClassVar[bool] = True
     magnitudes: Literal["uniform", "fixed", "batchwise"] = field(default="uniform", metadata={"settled_by_name": True})
     scale: float | None = None
     init: Init = "amit2019"
@@ -49,9 +50,12 @@ class Signs(Plasticity):
         if self.magnitudes != "uniform":
             keep_buffer(owner, "magnitudes", draw_for(owner, self.init, shape, generator, mirror=False).abs_())
 
-    def weight(self, owner: nn.Module) -> Tensor:  # noqa: D102
+    def keeps(self, owner: nn.Module) -> Tensor:  # noqa: D102
+        return owner.weight.detach()  # type: ignore[union-attr, operator]
+
+    def resolve(self, owner: nn.Module, kept: Tensor, out: Tensor | None = None) -> Tensor:  # noqa: D102
         with torch.no_grad():
-            return torch.sign(owner.weight).mul_(self._magnitude(owner))  # type: ignore[arg-type]
+            return torch.sign(kept, out=out).mul_(self._magnitude(owner))
 
     def _magnitude(self, owner: nn.Module) -> Tensor | float:
         if self.magnitudes != "uniform":

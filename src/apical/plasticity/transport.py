@@ -18,5 +18,5 @@ class Transport(Plasticity):
     pathways: ClassVar[frozenset[str]] = frozenset({"layer-wise"})
     names: ClassVar[tuple[str, ...]] = ()
 
-    def weight(self, owner: nn.Module) -> Tensor:  # noqa: D102
+    def keeps(self, owner: nn.Module) -> Tensor:  # noqa: D102
         return owner.weight.detach()  # type: ignore[union-attr, operator]

@@ -12,11 +12,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from apical import data as images
@@ -30,6 +28,9 @@ from apical.spec import optimizer_of, rule_of, scheduler_of
 from apical.training.checkpoint import CheckpointError
 from apical.training.config import Recipe, TrainConfig
 from apical.training.run import RunFolder
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 ALIGNMENT_SAMPLES = 256
 KEPT_PREDICTIONS = 1000
@@ -289,6 +290,9 @@ class _Session:
 
 
 def _fabric(config: Recipe, rule: Rule) -> Fabric:
+    from lightning_fabric import Fabric  # Here, because importing it takes longer than everything else of the command line.
+    from lightning_fabric.strategies import DDPStrategy
+
     strategy: Any = "auto"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         strategy = DDPStrategy(find_unused_parameters=rule.pathway.name == "none")

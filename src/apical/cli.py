@@ -1,0 +1,37 @@
+"""The command line: `apical compare`, `train`, `audit`, `rules`, `report`, `benchmark`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import tyro
+
+import apical
+from apical.commands.audit import Audit
+from apical.commands.benchmark import Benchmark
+from apical.commands.compare import Compare
+from apical.commands.report import Report
+from apical.commands.rules import Rules
+from apical.commands.terminal import plain_errors
+from apical.commands.train import Train
+
+Command = (
+    Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
+    | Annotated[Train, tyro.conf.subcommand("train", prefix_name=False)]
+    | Annotated[Audit, tyro.conf.subcommand("audit", prefix_name=False)]
+    | Annotated[Rules, tyro.conf.subcommand("rules", prefix_name=False)]
+    | Annotated[Report, tyro.conf.subcommand("report", prefix_name=False)]
+    | Annotated[Benchmark, tyro.conf.subcommand("benchmark", prefix_name=False)]
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the `apical` command."""
+    with plain_errors():
+        command = tyro.cli(
+            Command,  # type: ignore[arg-type]
+            prog="apical",
+            description=f"apical {apical.__version__}: train any PyTorch network without weight transport.",
+            args=arguments,
+        )
+        command.run()  # type: ignore[union-attr]

@@ -1,0 +1,81 @@
+"""`apical compare`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.table import Table
+
+from apical.commands.terminal import command_line, config_in, console, new_folder, progress, slug, watch
+from apical.training.compare import CompareConfig, compare
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train one network under several rules, from several seeds each; print the comparison and write an HTML report.
+
+    Examples:
+      apical compare
+      apical compare --rules bp fa dfa kp --data ylecun/mnist --network 784-800-800-10 --optimizer RMSprop \\
+          --learning-rate 1e-4 --epochs 5
+      apical compare --rules bp urfb urfb:epsilon=0.5 frfb --seeds 5
+    """
+
+    config: tyro.conf.OmitArgPrefixes[CompareConfig] = field(default_factory=CompareConfig)
+    folder: Path | None = None
+    """Where to leave everything. None: a new folder under runs/."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Finish the comparison in this folder; every other option but --time-steps is read from it."""
+    overwrite: bool = False
+    """Delete the comparison in --folder first, if there is one."""
+    time_steps: bool = True
+    """Measure each rule's time per step against plain backpropagation when all runs are done (seconds)."""
+
+    def run(self) -> None:
+        """Compare."""
+        from apical import report
+        from apical.benchmark import step_ratios
+
+        config, folder = self.config, self.resume
+        if folder is not None:
+            kept = config_in(folder)
+            config = CompareConfig(**{**kept, "rules": tuple(kept["rules"])})
+        else:
+            folder = new_folder(self.folder, f"compare-{slug(config.data)}", overwrite=self.overwrite)
+        with progress() as display:
+            comparison = compare(
+                config,
+                folder,
+                resume=self.resume is not None,
+                command=command_line(),
+                announce=lambda rule, seed: watch(display, f"{rule}, seed {seed}"),
+                time_steps=step_ratios if self.time_steps else None,
+            )
+        console.print(table(comparison))
+        for run in comparison["runs"]:
+            if "failed" in run:
+                console.print(f"[red]{run['rule']}, seed {run['seed']}:[/] {run['failed']}")
+        console.print(f"report: {report.write(folder)}")
+
+
+def table(comparison: dict[str, Any]) -> Table:
+    """The comparison as a table for the terminal."""
+    data, seeds = comparison["data"], comparison["seeds"]
+    plural = "s" if len(seeds) > 1 else ""
+    result = Table(title=f"{data['name']}, {comparison['network']}, {len(seeds)} seed{plural}", title_justify="left")
+    result.add_column("rule", style="bold", no_wrap=True)
+    result.add_column("test error [%]", justify="right", no_wrap=True)
+    result.add_column("delta angle to bp, layer by layer [°]", justify="right")
+    result.add_column("time per step / bp", justify="right")
+    result.add_column("what is transported")
+    for row in comparison["table"]:
+        error = "failed" if row["test_error_mean"] is None else f"{row['test_error_mean']:.2f}"
+        if row["test_error_sem"] is not None:
+            error += f" ± {row['test_error_sem']:.2f}"
+        angles = " ".join("-" if angle is None else f"{angle:.0f}" for angle in row["angles"].values())
+        ratio = "" if row["step_ratio"] is None else f"{row['step_ratio']:.2f}"
+        result.add_row(row["rule"], error, angles, ratio, row["transported"])
+    return result

@@ -1,0 +1,109 @@
+"""What the commands share: the terminal, progress, folders, and errors as people read them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from apical.training.loop import Interrupted, NonFiniteLossError, Watcher
+
+console = Console()
+errors = Console(stderr=True)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f} steps/s", style="progress.data.speed")
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """A progress display with rate and time left; silent where there is no terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        _Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as display:
+        yield display
+
+
+def watch(display: Progress, description: str) -> Watcher:
+    """A watcher that shows one run as a line of `display`."""
+    task = display.add_task(description, total=None, note="", visible=False)
+
+    def watcher(step: int, steps: int, newest: dict[str, Any] | None) -> None:
+        note = "" if newest is None else f"test error {newest['test_error']:.2f} %"
+        display.update(task, completed=step, total=steps, note=note, visible=step < steps)
+        if step == steps:
+            display.stop_task(task)
+
+    return watcher
+
+
+def command_line() -> str:
+    """The command as it was typed."""
+    return shlex.join(["apical", *sys.argv[1:]])
+
+
+def new_folder(folder: Path | None, kind: str, *, overwrite: bool) -> Path:
+    """The folder for a new run: the one asked for, or one under runs/ named by kind and time."""
+    if folder is None:
+        return Path("runs") / f"{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    if overwrite and folder.is_dir() and any(folder.iterdir()):
+        if not (folder / "config.json").exists():
+            raise ValueError(f"--overwrite: folder {folder} holds no run of apical's, so it is left alone; give another folder")
+        shutil.rmtree(folder)
+    return folder
+
+
+def config_in(folder: Path) -> dict[str, Any]:
+    """The config of the run to resume."""
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--resume: folder {folder} holds no run to resume ({error})") from error
+
+
+def slug(text: str) -> str:
+    """`text` as part of a folder's name."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.")
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Expected errors as one sentence and an exit status: 2 for bad input, 1 for a failed run, 130 after Ctrl-C."""
+    try:
+        yield
+    except Interrupted as error:
+        _say("stopped", error)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        _say("stopped", "at once; what the last checkpoint holds can be resumed")
+        sys.exit(130)
+    except NonFiniteLossError as error:
+        _say("error", error)
+        sys.exit(1)
+    except (ValueError, TypeError, OSError) as error:
+        _say("error", error)
+        sys.exit(2)
+
+
+def _say(what: str, message: object) -> None:
+    errors.print(f"[bold red]apical: {what}:[/]", end=" ")
+    errors.print(str(message), markup=False, highlight=False)

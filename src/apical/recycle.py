@@ -1,0 +1,41 @@
+"""Memory for large results of a backward pass, used again once nobody holds them.
+
+A C library gives large blocks back to the system at once, so every step would touch fresh pages; on a CPU that costs about
+as much as the sums that fill them. Held here, a block serves the next step, provided that its last user has let go of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SMALLEST = 1 << 20
+"""Bytes below which the C library's own reuse does as well."""
+
+
+class Recycler:
+    """Blocks of memory by name."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[str, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_blocks": {}}
+
+    def take(self, name: str, like: Tensor) -> Tensor | None:
+        """A contiguous tensor of `like`'s shape, dtype and device with unspecified values; None where reuse doesn't pay."""
+        if like.device.type != "cpu" or like.numel() * like.element_size() < SMALLEST or torch.compiler.is_compiling():
+            return None
+        block = self._blocks.get(name)
+        if block is None or block.shape != like.shape or block.dtype != like.dtype or _in_use(block):
+            block = self._blocks[name] = torch.empty(like.shape, dtype=like.dtype)
+        # An alias: who holds it, or a view of it, keeps the storage's count up.
+        return block.detach()
+
+
+def _in_use(block: Tensor) -> bool:
+    storage = block.untyped_storage()
+    # One count is the block's, one this function's.
+    return torch._C._storage_Use_Count(storage._cdata) > 2
