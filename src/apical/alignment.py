@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +82,10 @@ def alignment(learner: Learner, inputs: Any, targets: Any, criterion: Criterion)
     return result
 
 
-def _deltas(learner: Learner, inputs: Any, targets: Any, criterion: Criterion):
+def _deltas(
+    learner: Learner, inputs: Any, targets: Any, criterion: Criterion
+) -> tuple[dict[str, _Seen], dict[str, list[Tensor | None]]]:
+    """Every synapse's calls, and the error at the output of each."""
     seen = {name: _Seen([], []) for name in learner.synapses}
 
     def look(synapse: Synapse, args: tuple[Any, ...], output: Tensor) -> None:
@@ -93,7 +97,7 @@ def _deltas(learner: Learner, inputs: Any, targets: Any, criterion: Criterion):
     try:
         losses = losses_of(learner, inputs, targets, criterion)
         outputs = [output for calls in seen.values() for output in calls.outputs]
-        found = iter(torch.autograd.grad(losses.sum(), outputs, allow_unused=True))
+        found: Iterator[Tensor | None] = iter(torch.autograd.grad(losses.sum(), outputs, allow_unused=True))
     finally:
         for handle in handles:
             handle.remove()

@@ -75,7 +75,9 @@ class _Audit:
         self.clean = self._updates([])
         bad = [name for name, update in self.clean.items() if update is not None and not bool(update.isfinite().all())]
         if bad:
-            raise ValueError(f"updates of {bad} are not finite even before the audit; audit a model and batch that can learn")
+            raise ValueError(
+                f"updates of {bad} are not finite even before the audit; audit a model and batch that can learn"
+            )
 
     def report(self) -> AuditReport:
         synapses = {name: module for name, module in self.owners.items() if self._exclusive(module)}

@@ -18,7 +18,7 @@ _hook: list[Any] = []
 
 def watch_optimizers(learner: Learner) -> None:
     """Check, at their first step, that optimizers which move this learner's weights move its trainable feedback as well."""
-    if not learner.rule.plasticity.trainable:  # type: ignore[union-attr]
+    if not learner.rule.plasticity.trainable:
         return
     _learners.add(learner)
     _checked.clear()

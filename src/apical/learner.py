@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from apical.guard import watch_optimizers
 from apical.outputs import Which
-from apical.pathway import LayerWise
+from apical.pathway import LayerWise, Pathway
 from apical.plasticity import Plasticity
 from apical.probe import FirstForward, Probed, probe
 from apical.registry import faults, synapse_type
@@ -106,7 +105,7 @@ def _check(model: nn.Module, rule: Rule, example_input: Any, at: Sequence[str] |
     if not names and not found:
         found.append("the model has no layer with weights, so there is nothing to learn")
     pathway = rule.pathway
-    if pathway.wired and example_input is None:  # type: ignore[union-attr]
+    if pathway.wired and example_input is None:
         found.append(
             f"rule '{rule.name}' needs example_input, one batch as the model takes it: its feedback has the shape of the "
             "activities it reaches"
@@ -122,10 +121,10 @@ def _check(model: nn.Module, rule: Rule, example_input: Any, at: Sequence[str] |
 
 def _check_blocks(modules: dict[str, nn.Module], rule: Rule, at: Sequence[str]) -> list[str]:
     found = []
-    if rule.pathway.name != "direct":  # type: ignore[union-attr]
+    if rule.pathway.name != "direct":
         found.append(
             f"at= names where a direct signal enters, but rule '{rule.name}' is {rule.pathway.name}; leave it out"
-        )  # type: ignore[union-attr]
+        )
     if isinstance(at, str):
         return [*found, f"at= takes a list of module names, got the string {at!r}; write at=[{at!r}]"]
     if not at:
@@ -142,7 +141,7 @@ def _check_blocks(modules: dict[str, nn.Module], rule: Rule, at: Sequence[str]) 
 
 
 def _check_probe(rule: Rule, shown: Probed, at: Sequence[str] | None) -> None:
-    if not rule.pathway.wired:  # type: ignore[union-attr]
+    if not rule.pathway.wired:
         return
     if shown.outputs is None:
         raise ValueError(
@@ -154,7 +153,7 @@ def _check_probe(rule: Rule, shown: Probed, at: Sequence[str] | None) -> None:
         raise ValueError(
             f"at= names {never}, which example_input never reaches; name modules that the forward pass calls"
         )
-    if not rule.pathway.chained:  # type: ignore[union-attr]
+    if not rule.pathway.chained:
         return
     for before, after in zip(shown.calls, shown.calls[1:], strict=False):
         if after.signal and before.output != after.input:
@@ -198,44 +197,48 @@ class Learner:
         watch_optimizers(self)
 
     def _take(self, names: list[str], shown: Probed | None, at: Sequence[str] | None) -> None:
-        plasticity = self._plasticity
-        # Inside blocks the signal travels layer by layer.
-        pathway = LayerWise() if at is not None else self.rule.pathway
         for name in names:
-            module = self.model.get_submodule(name)
-            kind = synapse_type(module)
-            assert kind is not None
-            vars(module).update(
-                pathway=pathway, plasticity=plasticity, wiring=self._wiring, label=name, _plain_class=type(module)
-            )
-            module.__class__ = kind
-            assert isinstance(module, Synapse)
-            self.synapses[name] = module
-            if pathway.wired:  # type: ignore[union-attr]
-                signal = shown.signal(name) if shown else None
-                module.sends_back = signal is not None
-                if signal is not None and not (self._wiring.pathway.chained and any(self._has_feedback())):
-                    plasticity.prepare(module, torch.Size([shown.outputs, *signal]), self.generator)  # type: ignore[union-attr]
-                elif signal is not None:
-                    module.sends_back = False
-            else:
-                plasticity.prepare(module, module.weight.shape, self.generator)
-                if shown is not None and shown.signal(name) is None and not self._tracks:
-                    self._silence(module)
-        for name in at or ():
-            block = self.model.get_submodule(name)
+            # Inside blocks the signal travels layer by layer.
+            self._swap(name, self.rule.pathway if at is None else LayerWise())
+        if self.rule.pathway.wired and at is None:
             assert shown is not None
-            plasticity.prepare(block, torch.Size([shown.outputs, *shown.blocks[name]]), self.generator)  # type: ignore[list-item]
+            self._prepare_wired(shown)
+        else:
+            self._prepare_layers(shown)
+        for name in at or ():
+            assert shown is not None
+            block = self.model.get_submodule(name)
+            self._plasticity.prepare(block, shown.feedback_shape(shown.blocks[name]), self.generator)
             block.register_load_state_dict_post_hook(_ignore_missing_feedback)
             self.blocks[name] = block
-        self._hook(at is not None, undecided=shown is None)
+        self._hook(undecided=shown is None)
         self.model.__dict__[_LEARNER] = self
         watch_optimizers(self)
 
-    def _has_feedback(self) -> Iterator[bool]:
-        return (synapse._buffers.get("feedback") is not None for synapse in self.synapses.values())
+    def _swap(self, name: str, pathway: Pathway) -> None:
+        module = self.model.get_submodule(name)
+        kind = synapse_type(module)
+        assert kind is not None
+        vars(module).update(
+            pathway=pathway, plasticity=self._plasticity, wiring=self._wiring, label=name, _plain_class=type(module)
+        )
+        module.__class__ = kind
+        self.synapses[name] = module  # type: ignore[assignment]
 
-    def _hook(self, blocks: bool, undecided: bool) -> None:
+    def _prepare_layers(self, shown: Probed | None) -> None:
+        for name, synapse in self.synapses.items():
+            synapse.plasticity.prepare(synapse, synapse.weight.shape, self.generator)
+            if shown is not None and shown.signal(name) is None and not self._tracks:
+                self._silence(synapse)
+
+    def _prepare_wired(self, shown: Probed) -> None:
+        for name, synapse in self.synapses.items():
+            signal = shown.signal(name)
+            synapse.sends_back = signal is not None and name in shown.receivers(chained=self.rule.pathway.chained)
+            if signal is not None and synapse.sends_back:
+                synapse.plasticity.prepare(synapse, shown.feedback_shape(signal), self.generator)
+
+    def _hook(self, *, undecided: bool) -> None:
         model, wiring = self.model, self._wiring
         if wiring.pathway.wired or self._plasticity.redraws:
             self._handles.append(model.register_forward_pre_hook(self._begin))
@@ -243,17 +246,13 @@ class Learner:
             self._handles.append(model.register_forward_hook(self._end))
         if wiring.pathway.chained:
             self._handles += [s.register_forward_hook(wiring.see_output) for s in self.synapses.values()]
-        if blocks:
-            self._handles += [
-                block.register_forward_hook(_BlockTap(wiring, name, self._plasticity))
-                for name, block in self.blocks.items()
-            ]
+        for name, block in self.blocks.items():
+            self._handles.append(block.register_forward_hook(_BlockTap(wiring, name, self._plasticity)))
         if undecided and not self._tracks and not wiring.pathway.wired:
             self._handles += FirstForward(self).handles
 
     @property
     def _plasticity(self) -> Plasticity:
-        assert isinstance(self.rule.plasticity, Plasticity)
         return self.rule.plasticity
 
     @property

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def cross_entropy(outputs: Float[Tensor, "n c"], targets: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+def cross_entropy(outputs: Float[Tensor, "n c"], targets: Int[Tensor, n]) -> Float[Tensor, n]:
     """Softmax cross-entropy; e = softmax(outputs) - onehot."""
     return F.cross_entropy(outputs, targets, reduction="none")
 
 
-def binary_cross_entropy(outputs: Float[Tensor, "n c"], targets: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
-    """Binary cross-entropy of logistic outputs on one-hot targets, summed over outputs (nokland2016); e = sigma(outputs) - onehot."""
+def binary_cross_entropy(outputs: Float[Tensor, "n c"], targets: Int[Tensor, n]) -> Float[Tensor, n]:
+    """Binary cross-entropy of logistic outputs on one-hot targets, summed over outputs (nokland2016).
+
+    e = sigma(outputs) - onehot.
+    """
     return F.binary_cross_entropy_with_logits(outputs, _one_hot(targets, outputs), reduction="none").sum(1)
 
 
-def squared_error(outputs: Float[Tensor, "n c"], targets: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+def squared_error(outputs: Float[Tensor, "n c"], targets: Int[Tensor, n]) -> Float[Tensor, n]:
     """Half the squared error on one-hot targets, summed over outputs (lillicrap2016); e = outputs - onehot."""
     return (outputs - _one_hot(targets, outputs)).square().sum(1) / 2
 
@@ -36,11 +38,6 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def error_rate(outputs: Float[Tensor, "n c"], targets: Int[Tensor, "n"]) -> float:
+def error_rate(outputs: Float[Tensor, "n c"], targets: Int[Tensor, n]) -> float:
     """Percent of samples whose largest output is not their class's."""
     return 100 * float((outputs.argmax(1) != targets).double().mean())
-
-
-def finite(loss: Tensor) -> bool:
-    """Whether every entry is finite."""
-    return bool(torch.isfinite(loss).all())

@@ -48,7 +48,7 @@ def _items(output: Any) -> dict[Any, Any]:
     if isinstance(output, Mapping):
         return dict(output)
     if isinstance(output, tuple) and hasattr(output, "_fields"):
-        return output._asdict()
+        return output._asdict()  # type: ignore[attr-defined]
     if isinstance(output, list | tuple):
         return dict(enumerate(output))
     if dataclasses.is_dataclass(output):

@@ -6,6 +6,7 @@ Layer-wise, the signal is delta B of the synapse itself. For the direct pathway 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from apical.synapse import Synapse
-from apical.wiring import Tap
+from apical.wiring import Tap, carry
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,15 @@ class Pathway:
         """The input as the synapse takes it, and what its backward keeps of the feedback (None: no signal goes back)."""
         raise NotImplementedError
 
-    def signals(self, e: Tensor, taps: list[Tap]) -> list[Tensor]:
-        """For a wired pathway: the teaching signal at every tap, from the output error e [N, outputs]."""
+    def signals(
+        self, e: Tensor, taps: list[Tap], xs: Sequence[Tensor], feedbacks: Sequence[Tensor | None]
+    ) -> list[Tensor]:
+        """For a wired pathway: the teaching signal at every tap.
+
+        Args:
+            e: the output's error [N, outputs]. taps: in the order of the forward pass.
+            xs: each tap's activity, with its graph. feedbacks: each tap's D, or None.
+        """
         raise NotImplementedError
 
 
@@ -78,8 +86,8 @@ class Direct(Pathway):
         synapse.wiring.tap(synapse, synapse.label, synapse.plasticity, x)
         return x.detach(), None
 
-    def signals(self, e: Tensor, taps: list[Tap]) -> list[Tensor]:  # noqa: D102
-        return [tap.receive(e) for tap in taps]
+    def signals(self, e, taps, xs, feedbacks):  # noqa: D102
+        return [carry(e, D, x) for D, x in zip(feedbacks, xs, strict=True) if D is not None]
 
 
 @dataclass(frozen=True)
@@ -93,12 +101,12 @@ class Indirect(Direct):
     name: ClassVar[str] = "indirect"
     chained: ClassVar[bool] = True
 
-    def signals(self, e: Tensor, taps: list[Tap]) -> list[Tensor]:  # noqa: D102
-        signals = [taps[0].receive(e)]
-        for here, after in zip(taps, taps[1:], strict=False):
-            assert here.before is not None
+    def signals(self, e, taps, xs, feedbacks):  # noqa: D102
+        assert feedbacks[0] is not None
+        signals = [carry(e, feedbacks[0], xs[0])]
+        for here, x, after in zip(taps, xs, xs[1:], strict=False):
             # delta at the previous synapse's output: one local step of autograd over what lies between.
-            (delta,) = torch.autograd.grad(here.x, here.before, signals[-1], retain_graph=True, allow_unused=True)
+            (delta,) = torch.autograd.grad(x, here.before, signals[-1], retain_graph=True, allow_unused=True)
             if delta is None:
                 raise RuntimeError(
                     f"the input of '{here.label}' does not come from the synapse called before it; use 'dfa'"
@@ -107,7 +115,7 @@ class Indirect(Direct):
             assert isinstance(synapse, Synapse)
             delta, geometry = synapse.prepare(delta)
             weight = synapse.weight if synapse.clean_weight is None else synapse.clean_weight
-            signals.append(synapse.transmit(delta, weight.to(delta.dtype), None, geometry).view(after.x.shape))
+            signals.append(synapse.transmit(delta, weight.to(delta.dtype), None, geometry).view(after.shape))
         return signals
 
 

@@ -28,7 +28,10 @@ class Call:
 
 @dataclass
 class Probed:
-    """What a dry run showed. `outputs`: values per sample of the output that the loss is made of, None if it needs no gradient."""
+    """What a dry run showed.
+
+    outputs: values per sample of the output that the loss is made of, None if it needs no gradient.
+    """
 
     calls: list[Call] = field(default_factory=list)
     blocks: dict[str, torch.Size] = field(default_factory=dict)
@@ -37,6 +40,16 @@ class Probed:
     def signal(self, name: str) -> torch.Size | None:
         """Shape of the signal that leaves synapse `name` at its input, or None."""
         return next((call.input for call in self.calls if call.name == name and call.signal), None)
+
+    def receivers(self, *, chained: bool) -> list[str]:
+        """Names of the synapses at whose input the output's error enters: all that a signal leaves; in a chain, the first."""
+        names = [call.name for call in self.calls if call.signal]
+        return names[:1] if chained else names
+
+    def feedback_shape(self, features: torch.Size) -> torch.Size:
+        """Shape of direct feedback to activity of `features`: [outputs, *features]."""
+        assert self.outputs is not None
+        return torch.Size([self.outputs, *features])
 
 
 def run(model: nn.Module, example_input: Any) -> Any:

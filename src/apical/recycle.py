@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SMALLEST = 1 << 20
+SMALLEST = 1 << 24
 """Bytes below which the C library's own reuse does as well."""
 
 

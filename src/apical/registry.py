@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from apical import synapse as kinds
 from apical.synapse import Synapse
@@ -75,7 +76,7 @@ def faults(model: nn.Module) -> list[str]:
 
 def _fault(module: nn.Module, own: list[str]) -> str:
     kind = type(module)
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+    if isinstance(module, LazyModuleMixin):
         return f"{kind.__name__} has no shape yet; run one forward pass before attach"
     known = next((base for base in kind.__mro__[1:] if _SYNAPSES.get(base) is not None), None)
     if known is not None:

@@ -57,7 +57,10 @@ def replaying(learner: Learner) -> Iterator[Callable[[], None]]:
 @contextmanager
 def backpropagating(learner: Learner) -> Iterator[None]:
     """While open, the model teaches its synapses by backpropagation through all its weights."""
-    held = [(s, {k: vars(s)[k] for k in ("pathway", "plasticity", "sends_back") if k in vars(s)}) for s in learner.synapses.values()]
+    held = [
+        (s, {k: vars(s)[k] for k in ("pathway", "plasticity", "sends_back") if k in vars(s)})
+        for s in learner.synapses.values()
+    ]
     muted = learner._wiring.muted
     learner._wiring.muted = True
     try:
@@ -90,4 +93,6 @@ def losses_of(learner: Learner, inputs: Any, targets: Any, criterion: Criterion)
 
 def owners_of_weights(model: nn.Module) -> dict[str, nn.Module]:
     """Name -> module, for every module with parameters of its own; the root is called "(model)"."""
-    return {name or "(model)": m for name, m in model.named_modules() if any(p is not None for p in m._parameters.values())}
+    return {
+        name or "(model)": m for name, m in model.named_modules() if any(p is not None for p in m._parameters.values())
+    }

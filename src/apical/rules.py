@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apical.pathway import PATHWAYS, Direct, Indirect, LayerWise, NoPathway, Pathway
 from apical.plasticity import PLASTICITIES, Fixed, Hebbian, Plasticity, Signs, Transport
@@ -54,18 +54,31 @@ class Rule:
         ValueError: for a pair without meaning, or an unknown name.
     """
 
-    pathway: Pathway | str
-    plasticity: Plasticity | str | None = None
+    pathway: Pathway
+    plasticity: Plasticity = None  # type: ignore[assignment]
     name: str = field(default="", kw_only=True)
     title: str = field(default="", kw_only=True)
     cites: tuple[str, ...] = field(default=(), kw_only=True)
     where: str = field(default="", kw_only=True)
     weight_decay: float = field(default=0.0, kw_only=True)
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            pathway: Pathway | str,
+            plasticity: Plasticity | str | None = None,
+            *,
+            name: str = "",
+            title: str = "",
+            cites: tuple[str, ...] = (),
+            where: str = "",
+            weight_decay: float = 0.0,
+        ) -> None: ...
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "pathway", _named(self.pathway, PATHWAYS, Pathway, "pathway"))
         pathway = self.pathway
-        assert isinstance(pathway, Pathway)
         if isinstance(pathway, NoPathway):
             if self.plasticity not in (None, "none", NO_PLASTICITY):
                 raise ValueError(
@@ -80,7 +93,6 @@ class Rule:
                 )
             object.__setattr__(self, "plasticity", _named(self.plasticity, PLASTICITIES, Plasticity, "plasticity"))
         plasticity = self.plasticity
-        assert isinstance(plasticity, Plasticity)
         if pathway.name not in plasticity.pathways:
             raise ValueError(
                 f"pathway '{pathway.name}' with plasticity '{plasticity.name}' has no meaning: {_WHY_NOT[plasticity.name]}; "

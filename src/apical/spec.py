@@ -27,7 +27,10 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         assert isinstance(call, ast.Call)
         if call.args or any(keyword.arg is None for keyword in call.keywords):
             raise ValueError
-        options = {str(k.arg): k.value.id if isinstance(k.value, ast.Name) else ast.literal_eval(k.value) for k in call.keywords}
+        options = {
+            str(k.arg): k.value.id if isinstance(k.value, ast.Name) else ast.literal_eval(k.value)
+            for k in call.keywords
+        }
     except (SyntaxError, ValueError, AssertionError):
         raise ValueError(f"can't read the options in {text!r}; write them as name:key=value,key=value") from None
     return name.strip(), options
@@ -68,7 +71,9 @@ def scheduler_of(text: str) -> tuple[type[torch.optim.lr_scheduler.LRScheduler],
 
 
 def _is_kind(value: Any, kind: type) -> bool:
-    return isinstance(value, type) and issubclass(value, kind) and value is not kind and not value.__name__.startswith("_")
+    return (
+        isinstance(value, type) and issubclass(value, kind) and value is not kind and not value.__name__.startswith("_")
+    )
 
 
 def _choose(name: str, table: dict[str, Any], what: str) -> Any:

@@ -11,6 +11,7 @@ To add a kind, subclass `Synapse` together with the plain module, give it these 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -213,8 +214,14 @@ class LinearSynapse(Synapse, nn.Linear):
 class _ConvolutionSynapse(Synapse):
     """All convolutions: one call of ATen's backward, with B where backpropagation puts W, does all three products."""
 
-    transposed: bool
     spatial: ClassVar[int]
+    padding: str | tuple[int, ...]
+    padding_mode: str
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    _reversed_padding_repeated_twice: list[int]
 
     def forward(self, x: Tensor, *args: Any) -> Tensor:
         if x.dim() == self.spatial + 1 and torch.is_grad_enabled():
@@ -222,7 +229,7 @@ class _ConvolutionSynapse(Synapse):
         return super().forward(x, *args)
 
     def prepare(self, x: Tensor, *args: Any) -> tuple[Tensor, Geometry]:
-        padding: Any = self.padding
+        padding = self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0,) * self.spatial
         elif padding == "valid":
@@ -248,7 +255,7 @@ class _ConvolutionSynapse(Synapse):
         assert product is not None
         return product
 
-    def respond(self, x, delta, feedback, shape, geometry, need_weight, need_bias):  # noqa: D102
+    def respond(self, x, delta, feedback, shape, geometry, need_weight, need_bias):
         if not (need_weight or need_bias or feedback is not None):
             return None, None, None
         # Only shapes are read where a product is masked out, so an empty tensor stands in for x or B.
@@ -284,6 +291,8 @@ class Conv3dSynapse(_ConvolutionSynapse, nn.Conv3d):
 
 
 class _ConvolutionTransposeSynapse(_ConvolutionSynapse):
+    _output_padding: Callable[..., list[int]]
+
     def prepare(self, x: Tensor, *args: Any) -> tuple[Tensor, Geometry]:
         output_size = args[0] if args else None
         output_padding = self._output_padding(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Tap:
-    """A place where a teaching signal enters: activity x [N, *features], and the feedback D [outputs, *features] of its owner."""
+    """A place where a teaching signal enters: activity x [N, *features] and feedback D [outputs, *features] of its owner."""
 
     owner: nn.Module
     label: str
@@ -35,15 +36,17 @@ class Tap:
     before: Tensor | None = None
     """Output of the synapse called before, for chained pathways."""
 
-    def receive(self, e: Tensor) -> Tensor:
-        """e D at this tap, shaped and laid out like x. e [N, outputs]."""
-        assert self.x is not None
-        assert self.feedback is not None
-        D, shape = self.feedback.to(e.dtype), self.x.shape
-        if D.dim() == 4 and self.x.is_contiguous(memory_format=torch.channels_last) and not self.x.is_contiguous():
-            n, channels, height, width = shape
-            return (e @ D.permute(0, 2, 3, 1).flatten(1)).view(n, height, width, channels).permute(0, 3, 1, 2)
-        return (e @ D.flatten(1)).view(shape)
+
+def carry(e: Float[Tensor, "n outputs"], D: Tensor, x: Tensor) -> Tensor:
+    """Teaching signal e D at a tap, shaped and laid out like its activity x."""
+    if D.dtype != e.dtype:
+        D = D.to(e.dtype)
+    if D.dim() == 2:
+        return torch.mm(e, D)
+    if D.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        n, channels, height, width = x.shape
+        return torch.mm(e, D.permute(0, 2, 3, 1).flatten(1)).view(n, height, width, channels).permute(0, 3, 1, 2)
+    return torch.mm(e, D.flatten(1)).view(x.shape)
 
 
 class _Broadcast(torch.autograd.Function):
@@ -53,7 +56,8 @@ class _Broadcast(torch.autograd.Function):
     def forward(ctx: Any, output: Tensor, pathway: Pathway, taps: list[Tap], *edges: Tensor) -> Tensor:
         ctx.pathway, ctx.taps = pathway, taps
         ctx.save_for_backward(*edges)
-        _hold(taps)  # Autograd alone keeps the activities, and lets them go after the backward.
+        for tap in taps:
+            tap.x = tap.feedback = None  # Autograd alone keeps them, and lets them go after the backward.
         return output.view_as(output)
 
     @staticmethod
@@ -61,23 +65,15 @@ class _Broadcast(torch.autograd.Function):
     def backward(ctx: Any, e: Tensor) -> tuple[Tensor | None, ...]:
         taps: list[Tap] = ctx.taps
         edges = ctx.saved_tensors
-        error = e.reshape(len(e), -1)
-        _hold(taps, *edges)
-        increments = [
-            tap.plasticity.increment((error.t() @ tap.x.flatten(1).to(e.dtype)).view(tap.feedback.shape))
-            if needed and tap.feedback is not None
-            else None
-            for tap, needed in zip(taps, ctx.needs_input_grad[3 + len(taps) :], strict=True)
-        ]
-        signals = ctx.pathway.signals(error, taps)
-        _hold(taps)
+        xs, feedbacks = edges[: len(taps)], edges[len(taps) :]
+        error = e if e.dim() == 2 else e.reshape(len(e), -1)
+        signals = ctx.pathway.signals(error, taps, xs, feedbacks)
+        increments: list[Tensor | None] = [None] * len(taps)
+        for i, (tap, x, D) in enumerate(zip(taps, xs, feedbacks, strict=True)):
+            if ctx.needs_input_grad[3 + len(taps) + i]:
+                product = torch.mm(error.t(), x.flatten(1).to(error.dtype))
+                increments[i] = tap.plasticity.increment(product.view(D.shape))
         return e, None, None, *signals, *increments
-
-
-def _hold(taps: list[Tap], *edges: Tensor | None) -> None:
-    edges = edges or (None,) * (2 * len(taps))
-    for tap, x, feedback in zip(taps, edges[: len(taps)], edges[len(taps) :], strict=True):
-        tap.x, tap.feedback = x, feedback
 
 
 class Wiring:
@@ -145,6 +141,7 @@ class Wiring:
         tensor = pick(output, self.output)
         outputs = tensor[0].numel() if len(tensor) else None
         for tap in taps:
+            assert tap.x is not None
             if len(tap.x) != len(tensor):
                 raise RuntimeError(
                     f"activity at '{tap.label}' has {len(tap.x)} rows but the output has {len(tensor)}; a direct signal needs "

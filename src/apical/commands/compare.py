@@ -15,11 +15,11 @@ from apical.training.compare import CompareConfig, compare
 
 @dataclass(frozen=True)
 class Compare:
-    """Train one network under several rules, from several seeds each; print the comparison and write an HTML report.
+    r"""Train one network under several rules, from several seeds each; print the comparison and write an HTML report.
 
     Examples:
       apical compare
-      apical compare --rules bp fa dfa kp --data ylecun/mnist --network 784-800-800-10 --optimizer RMSprop \\
+      apical compare --rules bp fa dfa kp --data ylecun/mnist --network 784-800-800-10 --optimizer RMSprop \
           --learning-rate 1e-4 --epochs 5
       apical compare --rules bp urfb urfb:epsilon=0.5 frfb --seeds 5
     """

@@ -45,7 +45,9 @@ class Rules:
         options = ", ".join(f"{key}={value!r}" for key, value in rule.hyperparameters.items())
         console.print(f"  hyperparameters: {options or 'none'}", markup=False)
         if rule.weight_decay:
-            console.print(f"  weight decay of its paper: {rule.weight_decay:g}, by the optimizer, equal for weights and feedback")
+            console.print(
+                f"  weight decay of its paper: {rule.weight_decay:g}, by the optimizer, equal for weights and feedback"
+            )
         where = f" ({rule.where})" if rule.where else ""
         for citation in rule.citations:
             console.print(f"  cite: {citation}", markup=False, highlight=False)

@@ -67,7 +67,9 @@ def new_folder(folder: Path | None, kind: str, *, overwrite: bool) -> Path:
         return Path("runs") / f"{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     if overwrite and folder.is_dir() and any(folder.iterdir()):
         if not (folder / "config.json").exists():
-            raise ValueError(f"--overwrite: folder {folder} holds no run of apical's, so it is left alone; give another folder")
+            raise ValueError(
+                f"--overwrite: folder {folder} holds no run of apical's, so it is left alone; give another folder"
+            )
         shutil.rmtree(folder)
     return folder
 

@@ -44,7 +44,9 @@ class Train:
         with progress() as display:
             watcher = watch(display, f"{config.rule}, seed {config.seed}")
             result = train(config, folder, resume=self.resume is not None, watcher=watcher)
-        console.print(f"test error [bold]{result['test_error']:.2f} %[/] after {result['steps']:,} steps, {result['seconds']:.1f} s")
+        console.print(
+            f"test error [bold]{result['test_error']:.2f} %[/] after {result['steps']:,} steps, {result['seconds']:.1f} s"
+        )
         for name, measured in (result["alignment"] or {}).items():
             if measured["delta_angle"] is not None:
                 console.print(f"  {name}: delta angle to backpropagation {measured['delta_angle']:.1f}°")

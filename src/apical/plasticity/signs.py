@@ -66,5 +66,5 @@ class Signs(Plasticity):
 
     def redraw(self, owner: nn.Module, generator: torch.Generator) -> None:  # noqa: D102
         if owner._buffers.get("magnitudes") is not None:
-            shape = owner.weight.shape  # type: ignore[union-attr]
+            shape: torch.Size = owner.weight.shape  # type: ignore[assignment, union-attr]
             keep_buffer(owner, "magnitudes", draw_for(owner, self.init, shape, generator, mirror=False).abs_())

@@ -46,4 +46,6 @@ def load(path: Path) -> dict[str, Any]:
     try:
         return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
-        raise CheckpointError(f"checkpoint {path} holds something other than tensors and numbers: {error}; {way_out}") from error
+        raise CheckpointError(
+            f"checkpoint {path} holds something other than tensors and numbers: {error}; {way_out}"
+        ) from error

@@ -87,7 +87,9 @@ def compare(
         What comparison.json holds.
     """
     data = images.load(config.data) if data is None else data
-    make(config, rule_of(config.rules[0]), config.first_seed, data)  # What can't be built fails before anything is written.
+    make(
+        config, rule_of(config.rules[0]), config.first_seed, data
+    )  # What can't be built fails before anything is written.
     home = RunFolder(folder)
     if resume:
         home.reopen(_plain(config))

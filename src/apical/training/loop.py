@@ -40,7 +40,7 @@ class NonFiniteLossError(RuntimeError):
     """A loss that became infinite or not a number."""
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818
     """Stopped by the user, at a step from which the run can be resumed."""
 
 
@@ -158,7 +158,9 @@ class _Session:
         while self.step < self.steps:
             epoch, done = divmod(self.step, self.per_epoch)
             generator = torch.Generator().manual_seed((self.config.seed + 1) * 1_000_003 + epoch)
-            for number, index in enumerate(images.batches(len(self.data.train), self.config.batch, generator=generator)):
+            for number, index in enumerate(
+                images.batches(len(self.data.train), self.config.batch, generator=generator)
+            ):
                 if number >= done:
                     yield index
 
@@ -286,12 +288,16 @@ class _Session:
             if state["random_cuda"] and torch.cuda.is_available():
                 torch.cuda.set_rng_state_all(state["random_cuda"])
         except (KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise CheckpointError(f"the checkpoint does not fit this run: {error}; delete the folder to start anew") from error
+            raise CheckpointError(
+                f"the checkpoint does not fit this run: {error}; delete the folder to start anew"
+            ) from error
 
 
 def _fabric(config: Recipe, rule: Rule) -> Fabric:
-    from lightning_fabric import Fabric  # Here, because importing it takes longer than everything else of the command line.
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric import (
+        Fabric,
+    )  # Here, because importing it takes longer than everything else of the command line.
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
     strategy: Any = "auto"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -25,8 +25,7 @@ class MetricsLog:
         if not self.path.exists():
             return []
         lines = self.path.read_text().split("\n")
-        found = [json.loads(line) for line in lines[:-1] if line]
-        return found
+        return [json.loads(line) for line in lines[:-1] if line]
 
     def cut(self, step: int | None) -> None:
         """Drop everything measured after `step`; with None, everything."""

@@ -46,8 +46,14 @@ class RunFolder:
             raise RunFolderError(f"folder {self.path} holds no run to resume: it has no config.json")
         found = self._read(self._config)
         if config is not None and found != config:
-            changed = [f"{k}: {found.get(k)!r} there, {config.get(k)!r} asked" for k in {**found, **config} if found.get(k) != config.get(k)]
-            raise RunFolderError(f"the run in {self.path} was made with other settings ({'; '.join(changed)}); give another folder")
+            changed = [
+                f"{k}: {found.get(k)!r} there, {config.get(k)!r} asked"
+                for k in {**found, **config}
+                if found.get(k) != config.get(k)
+            ]
+            raise RunFolderError(
+                f"the run in {self.path} was made with other settings ({'; '.join(changed)}); give another folder"
+            )
         return found
 
     @property
