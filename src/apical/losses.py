@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def cross_entropy(outputs: Float[Tensor, "n c"], targets: Int[Tensor, n]) -> Float[Tensor, n]:
+def cross_entropy(outputs: Float[Tensor, "n c"], targets: Tensor) -> Tensor:
     """Softmax cross-entropy; e = softmax(outputs) - onehot."""
     return F.cross_entropy(outputs, targets, reduction="none")
 
 
-def binary_cross_entropy(outputs: Float[Tensor, "n c"], targets: Int[Tensor, n]) -> Float[Tensor, n]:
+def binary_cross_entropy(outputs: Float[Tensor, "n c"], targets: Tensor) -> Tensor:
     """Binary cross-entropy of logistic outputs on one-hot targets, summed over outputs (nokland2016).
 
     e = sigma(outputs) - onehot.
@@ -22,7 +22,7 @@ def binary_cross_entropy(outputs: Float[Tensor, "n c"], targets: Int[Tensor, n])
     return F.binary_cross_entropy_with_logits(outputs, _one_hot(targets, outputs), reduction="none").sum(1)
 
 
-def squared_error(outputs: Float[Tensor, "n c"], targets: Int[Tensor, n]) -> Float[Tensor, n]:
+def squared_error(outputs: Float[Tensor, "n c"], targets: Tensor) -> Tensor:
     """Half the squared error on one-hot targets, summed over outputs (lillicrap2016); e = outputs - onehot."""
     return (outputs - _one_hot(targets, outputs)).square().sum(1) / 2
 
@@ -38,6 +38,6 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def error_rate(outputs: Float[Tensor, "n c"], targets: Int[Tensor, n]) -> float:
+def error_rate(outputs: Float[Tensor, "n c"], targets: Tensor) -> float:
     """Percent of samples whose largest output is not their class's."""
     return 100 * float((outputs.argmax(1) != targets).double().mean())

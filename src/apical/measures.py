@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def angles(a: Float[Tensor, "n f"], b: Float[Tensor, "n f"]) -> Float[Tensor, n]:
+def angles(a: Float[Tensor, "n f"], b: Float[Tensor, "n f"]) -> Tensor:
     """Angle between rows [n], in degrees from 0 to 180; nan where a row is zero. Accurate near 0 and 180 as well.
 
     Obtuse angles are not folded: they mean feedback that opposes the gradient.
@@ -26,7 +26,7 @@ def angle(a: Tensor, b: Tensor) -> float:
     return float(angles(a.reshape(1, -1), b.reshape(1, -1)))
 
 
-def unit_angles(W: Float[Tensor, "o i *k"], B: Float[Tensor, "o i *k"]) -> Float[Tensor, i]:
+def unit_angles(W: Float[Tensor, "o i *k"], B: Float[Tensor, "o i *k"]) -> Tensor:
     """Per unit j before the synapse [i], the angle of its outgoing weights W[:, j] to its feedback B[:, j], in degrees.
 
     lillicrap2016 Fig. 5a.

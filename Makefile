@@ -1,0 +1,43 @@
+# Everything here sets itself up: a machine needs Python 3.11 (or newer) with venv, and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup demo test slow lint format benchmark clean
+
+help:           ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+setup: $(VENV)/.installed  ## a virtual environment with apical and its tools
+
+# torch first and alone: what comes after finds it there and does not look for another build.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "apical needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup     ## train on real digits under several rules; prints the comparison and writes runs/demo/report.html
+	$(BIN)/apical compare --folder runs/demo --overwrite
+
+test: setup     ## the test suite
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: setup     ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: setup     ## linter, formatter, type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: setup   ## let the formatter have its way
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: setup  ## time a training step of every rule against plain backpropagation
+	$(BIN)/apical benchmark
+
+clean:          ## remove what was set up; keeps runs/
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

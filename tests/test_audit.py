@@ -1,0 +1,209 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import apical
+
+CRITERION = lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="none")  # noqa: E731
+SIGNS = ("usf", "brsf", "frsf")
+NOTHING = ("shallow", "fa", "frfb", "dfa", "ifa", "kp", "matched", "urfb", "kp-direct")
+
+
+def deep(depth, width=6, classes=5, norm=False, seed=0, activation=nn.Tanh):
+    torch.manual_seed(seed)
+    layers = []
+    for _ in range(depth - 1):
+        layers += [nn.Linear(width, width), *([nn.BatchNorm1d(width)] if norm else []), activation()]
+    return nn.Sequential(*layers, nn.Linear(width, classes))
+
+
+def batch(n=4, width=6, classes=5):
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(n, width, generator=g), torch.randint(classes, (n,), generator=g)
+
+
+def transported(net, rule, **kwargs):
+    x, y = batch()
+    return apical.audit(apical.attach(net, rule, example_input=x, **kwargs), x, y, CRITERION).transported
+
+
+def test_backpropagation_transports_weights():
+    found = transported(deep(4), "bp")
+    # The first layer's weights would only carry a signal to the data.
+    assert found == {"0": "nothing", "2": "weights", "4": "weights", "6": "weights"}
+
+
+@pytest.mark.parametrize("rule", SIGNS)
+def test_sign_rules_transport_signs(rule):
+    assert transported(deep(4), rule) == {"0": "nothing", "2": "signs", "4": "signs", "6": "signs"}
+
+
+@pytest.mark.parametrize("rule", NOTHING)
+def test_the_others_transport_nothing(rule):
+    assert set(transported(deep(4), rule).values()) == {"nothing"}
+
+
+@pytest.mark.parametrize("rule", ["fa", "dfa", "kp", "usf"])
+def test_normalization_scale_is_its_own_line(rule):
+    found = transported(deep(4, norm=True), rule)
+    assert [found[name] for name in ("1", "4", "7")] == ["normalization scale"] * 3
+    assert "weights" not in found.values()
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(6), nn.GroupNorm(2, 6), nn.BatchNorm1d(6, affine=False)])
+@pytest.mark.parametrize("mode", [True, False])
+def test_every_kind_of_normalization(norm, mode):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 6), norm, nn.Tanh(), nn.Linear(6, 5)).train(mode)
+    assert transported(net, "fa") == {"0": "nothing", "1": "normalization scale", "3": "nothing"}
+
+
+def test_convolutions_residuals_and_groups():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            return torch.relu(x + self.b(torch.relu(self.a(x))))
+
+    torch.manual_seed(0)
+    x, y = torch.randn(3, 2, 6, 6), torch.tensor([0, 1, 2])
+    for rule, hidden in (("bp", "weights"), ("usf", "signs"), ("fa", "nothing"), ("dfa", "nothing"), ("kp", "nothing")):
+        net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), Block(), nn.Flatten(), nn.Linear(144, 3))
+        found = apical.audit(apical.attach(net, rule, example_input=x), x, y, CRITERION).transported
+        assert found == {"0": "nothing", "1.a": hidden, "1.b": hidden, "3": hidden}
+
+
+class Copying(torch.autograd.Function):
+    """Puts a copy of the weights by in the forward pass."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight.clone())
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx, delta):
+        x, weight = ctx.saved_tensors
+        return delta @ weight, delta.t() @ x
+
+
+class Unseen(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(width, width) / width**0.5)
+
+    def forward(self, x):
+        return Copying.apply(x, self.kernel)
+
+
+def plant(net, learner, name, how):
+    synapse = learner.synapses[name]
+    if how == "feedback is an alias of the weights":
+        synapse.feedback = synapse.weight
+    elif how == "a plasticity that transports":
+        synapse.plasticity = apical.Transport()
+    elif how == "a plasticity that transports signs":
+        synapse.plasticity = apical.Signs()
+    elif how == "a backward hook":
+        synapse.register_full_backward_hook(lambda module, grad_in, grad_out: (grad_out[0] @ module.weight,))
+    elif how == "a plain layer put in later":
+        net[int(name)] = nn.Linear(6, 6)
+    elif how == "a layer that attach never saw":
+        net[int(name)] = Unseen(6)
+
+
+PLANTS = {
+    "feedback is an alias of the weights": "weights",
+    "a plasticity that transports": "weights",
+    "a plasticity that transports signs": "signs",
+    "a backward hook": "weights",
+    "a plain layer put in later": "weights",
+    "a layer that attach never saw": "weights",
+}
+
+
+@given(
+    how=st.sampled_from(sorted(PLANTS)),
+    layer=st.integers(1, 8),
+    rule=st.sampled_from(["fa", "frfb"]),
+    seed=st.integers(0, 50),
+)
+@settings(deadline=None, max_examples=25)
+def test_a_transport_planted_in_one_layer_of_ten_is_found_there(how, layer, rule, seed):
+    net = deep(10, seed=seed)
+    x, y = batch()
+    learner = apical.attach(net, rule, example_input=x, generator=torch.Generator().manual_seed(seed))
+    plant(net, learner, str(2 * layer), how)
+    found = apical.audit(learner, x, y, CRITERION).transported
+    assert found.pop(str(2 * layer)) == PLANTS[how]
+    assert set(found.values()) == {"nothing"}
+
+
+@given(
+    depth=st.integers(2, 6),
+    norm=st.booleans(),
+    activation=st.sampled_from([nn.Tanh, nn.ReLU, nn.Sigmoid, nn.GELU]),
+    rule=st.sampled_from(NOTHING),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=40)
+def test_no_false_alarm_on_any_network(depth, norm, activation, rule, seed):
+    if rule == "ifa":
+        norm = False
+    found = transported(deep(depth, norm=norm, seed=seed, activation=activation), rule)
+    assert not {"weights", "signs"} & set(found.values())
+
+
+def test_tied_weights_read_by_another_layer_are_transported():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 5)
+
+        def forward(self, x):
+            h = torch.tanh(self.b(torch.tanh(self.a(x))))
+            return self.head(torch.tanh(h @ self.b.weight))
+
+    torch.manual_seed(0)
+    found = transported(Tied(), "fa")
+    assert found == {"a": "nothing", "b": "weights", "head": "nothing"}
+
+
+def test_weights_are_left_bit_for_bit_even_when_the_audit_fails():
+    net = deep(3)
+    x, y = batch()
+    learner = apical.attach(net, "fa", example_input=x)
+    before = [p.clone() for p in net.parameters()]
+    calls = 0
+
+    def failing(outputs, targets):
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise RuntimeError("planted")
+        return CRITERION(outputs, targets)
+
+    with pytest.raises(RuntimeError, match="planted"):
+        apical.audit(learner, x, y, failing)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    assert all(s.clean_weight is None for s in learner.synapses.values())
+
+
+def test_a_batch_that_can_not_learn_is_refused():
+    net = deep(3)
+    x, y = batch()
+    with pytest.raises(ValueError, match="not finite even before the audit"):
+        apical.audit(apical.attach(net, "fa", example_input=x), x * float("nan"), y, CRITERION)
+
+
+def test_the_report_reads_as_lines():
+    x, y = batch()
+    report = apical.audit(apical.attach(deep(3, norm=True), "usf", example_input=x), x, y, CRITERION)
+    assert report.summary == "signs, normalization scale"
+    assert str(report).splitlines()[0] == "rule 'usf' transports: signs, normalization scale"
+    assert "3  signs" in str(report)
