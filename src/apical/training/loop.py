@@ -181,7 +181,7 @@ class _Session:
     def _check_finite(self, loss: Tensor) -> None:
         # On a GPU every look waits for the device, so look now and then.
         if loss.device.type == "cpu" or self.step % 50 == 0:
-            value = float(loss)
+            value = float(loss.detach())
             if not math.isfinite(value):
                 raise NonFiniteLossError(
                     f"loss became {value} at step {self.step + 1} (epoch {self.step // self.per_epoch + 1}) of rule "

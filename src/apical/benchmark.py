@@ -1,0 +1,310 @@
+"""Timing a whole training step of every rule against plain PyTorch backpropagation.
+
+All contenders of a network start from the same weights, see the same batch and use the same optimizer. They take turns, in an
+order that rotates; a round's ratio is a contender's time over the plain step's of the same round, and the figure is the median
+over all rounds. Models are made anew several times, because where memory happens to lie shifts a contender's time by percents.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from apical.data import ImageData
+from apical.learner import attach
+from apical.losses import LOSSES, cross_entropy
+from apical.networks import lansdell2020_cnn, mlp, parse_sizes, resnet20
+from apical.spec import nearest, optimizer_of, rule_of
+
+if TYPE_CHECKING:
+    from apical.training.compare import CompareConfig
+
+PLAIN = "plain"
+
+Step = Callable[[], None]
+Maker = Callable[[], Step]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to time, with its input shape and batch size."""
+
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    batch: int
+
+
+def _sizes(text: str, batch: int) -> Subject:
+    sizes = parse_sizes(text)
+    return Subject(lambda: mlp(sizes), (sizes[0],), batch)
+
+
+SUBJECTS: dict[str, Subject] = {
+    "784-50-20-10": _sizes("784-50-20-10", 32),
+    "784-1000-10": _sizes("784-1000-10", 64),
+    "784-800-800-10": _sizes("784-800-800-10", 64),
+    "3072-1000-1000-1000-10": _sizes("3072-1000-1000-1000-10", 128),
+    "lansdell2020-cnn": Subject(lansdell2020_cnn, (3, 32, 32), 64),
+    "resnet20": Subject(resnet20, (3, 32, 32), 64),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """What to time, and how long."""
+
+    networks: tuple[str, ...] = tuple(SUBJECTS)
+    """Networks to time; their batch sizes are fixed."""
+    rules: tuple[str, ...] = ("bp", "fa", "frfb", "usf", "frsf", "dfa", "kp", "urfb")
+    """Rules to time against plain PyTorch backpropagation."""
+    optimizer: str = "SGD:momentum=0.9"
+    """Of every contender: a class of torch.optim with options."""
+    seconds: float = 30.0
+    """Time per network, over all contenders and repeats."""
+    repeats: int = 4
+    """How many times all models are made anew."""
+    threads: int | None = None
+    """Threads of PyTorch. None: as PyTorch chooses."""
+    device: str = "cpu"
+    """cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        for network in self.networks:
+            if network not in SUBJECTS:
+                raise ValueError(f"unknown network {network!r} to benchmark; {nearest(network, SUBJECTS)}")
+        for rule in self.rules:
+            rule_of(rule)
+        optimizer_of(self.optimizer)
+        if not self.networks or not self.rules:
+            raise ValueError("networks and rules need at least one entry each")
+        if self.seconds <= 0 or self.repeats < 1 or (self.threads is not None and self.threads < 1):
+            raise ValueError(
+                f"seconds must be positive and repeats and threads at least 1, got {self.seconds}, {self.repeats}, {self.threads}"
+            )
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One contender's time per step.
+
+    milliseconds: median. ratio: median over rounds of its time over the plain step's. low, high: quartiles of that.
+    """
+
+    milliseconds: float
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One rule on one network. peak_memory: MiB; memory_ratio: to the plain step's."""
+
+    network: str
+    batch: int
+    rule: str
+    timing: Timing
+    peak_memory: float
+    memory_ratio: float
+
+    def asdict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def contest(makers: dict[str, Maker], *, seconds: float, repeats: int = 1, device: str = "cpu") -> dict[str, Timing]:
+    """Time contenders in turn. `makers` gives each one's training step; the first is what the others are compared with."""
+    names = list(makers)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(repeats):
+        steps = {name: make() for name, make in makers.items()}
+        for step in steps.values():
+            step()
+            step()
+        gc.collect()
+        until, turn = time.perf_counter() + seconds / repeats, 0
+        while turn < 3 or time.perf_counter() < until:
+            for place in range(len(names)):
+                name = names[(place + turn) % len(names)]
+                times[name].append(_time(steps[name], device))
+            turn += 1
+    reference = times[names[0]]
+    return {name: _timing(own, reference) for name, own in times.items()}
+
+
+def _time(step: Step, device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _timing(times: list[float], reference: list[float]) -> Timing:
+    ratios = [own / plain for own, plain in zip(times, reference, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return Timing(1000 * statistics.median(times), middle, low, high, len(ratios))
+
+
+def training_step(
+    model: nn.Module,
+    rule: str | None,
+    x: Tensor,
+    y: Tensor,
+    *,
+    optimizer: str,
+    learning_rate: float = 1e-4,
+    criterion: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+) -> Step:
+    """The whole step of a training loop: forward, loss, backward, adapt, optimizer; `rule` None for plain PyTorch."""
+    model.train()
+    learner = (
+        None
+        if rule is None
+        else attach(model, rule_of(rule), example_input=x[:2], generator=torch.Generator().manual_seed(1))
+    )
+    kind, options = optimizer_of(optimizer, lr=learning_rate)
+    stepper = kind(model.parameters(), **options)
+
+    def step() -> None:
+        criterion(model(x), y).mean().backward()
+        if learner is not None:
+            learner.adapt(x, y, criterion)
+        stepper.step()
+        stepper.zero_grad()
+
+    return step
+
+
+def peak_memory(make: Maker, device: str = "cpu") -> float:
+    """Most MiB alive at once in PyTorch's allocator during a contender's first three steps.
+
+    Weights, feedback, optimizer state, gradients and activations; not the interpreter, nor what kernels keep for themselves.
+    """
+    gc.collect()
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        step = make()
+        torch.cuda.reset_peak_memory_stats()
+        _three(step)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    steps: list[Step] = []
+    standing, _ = _allocated(lambda: steps.append(make()))
+    _, peak = _allocated(lambda: _three(steps[0]))
+    return (standing + peak) / 2**20
+
+
+def _three(step: Step) -> None:
+    for _ in range(3):
+        step()
+
+
+def _allocated(act: Callable[[], None]) -> tuple[int, int]:
+    """Bytes that `act` leaves allocated, and the most above the start at any moment of it."""
+    # PyTorch's profiler announces itself on stderr at any other level.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        act()
+    assert profiler.profiler is not None
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    alive = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    return alive, peak
+
+
+def run(config: BenchmarkConfig, watcher: Callable[[str], None] = lambda network: None) -> list[Measurement]:
+    """Time every network under every rule; `watcher(network)` is called before each network."""
+    threads = torch.get_num_threads()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    try:
+        found = []
+        for network in config.networks:
+            watcher(network)
+            found += _measure(config, network)
+        return found
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure(config: BenchmarkConfig, network: str) -> list[Measurement]:
+    subject = SUBJECTS[network]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = subject.build().to(config.device)
+        x = torch.randn(subject.batch, *subject.shape, device=config.device)
+        y = torch.randint(10, (subject.batch,), device=config.device)
+
+        def maker(rule: str | None) -> Maker:
+            return lambda: training_step(copy.deepcopy(model), rule, x, y, optimizer=config.optimizer)
+
+        makers = {PLAIN: maker(None), **{rule: maker(rule) for rule in config.rules}}
+        timings = contest(makers, seconds=config.seconds, repeats=config.repeats, device=config.device)
+        memory = {name: peak_memory(make, config.device) for name, make in makers.items()}
+    return [
+        Measurement(network, subject.batch, name, timing, memory[name], memory[name] / memory[PLAIN])
+        for name, timing in timings.items()
+    ]
+
+
+def table(measurements: list[Measurement]) -> Table:
+    """Ratios to the plain step, a row per rule and a column per network; peak memory's ratio in brackets."""
+    networks = list(dict.fromkeys(m.network for m in measurements))
+    rules = list(dict.fromkeys(m.rule for m in measurements))
+    result = Table(
+        title="Time of a training step / plain PyTorch backpropagation (peak memory / plain)", title_justify="left"
+    )
+    result.add_column("rule", style="bold")
+    for network in networks:
+        batch = next(m.batch for m in measurements if m.network == network)
+        result.add_column(f"{network}, {batch}", justify="right")
+    for rule in rules:
+        cells = {m.network: m for m in measurements if m.rule == rule}
+        row = [
+            f"{cells[n].timing.milliseconds:.2f} ms, {cells[n].peak_memory:.0f} MiB"
+            if rule == PLAIN
+            else f"{cells[n].timing.ratio:.2f} ({cells[n].memory_ratio:.2f})"
+            for n in networks
+        ]
+        result.add_row(rule, *row)
+    return result
+
+
+def step_ratios(config: CompareConfig, data: ImageData, *, seconds: float = 6.0) -> dict[str, float]:
+    """Each rule's time per step on a comparison's own network and data, as a ratio to plain backpropagation."""
+    from apical.training.loop import make
+
+    model = make(config, rule_of("bp"), config.first_seed, data)[1].detach()
+    x, y = data.train.batch(torch.arange(min(config.batch, len(data.train))))
+
+    def maker(rule: str | None) -> Maker:
+        return lambda: training_step(
+            copy.deepcopy(model),
+            rule,
+            x,
+            y,
+            optimizer=config.optimizer,
+            learning_rate=config.learning_rate,
+            criterion=LOSSES[config.loss],
+        )
+
+    with torch.random.fork_rng():
+        timings = contest(
+            {PLAIN: maker(None), **{rule: maker(rule) for rule in config.rules}}, seconds=seconds, repeats=2
+        )
+    return {rule: timings[rule].ratio for rule in config.rules}

@@ -1,0 +1,40 @@
+"""Residual networks for small images (He et al. 2016, section 4.2)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: x [N, before, H, W] -> [N, after, H / stride, W / stride].
+
+    Where shapes change, the shortcut is a 1x1 convolution (option B of the paper).
+    """
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(after)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after)
+        self.relu2 = nn.ReLU()
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or before != after:
+            self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's output."""
+        branch = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        return self.relu2(branch + self.shortcut(x))
+
+
+def resnet20(classes: int = 10, channels: int = 3) -> nn.Sequential:
+    """ResNet-20: x [N, channels, H, W] -> [N, classes], 16, 32 and 64 maps in three stages of three blocks."""
+    layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    width = 16
+    for stage, after in enumerate((16, 32, 64)):
+        for number in range(3):
+            layers.append(BasicBlock(width, after, 2 if stage and not number else 1))
+            width = after
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
