@@ -68,6 +68,9 @@ def faults(model: nn.Module) -> list[str]:
     found = []
     for name, module in model.named_modules():
         own = [key for key, parameter in module._parameters.items() if parameter is not None]
+        if any(module._parameters[key].is_complex() for key in own):  # type: ignore[union-attr]
+            found.append(f"{name or '(the model itself)'}: complex weights are not supported; use pairs of real ones")
+            continue
         if not own or type(module) in _SYNAPSES or isinstance(module, ELEMENTWISE):
             continue
         found.append(f"{name or '(the model itself)'}: {_fault(module, own)}")

@@ -114,11 +114,13 @@ class Synapse(nn.Module):
         else:
             super().__setattr__(name, value)
 
-    def forward(self, x: Tensor, *args: Any) -> Tensor:
+    def forward(self, input: Tensor, *args: Any) -> Tensor:
         """What the plain layer computes; a graph built here carries the rule."""
         if not torch.is_grad_enabled():
-            return super().forward(x, *args)
-        x, feedback = self.pathway.enter(self, x)
+            if self.pathway.wired:
+                self.wiring.refuse_without_graph(self.label, input)
+            return super().forward(input, *args)
+        x, feedback = self.pathway.enter(self, input)
         x, geometry = self.prepare(x, *args)
         return _Learn.apply(x, self.weight, self.bias, feedback, self, geometry)  # type: ignore[return-value]
 
@@ -223,10 +225,10 @@ class _ConvolutionSynapse(Synapse):
     groups: int
     _reversed_padding_repeated_twice: list[int]
 
-    def forward(self, x: Tensor, *args: Any) -> Tensor:
-        if x.dim() == self.spatial + 1 and torch.is_grad_enabled():
-            return super().forward(x.unsqueeze(0), *args).squeeze(0)
-        return super().forward(x, *args)
+    def forward(self, input: Tensor, *args: Any) -> Tensor:
+        if input.dim() == self.spatial + 1 and torch.is_grad_enabled():
+            return super().forward(input.unsqueeze(0), *args).squeeze(0)
+        return super().forward(input, *args)
 
     def prepare(self, x: Tensor, *args: Any) -> tuple[Tensor, Geometry]:
         padding = self.padding
@@ -243,14 +245,25 @@ class _ConvolutionSynapse(Synapse):
         return x, (self.stride, padding, self.dilation, False, (0,) * self.spatial, self.groups)
 
     def transmit(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry = ()) -> Tensor:
-        return torch.convolution(x, weight, bias, *(geometry or self.prepare(x)[1]))
+        if not geometry:
+            x, geometry = self.prepare(x)
+        return torch.convolution(x, weight, bias, *geometry)
 
     def feed_back(self, delta: Tensor, feedback: Tensor, shape: torch.Size, geometry: Geometry = ()) -> Tensor:
+        if not geometry:
+            # `shape` is that of the layer's own input: go back through its padding as well.
+            with torch.enable_grad():
+                x = delta.new_zeros(shape).requires_grad_()
+                padded, geometry = self.prepare(x)
+            signal = self.feed_back(delta, feedback, padded.shape, geometry)
+            return torch.autograd.grad(padded, x, signal)[0] if padded is not x else signal
         signal, _, _ = self.respond(None, delta, feedback, shape, geometry, False, False)
         assert signal is not None
         return signal
 
     def hebbian(self, x: Tensor, delta: Tensor, geometry: Geometry = ()) -> Tensor:
+        if not geometry:
+            x, geometry = self.prepare(x)
         _, product, _ = self.respond(x, delta, None, x.shape, geometry, True, False)
         assert product is not None
         return product
@@ -264,8 +277,6 @@ class _ConvolutionSynapse(Synapse):
         absent = feedback is None
         if absent:
             feedback = torch.empty_like(self.weight, dtype=delta.dtype)
-        if not geometry:
-            x, geometry = self.prepare(x)
         signal, product, bias = torch.ops.aten.convolution_backward(
             delta, x, feedback, [delta.shape[1]], *geometry, [not absent, need_weight, need_bias]
         )
@@ -300,8 +311,11 @@ class _ConvolutionTransposeSynapse(_ConvolutionSynapse):
         )
         return x, (self.stride, self.padding, self.dilation, True, tuple(output_padding), self.groups)
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        return super().forward(x) if output_size is None else super().forward(x, output_size)
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if output_size is None:
+            return super().forward(input)
+        # With or without the channels in front, as the plain layer takes it.
+        return super().forward(input, output_size[-self.spatial :] if torch.is_grad_enabled() else output_size)
 
     def fans(self) -> tuple[int, int]:
         inward, outward = super().fans()

@@ -30,4 +30,5 @@ class Fixed(Plasticity):
         return owner._buffers["feedback"]
 
     def store(self, owner: nn.Module, value: Tensor) -> None:  # noqa: D102
-        keep_buffer(owner, "feedback", value.detach())
+        # Like any buffer that is set, an alias; audit tells if it is one of the weights.
+        keep_buffer(owner, "feedback", value.detach().to(owner._buffers["feedback"]))

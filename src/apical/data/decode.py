@@ -1,0 +1,268 @@
+"""From rows with encoded images to files of plain bytes."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from apical.data.images import DataError, check_labels
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+    from PIL.Image import Image
+
+_TEST_SPLITS = ("test", "validation", "valid", "val")
+_IMAGE_COLUMNS = ("image", "img", "images")
+_LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "target")
+_GREY = ("1", "L", "LA")
+_DEEP = ("I", "F")  # and "I;16" with its byte orders
+_MOST_CLASSES = 100_000
+_ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which split and columns to take. None: found by name and type."""
+
+    test_split: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One split's encoded images and checked labels."""
+
+    where: str
+    rows: Dataset
+    column: str
+    labels: np.ndarray  # int64 [N]
+
+
+class _ColouredError(Exception):
+    """An image with colour among images that were grey so far."""
+
+
+def decode(splits: dict[str, Dataset], folder: Path, name: str, choice: Choice) -> dict[str, Any]:
+    """Write both splits' images and labels as plain bytes into `folder`.
+
+    Args:
+        splits: split name -> rows.
+        folder: an empty folder.
+        name: the data set's name, for errors.
+        choice: which split and columns.
+
+    Returns:
+        What reading needs: {"class_names": [...], "arrays": {file name: {"dtype", "shape", "crc32"}}}.
+
+    Raises:
+        DataError: if the rows aren't images of one size with labels.
+    """
+    tables, class_names = _tables(splits, name, choice)
+    for channels in (1, 3):
+        try:
+            return {"class_names": class_names, "arrays": _write(tables, folder, name, channels)}
+        except _ColouredError:
+            continue
+    raise AssertionError("three channels hold any image")
+
+
+def _tables(splits: dict[str, Dataset], name: str, choice: Choice) -> tuple[dict[str, _Table], list[str]]:
+    """All that can be known before an image is decoded."""
+    wanted = {"train": ("train",), "test": (choice.test_split,) if choice.test_split else _TEST_SPLITS}
+    tables, names = {}, None
+    for role, split in {role: _pick_split(splits, name, role, names) for role, names in wanted.items()}.items():
+        rows, where = splits[split], f"{name}, split {split!r}"
+        if len(rows) == 0:
+            raise DataError(f"{where} has no rows")
+        image = _pick_image(rows.features, where, choice.image_column)
+        label = _pick_label(rows.features, where, choice.label_column)
+        names = names or getattr(rows.features[label], "names", None)
+        encoded = rows.select_columns([image]).with_format("arrow")
+        tables[role] = _Table(where, encoded, image, _labels(rows, label, where))
+    classes = len(names) if names else 1 + max(int(table.labels.max()) for table in tables.values())
+    if classes > _MOST_CLASSES:
+        raise DataError(
+            f"{name}: labels up to {classes - 1} are hardly classes; name the column that holds them (label_column=), "
+            "with values from 0"
+        )
+    for table in tables.values():
+        check_labels(torch.from_numpy(table.labels), classes, table.where)
+    return tables, list(names or map(str, range(classes)))
+
+
+def _pick_split(splits: dict[str, Dataset], name: str, role: str, wanted: tuple[str, ...]) -> str:
+    for split in wanted:
+        if split in splits:
+            return split
+    has = ", ".join(map(repr, splits)) or "none"
+    way_out = "name one by test_split=, or add a file" if role == "test" else "add a file or rename one, such as"
+    raise DataError(
+        f"{name} has no {role} split (looked for {', '.join(map(repr, wanted))}); its splits are {has}; "
+        f"{way_out} {role}-00000-of-00001.parquet"
+    )
+
+
+def _pick_image(features: Features, where: str, given: str | None) -> str:
+    import datasets
+
+    def encoded(feature: Any) -> bool:  # What an image column looks like when its writer didn't say that it is one.
+        binary = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+        return binary or (isinstance(feature, dict) and "bytes" in feature)
+
+    certain = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    possible = [name for name, feature in features.items() if encoded(feature)]
+    return _pick(features, where, given, "image", "images or encoded bytes", _IMAGE_COLUMNS, certain, possible)
+
+
+def _pick_label(features: Features, where: str, given: str | None) -> str:
+    import datasets
+
+    def whole(feature: Any) -> bool:
+        return isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint"))
+
+    certain = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    possible = [name for name, feature in features.items() if whole(feature)]
+    kind = "ClassLabel or whole numbers (text becomes ClassLabel by datasets' class_encode_column)"
+    return _pick(features, where, given, "label", kind, _LABEL_COLUMNS, certain, possible)
+
+
+def _pick(
+    features: Features,
+    where: str,
+    given: str | None,
+    role: str,
+    kind: str,
+    usual: tuple[str, ...],
+    certain: list[str],
+    possible: list[str],
+) -> str:
+    columns = ", ".join(f"{name!r} ({_type(feature)})" for name, feature in features.items())
+    if given is not None:
+        if given not in features:
+            raise DataError(f"{where} has no column {given!r} ({role}_column); its columns are {columns}")
+        if given not in certain + possible:
+            raise DataError(
+                f"{where}: column {given!r} ({role}_column) holds {_type(features[given])}, but has to hold {kind}"
+            )
+        return given
+    by_name = {name.lower(): name for name in (*possible, *certain)}
+    for name in usual:
+        if name in by_name:
+            return by_name[name]
+    if len(certain) == 1:
+        return certain[0]
+    if certain:
+        raise DataError(f"{where} has {len(certain)} columns of {role}s; choose one by {role}_column=: {columns}")
+    raise DataError(
+        f"{where} has no {role} column, of {kind}; its columns are {columns}; if one of them is it, say {role}_column="
+    )
+
+
+def _type(feature: Any) -> str:
+    name = type(feature).__name__
+    return feature.dtype if name == "Value" else name
+
+
+def _labels(rows: Dataset, column: str, where: str) -> np.ndarray:
+    import pyarrow
+
+    values = rows.select_columns([column]).with_format("arrow")[:].column(0)
+    if values.null_count:
+        row = int(np.argmax(values.is_null().to_numpy()))
+        raise DataError(f"{where}, row {row}: label in column {column!r} is missing; drop the rows that have none")
+    try:
+        return values.cast(pyarrow.int64()).to_numpy().astype(np.int64)
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{where}: labels in column {column!r} can't be classes: {error}") from error
+
+
+def _write(tables: dict[str, _Table], folder: Path, name: str, channels: int) -> dict[str, Any]:
+    arrays: dict[str, Any] = {}
+    size: tuple[int, int] | None = None
+    with _progress(sum(len(table.rows) for table in tables.values()), name) as advance:
+        for role, table in tables.items():
+            file, crc = f"{role}-images.u8", 0
+            with (folder / file).open("wb") as stream:
+                for row, image in enumerate(_images(table)):
+                    where = f"{table.where}, row {row}"
+                    if size is None:
+                        size = image.size
+                    if image.size != size:
+                        raise DataError(
+                            f"{where}: image of {_size(image.size)} pixels among images of {_size(size)}; bring all to "
+                            "one size first, with datasets' map and Pillow's resize or crop"
+                        )
+                    pixels = _pixels(image, channels, where)
+                    crc = zlib.crc32(pixels, crc)
+                    stream.write(pixels)
+                    advance()
+            assert size is not None
+            arrays[file] = {"dtype": "|u1", "shape": [len(table.rows), channels, size[1], size[0]], "crc32": crc}
+            labels = table.labels.astype("<i8").tobytes()
+            (folder / f"{role}-labels.i64").write_bytes(labels)
+            arrays[f"{role}-labels.i64"] = {"dtype": "<i8", "shape": [len(table.rows)], "crc32": zlib.crc32(labels)}
+    return arrays
+
+
+def _images(table: _Table) -> Iterator[Image]:
+    import datasets
+
+    feature = datasets.Image()
+    for start in range(0, len(table.rows), _ROWS_AT_ONCE):
+        cells = table.rows[start : start + _ROWS_AT_ONCE].column(table.column).to_pylist()
+        for row, cell in enumerate(cells, start):
+            encoded = cell if isinstance(cell, dict) else {"bytes": cell}
+            if encoded.get("bytes") is None and encoded.get("path") is None:
+                raise DataError(
+                    f"{table.where}, row {row}: image in column {table.column!r} is missing; drop such rows"
+                )
+            try:
+                yield feature.decode_example({"bytes": encoded.get("bytes"), "path": encoded.get("path")})
+            except Exception as error:  # Pillow's decoders fail in many ways.
+                raise DataError(
+                    f"{table.where}, row {row}: image can't be decoded: {type(error).__name__}: {error}; "
+                    "mend or drop such rows, or fetch the data again"
+                ) from error
+
+
+def _pixels(image: Image, channels: int, where: str) -> bytes:
+    """The image's values in the order [C, H, W]. An alpha channel is dropped."""
+    if image.mode.startswith(_DEEP):
+        raise DataError(
+            f"{where}: grey image of more than 8 bits (Pillow mode {image.mode!r}); bring it to 8 bits first: "
+            "only you know the range of its values"
+        )
+    if channels == 1:
+        if image.mode not in _GREY:
+            raise _ColouredError
+        return image.convert("L").tobytes()
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB")).transpose(2, 0, 1).tobytes()
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+@contextmanager
+def _progress(total: int, name: str) -> Iterator[Callable[[], None]]:
+    """Yields what to call after each image; a bar shows only on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"decoding {name}", total=total)
+        yield lambda: bar.advance(task)

@@ -1,0 +1,122 @@
+"""A data set by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from pathlib import Path
+
+from apical.data.cache import Cache, DamagedError, folder
+from apical.data.decode import Choice, decode
+from apical.data.digits import digits
+from apical.data.images import DataError, ImageData
+from apical.data.source import Folder, Hub, UnreachableError, offline_by_choice, resolve
+
+_UNKNOWN = "unknown"  # fingerprint of what `datasets` has kept of a data set on a hub that can't be asked
+
+
+def load(
+    name: str = "digits",
+    *,
+    cache: Path | None = None,
+    test_split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    in_memory: bool | None = None,
+) -> ImageData:
+    """A data set by name, decoded at the first time and kept for later ones.
+
+    Grey images have one channel, all others three (RGB), as have grey images among coloured ones; an alpha channel is
+    dropped. What was kept is checked byte by byte, and decoded anew when it is damaged or its source has changed: a
+    folder's files by name, size and time of modification, a data set on the hub by its revision.
+
+    Args:
+        name: "digits" (1797 images of 8 x 8, bundled with scikit-learn; nothing is read or kept elsewhere), a data set
+            on the Hugging Face hub such as "ylecun/mnist" or "uoft-cs/cifar10", or a local folder in the hub's layout.
+        cache: where decoded images are kept. None: $APICAL_CACHE, else `apical` in $XDG_CACHE_HOME or ~/.cache.
+        test_split: the split to test on. None: "test", else "validation", "valid" or "val". The other is "train".
+        image_column: None: found by its type and by a name such as "image" or "img".
+        label_column: None: found by its type and by a name such as "label" or "fine_label".
+        in_memory: read the images into memory; False: map their files, and read what a batch needs. None: into memory
+            if they take up to a quarter of it.
+
+    Returns:
+        Two splits with uint8 images [N, C, H, W] and int64 labels [N].
+
+    Raises:
+        DataError: if the data is missing, empty, damaged or unreachable, has images of several sizes, or is no
+            image-classification data; or if the cache folder can't be written.
+    """
+    name, choice = os.fspath(name), Choice(test_split, image_column, label_column)
+    if name == "digits":
+        if given := [key for key, value in dataclasses.asdict(choice).items() if value is not None]:
+            raise DataError(
+                f"digits come in one form; leave out {', '.join(given)} (a folder of that name is './digits')"
+            )
+        return digits()
+    source = resolve(name)
+    root = folder(cache)
+    if isinstance(source, Folder) and root.is_relative_to(source.path):
+        raise DataError(
+            f"cache folder {root} lies in the data folder {name!r}, and would change it; name another by cache="
+        )
+    kept = Cache(root, name, [source.identity, dataclasses.asdict(choice)])
+    try:
+        fingerprint = source.fingerprint()
+    except UnreachableError as error:
+        return _without_hub(source, kept, choice, in_memory, error)
+    entry = kept.entry(fingerprint or _UNKNOWN)
+    try:
+        found = kept.read(entry, name, in_memory)
+    except DamagedError:
+        found = None  # It is looked at again, and reported, when no other process is writing it.
+    return found or _decode(source, fingerprint, kept, entry, choice, in_memory)
+
+
+def _without_hub(
+    source: Folder | Hub, kept: Cache, choice: Choice, in_memory: bool | None, error: UnreachableError
+) -> ImageData:
+    """What was decoded last, of whatever revision; else, if the user has said that there is no hub, what `datasets` has."""
+    latest = kept.newest()
+    try:
+        found = kept.read(latest, source.name, in_memory) if latest else None
+    except DamagedError as damage:
+        raise DataError(f"decoded images in {latest} are damaged ({damage}), and {error}") from error
+    if found is None:
+        if not offline_by_choice():
+            raise error  # `datasets` would look for its own copy only after half a minute of attempts to connect.
+        return _decode(source, None, kept, kept.entry(_UNKNOWN), choice, in_memory)
+    if not offline_by_choice():
+        warnings.warn(
+            f"the Hugging Face hub can't be reached: {source.name} may have changed since it was decoded into {latest} "
+            "(to work without the hub, and this warning, set HF_HUB_OFFLINE=1)",
+            stacklevel=3,
+        )
+    return found
+
+
+def _decode(
+    source: Folder | Hub, fingerprint: str | None, kept: Cache, entry: Path, choice: Choice, in_memory: bool | None
+) -> ImageData:
+    with kept.lock():
+        try:
+            found = kept.read(entry, source.name, in_memory)
+        except DamagedError as damage:
+            found = None
+            warnings.warn(
+                f"decoded images in {entry} are damaged ({damage}); decoding {source.name} again", stacklevel=3
+            )
+        if found is not None:  # Another process wrote it while this one waited.
+            return found
+        kept.write(entry, lambda new, scratch: decode(source.open(scratch, fingerprint), new, source.name, choice))
+        try:
+            found = kept.read(entry, source.name, in_memory)
+        except DamagedError as damage:
+            raise DataError(
+                f"decoded images in {entry} differ from what was just written ({damage}); is the disk failing? "
+                "Name another cache folder by cache= or $APICAL_CACHE"
+            ) from damage
+        if found is None:
+            raise DataError(f"decoded images in {entry} were removed by another program as soon as they were written")
+        return found
