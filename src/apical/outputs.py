@@ -31,7 +31,12 @@ def pick(output: Any, which: Which) -> Tensor:
             f"apical.attach(..., output=...), one of {list(tensors) or 'its tensors (a function of the output may pick it)'}"
         )
     if callable(which):
-        found = which(output)
+        try:
+            found = which(output)
+        except Exception as error:
+            raise ValueError(
+                f"output= is a function that fails on the model's {type(output).__name__}: {type(error).__name__}: {error}"
+            ) from error
     elif isinstance(which, int) and isinstance(output, list | tuple) and -len(output) <= which < len(output):
         found = output[which]
     else:
@@ -71,21 +76,22 @@ def substitute(output: Any, old: Tensor, new: Tensor) -> Any:
 
 
 def _substitute(output: Any, old: Tensor, new: Tensor) -> Any | None:
+    """`output` with every occurrence replaced, or None if there is none."""
     if output is old:
         return new
     if isinstance(output, Tensor) or not (items := _items(output)):
         return None
-    for key, value in items.items():
-        replaced = _substitute(value, old, new)
-        if replaced is None:
-            continue
-        if isinstance(output, tuple):
-            values = [replaced if v is value else v for v in output]
-            return type(output)(*values) if hasattr(output, "_fields") else tuple(values)
-        result = copy.copy(output)
+    replaced = {key: _substitute(value, old, new) for key, value in items.items()}
+    replaced = {key: value for key, value in replaced.items() if value is not None}
+    if not replaced:
+        return None
+    if isinstance(output, tuple):
+        values = [replaced.get(key, value) for key, value in items.items()]
+        return type(output)(*values) if hasattr(output, "_fields") else tuple(values)
+    result = copy.copy(output)
+    for key, value in replaced.items():
         if isinstance(output, Mapping | list):
-            result[key] = replaced  # type: ignore[index]
+            result[key] = value  # type: ignore[index]
         else:
-            object.__setattr__(result, key, replaced)
-        return result
-    return None
+            object.__setattr__(result, key, value)
+    return result

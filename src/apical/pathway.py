@@ -55,7 +55,7 @@ class LayerWise(Pathway):
 
     def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:  # noqa: D102
         if x.requires_grad:
-            if not synapse.sends_back:
+            if not (synapse.sends_back or synapse.plasticity.available(synapse)):
                 raise RuntimeError(
                     f"the input of '{synapse.label}' now requires a gradient, but its feedback was dropped because its first "
                     "input was data; attach with apical.rule(name, track=True) to keep it, or detach the input"

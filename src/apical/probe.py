@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from apical.outputs import Which, pick
+from apical.outputs import Which, pick, substitute
 
 if TYPE_CHECKING:
     from apical.learner import Learner
@@ -62,7 +62,13 @@ def run(model: nn.Module, example_input: Any) -> Any:
 
 
 def probe(
-    model: nn.Module, names: Sequence[str], example_input: Any, at: Sequence[str] | None, output: Which
+    model: nn.Module,
+    names: Sequence[str],
+    example_input: Any,
+    at: Sequence[str] | None,
+    output: Which,
+    *,
+    wired: bool,
 ) -> Probed:
     """Run plain `model` once on `example_input`, leaving parameters, modes, statistics and random state as they were.
 
@@ -103,6 +109,8 @@ def probe(
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
             result = run(model, example_input)
         tensor = pick(result, output)
+        if wired:
+            substitute(result, tensor, tensor)
         if tensor.requires_grad:
             shown.outputs = tensor[0].numel()
     except (RuntimeError, TypeError, IndexError) as error:

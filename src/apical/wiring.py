@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from apical.outputs import Which, pick, substitute
 from apical.recycle import Recycler
@@ -33,8 +34,8 @@ class Tap:
     plasticity: Plasticity
     x: Tensor | None
     feedback: Tensor | None
-    before: Tensor | None = None
-    """Output of the synapse called before, for chained pathways."""
+    before: GradientEdge | None = None
+    """Where the output of the synapse called before lies in the graph, for chained pathways."""
 
 
 def carry(e: Float[Tensor, "n outputs"], D: Tensor, x: Tensor) -> Tensor:
@@ -58,7 +59,8 @@ class _Broadcast(torch.autograd.Function):
         ctx.save_for_backward(*edges)
         for tap in taps:
             tap.x = tap.feedback = None  # Autograd alone keeps them, and lets them go after the backward.
-        return output.view_as(output)
+        # Not a view: the model's output may be changed in place.
+        return output.clone()
 
     @staticmethod
     @once_differentiable
@@ -70,7 +72,9 @@ class _Broadcast(torch.autograd.Function):
         signals = ctx.pathway.signals(error, taps, xs, feedbacks)
         increments: list[Tensor | None] = [None] * len(taps)
         for i, (tap, x, D) in enumerate(zip(taps, xs, feedbacks, strict=True)):
-            if ctx.needs_input_grad[3 + len(taps) + i]:
+            weight = tap.owner._parameters.get("weight")
+            frozen = weight is not None and not weight.requires_grad
+            if ctx.needs_input_grad[3 + len(taps) + i] and not frozen:
                 product = torch.mm(error.t(), x.flatten(1).to(error.dtype))
                 increments[i] = tap.plasticity.increment(product.view(D.shape))
         return e, None, None, *signals, *increments
@@ -83,7 +87,7 @@ class Wiring:
         self.pathway = pathway
         self.output = output
         self.taps: list[Tap] | None = None
-        self.last_output: Tensor | None = None
+        self.last_output: GradientEdge | None = None
         self.muted = False
         self.memory = Recycler()
 
@@ -122,8 +126,9 @@ class Wiring:
 
     def see_output(self, synapse: Synapse, args: tuple[Any, ...], output: Tensor) -> None:
         """Forward hook of every synapse of a chained pathway."""
-        if self.taps is not None:
-            self.last_output = output
+        if self.taps is not None and output.requires_grad:
+            # The edge, not the tensor: what follows may change that in place.
+            self.last_output = get_gradient_edge(output)
 
     def refuse_without_graph(self, label: str, x: Tensor) -> None:
         """A synapse was called without a graph inside a pass that has one: its taps would be lost, and it would not learn."""
@@ -136,7 +141,7 @@ class Wiring:
     def end(self, output: Any) -> Any:
         """Close the pass: the model's output, with the tensor that carries the error connected to every tap."""
         taps, self.taps, self.last_output = self.taps, None, None
-        if not taps:
+        if not taps or output is None:  # None: the forward pass raised an error.
             return output
         tensor = pick(output, self.output)
         outputs = tensor[0].numel() if len(tensor) else None

@@ -156,8 +156,8 @@ class Trial:
         if rule in ref.STORED:
             ref.random_feedback(self.learner, self.rng)
 
-    def backward(self):
-        self.output = self.net(torch.from_numpy(self.x))
+    def backward(self, memory_format=torch.contiguous_format):
+        self.output = self.net(torch.from_numpy(self.x).contiguous(memory_format=memory_format))
         (0.5 * (self.output - torch.from_numpy(self.y)).square().sum(dim=1)).mean().backward()
 
     def copy(self):
@@ -284,12 +284,18 @@ def test_without_a_batch_dimension(rule, transposed):
     assert max(ref.errors(learner, expected).values()) < TOLERANCE
 
 
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dims", [2, 3])
-def test_channels_last_gives_the_same(dims):
+@pytest.mark.parametrize("rule", ["kp", "dfa", "kp-direct"])
+def test_channels_last_gives_the_same(rule, dims, transposed):
+    """Another layout in memory of weights and activities, the same numbers."""
     form = {2: torch.channels_last, 3: torch.channels_last_3d}[dims]
-    trial = Trial("kp", plain(dims, padding=(1,) * dims), plain(dims, 3, groups=2), (5, 4, 4)[:dims])
+    second = plain(dims, 3, groups=2, transposed=transposed)
+    trial = Trial(rule, plain(dims, padding=(1,) * dims), second, (5, 4, 4)[:dims])
     trial.net.to(memory_format=form)
-    trial.check()
+    trial.backward(form)
+    found = trial.errors()
+    assert max(found.values()) < TOLERANCE, found
 
 
 # Planted faults: the comparison above must be able to fail --------------------------------------------------------------

@@ -292,6 +292,26 @@ def test_twenty_steps_of_training_equal_numpy(rule, nesterov):
             assert value is None or ref.relative_error(found, value) < TOLERANCE
 
 
+@pytest.mark.parametrize("rule", ["usf", "kp", "urfb"])
+def test_large_layers(rule):
+    """Matrices of 18 MB, which an implementation may treat in its own way; gradients kept from before stay as they were."""
+    hyperparameters = {"epsilon": 0.5} if rule == "urfb" else {}
+    widths = [3, 1500, 1500, 2]
+    trial = Trial(rule, widths, ["tanh", "logistic"], "squared", rows=2, **hyperparameters)
+    optimizer = torch.optim.SGD(trial.net.parameters(), lr=1e-4)
+    kept, copies = [], []
+    for step in range(3):
+        trial.stored = None if trial.stored is None else ref.feedback_of(trial.learner)
+        trial.backward()
+        assert trial.worst() < TOLERANCE
+        if step == 0:
+            kept = [p.grad for p in trial.net.parameters() if p.grad is not None]
+            copies = [g.clone() for g in kept]
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
+
+
 # Planted faults: the comparison above must be able to fail -------------------------------------------------------------
 
 

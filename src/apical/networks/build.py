@@ -6,10 +6,12 @@ import difflib
 import importlib
 import importlib.util
 import inspect
-import os
 import re
 import sys
-from collections.abc import Callable
+import traceback
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +22,7 @@ from torch import nn
 from apical.networks.cnn import lansdell2020_cnn
 from apical.networks.mlp import mlp, parse_sizes
 from apical.networks.resnet import resnet20
+from apical.spec import nearest
 
 NETWORKS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
     "lansdell2020-cnn": lambda shape, classes: lansdell2020_cnn(classes),
@@ -33,15 +36,19 @@ def build(spec: str, *, shape: tuple[int, int, int], classes: int, activation: s
     Args:
         spec: sizes such as "784-800-800-10"; a name in `NETWORKS`; or "module:function" (or "path/to/file.py:function")
             of a function that returns a network, called with `shape` and `classes` if it takes arguments of these names.
+            Modules are looked for in the current folder too.
         shape: (C, H, W) of the images. classes: values of the output.
         activation: between the layers of a network given by sizes.
 
     Raises:
-        ValueError: if there is no such network, or it does not fit the data.
+        ValueError: if there is no such network, it can't be made, or it does not fit the data.
     """
     features = shape[0] * shape[1] * shape[2]
-    if re.match(r"\s*[\d-]+\s*$", spec):
-        sizes = parse_sizes(spec.strip())
+    spec = spec.strip()
+    if ":" in spec:
+        return _own(spec, shape, classes)
+    if re.match(r"[\d-]", spec):
+        sizes = parse_sizes(spec)
         if (sizes[0], sizes[-1]) != (features, classes):
             right = "-".join(map(str, (features, *sizes[1:-1], classes)))
             raise ValueError(
@@ -49,56 +56,132 @@ def build(spec: str, *, shape: tuple[int, int, int], classes: int, activation: s
                 f"({' x '.join(map(str, shape))}) and {classes} classes; write {right}"
             )
         return mlp(sizes, activation)
-    if ":" in spec:
-        model = _own(spec, shape, classes)
-    elif spec in NETWORKS:
-        model = NETWORKS[spec](shape, classes)
-    else:
+    if spec not in NETWORKS:
         near = difflib.get_close_matches(spec, NETWORKS, n=2, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"the named ones are {', '.join(NETWORKS)}"
+        hint = f"did you mean {' or '.join(near)}?" if near else f"the named ones are {', '.join(NETWORKS)}."
         raise ValueError(f"unknown network {spec!r}; {hint} Else give sizes (784-800-800-10) or module:function")
+    model = NETWORKS[spec](shape, classes)
     _check(spec, model, shape, classes)
     return model
 
 
 def _own(spec: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    place, _, name = spec.rpartition(":")
-    module = _module(place)
-    function = getattr(module, name, None)
-    if not callable(function):
-        there = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ValueError(f"network {spec!r}: {place} has no function {name!r}; it has {', '.join(there) or 'none'}")
-    offered: dict[str, Any] = {"shape": shape, "classes": classes}
-    taken = {key: value for key, value in offered.items() if key in inspect.signature(function).parameters}
-    model = function(**taken)
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"network {spec!r}: the function returned a {type(model).__name__}, not an nn.Module")
+    where, _, name = spec.rpartition(":")
+    if not where or not name.isidentifier():
+        raise ValueError(f"malformed network {spec!r}; write module:function or path/to/file.py:function")
+    file = Path(where).expanduser().resolve() if where.endswith(".py") else None
+    with _importable(Path.cwd(), *([file.parent] if file else [])):
+        module = _load_file(spec, file) if file else _load_module(spec, where)
+        function = _function(spec, module, name)
+        keywords = _keywords(spec, function, {"shape": shape, "classes": classes})
+        try:
+            model = function(**keywords)
+        except Exception as error:
+            raise ValueError(f"network {spec!r}: {name}() failed with {_told(error)}") from error
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                f"network {spec!r}: {name}() returned {type(model).__name__}, not an nn.Module; return the network itself"
+            )
+        _check(spec, model, shape, classes)
     return model
 
 
-def _module(place: str) -> ModuleType:
-    if place.endswith(".py"):
-        path = Path(place).expanduser()
-        if not path.is_file():
-            raise ValueError(f"network file {place} does not exist")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules.setdefault(path.stem, module)
-        spec.loader.exec_module(module)
-        return module
-    if os.getcwd() not in sys.path:  # noqa: PTH109
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+@contextmanager
+def _importable(*folders: Path) -> Iterator[None]:
+    """Look for modules in these folders first, the last one before the others."""
+    entries = [str(folder) for folder in folders]
+    for entry in entries:
+        sys.path.insert(0, entry)
+    importlib.invalidate_caches()
     try:
-        return importlib.import_module(place)
+        yield
+    finally:
+        for entry in entries:
+            if entry in sys.path:
+                sys.path.remove(entry)
+
+
+def _load_module(spec: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is not None and not (place == error.name or place.startswith(error.name + ".")):
-            raise
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise ValueError(f"network {spec!r}: importing {name} failed with {_told(error)}") from error
         raise ValueError(
-            f"network module {place!r} can't be found; name a module that can be imported from here, or a file: "
-            "path/to/file.py:function"
+            f"network {spec!r}: no module named {error.name!r}, neither installed nor in {Path.cwd()}; "
+            "go to the module's folder, or write path/to/file.py:function"
         ) from error
+    except Exception as error:
+        raise ValueError(f"network {spec!r}: importing {name} failed with {_told(error)}") from error
+
+
+def _load_file(spec: str, path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ValueError(f"network {spec!r}: no file {path}; a relative path starts at {Path.cwd()}")
+    name = f"{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    # Before it runs, since dataclasses and pickle look a module up by its name.
+    sys.modules[name] = module
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(f"network {spec!r}: importing {path} failed with {_told(error)}") from error
+    return module
+
+
+def _function(spec: str, module: ModuleType, name: str) -> Callable[..., Any]:
+    found = getattr(module, name, None)
+    if isinstance(found, nn.Module):
+        raise ValueError(
+            f"network {spec!r}: {name} is a network already, and every run needs a new one; name a function that makes it"
+        )
+    if not callable(found):
+        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        what = "no function" if found is None else f"no function but a {type(found).__name__}"
+        raise ValueError(
+            f"network {spec!r}: {name!r} is {what} in {module.__file__}; "
+            + (nearest(name, functions) if functions else "there is none in it")
+        )
+    return found
+
+
+def _keywords(spec: str, function: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
+    """Those of `offered` that `function` has parameters for."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = {k: p for k, p in parameters.items() if p.kind not in (*variadic, inspect.Parameter.POSITIONAL_ONLY)}
+    missing = [
+        key
+        for key, parameter in parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in variadic
+        and not (key in offered and key in named)
+    ]
+    if missing:
+        raise ValueError(
+            f"network {spec!r}: the function needs {', '.join(missing)}, but it is given nothing except classes= and shape= "
+            "where it takes them; give the others defaults, or name a function without them"
+        )
+    return {key: value for key, value in offered.items() if key in named}
+
+
+def _told(error: BaseException) -> str:
+    """An error in somebody's code: what and where."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = next(
+        (f for f in reversed(frames) if not f.filename.startswith(("<", str(Path(torch.__file__).parent)))), None
+    )
+    where = f" ({last.filename}, line {last.lineno})" if last is not None and last.filename != __file__ else ""
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def _check(spec: str, model: nn.Module, shape: tuple[int, int, int], classes: int) -> None:
@@ -113,9 +196,9 @@ def _check(spec: str, model: nn.Module, shape: tuple[int, int, int], classes: in
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             output = model.eval()(x)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except Exception as error:
         raise ValueError(
-            f"network {spec!r} does not take the data's images, {' x '.join(map(str, shape))}: {error}"
+            f"network {spec!r} does not take the data's images, {' x '.join(map(str, shape))}: {_told(error)}"
         ) from error
     finally:
         for module, mode in modes:

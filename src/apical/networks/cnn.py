@@ -10,11 +10,13 @@ def lansdell2020_cnn(classes: int = 10, dropout: float = 0.5) -> nn.Sequential:
 
     Convolutions 3x3 with 32 maps, 5x5 with 128 and 5x5 with 256, each followed by tanh and 3x3 max-pooling with stride 2;
     two hidden layers of 2048 with dropout after each. The released code pads everything to SAME and has 5x5 with 96 maps in
-    its first layer; tanh and the padding are the code's, the sizes the paper's.
+    its first layer; tanh and the padding are the code's, the sizes the paper's. Dropout rescales as PyTorch's does; the code
+    masks without rescaling.
     """
     layers: list[nn.Module] = []
     for before, after, kernel in ((3, 32, 3), (32, 128, 5), (128, 256, 5)):
-        layers += [nn.Conv2d(before, after, kernel, padding=kernel // 2), nn.Tanh(), nn.MaxPool2d(3, 2, padding=1)]
+        # SAME as TensorFlow has it for even sizes: the last window is cut off at the edge, 32 -> 16 -> 8 -> 4.
+        layers += [nn.Conv2d(before, after, kernel, padding=kernel // 2), nn.Tanh(), nn.MaxPool2d(3, 2, ceil_mode=True)]
     layers += [nn.Flatten()]
     for before in (4096, 2048):
         layers += [nn.Linear(before, 2048), nn.Tanh(), nn.Dropout(dropout)]

@@ -44,6 +44,12 @@ class Plasticity:
         kept = self.keeps(owner)
         return None if kept is None else self.resolve(owner, kept)
 
+    def available(self, owner: nn.Module) -> bool:
+        """Whether everything `prepare` stored is still there."""
+        return all(
+            owner._parameters.get(name) is not None or owner._buffers.get(name) is not None for name in self.names
+        )
+
     def store(self, owner: nn.Module, value: Tensor) -> None:
         """Take `value` as feedback weights, where they are stored at all."""
         raise ValueError(f"feedback of plasticity '{self.name}' is computed from the weights; it can't be set")

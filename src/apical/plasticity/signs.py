@@ -57,6 +57,9 @@ class Signs(Plasticity):
         with torch.no_grad():
             return torch.sign(kept, out=out).mul_(self._magnitude(owner))
 
+    def available(self, owner: nn.Module) -> bool:  # noqa: D102
+        return self.magnitudes == "uniform" or super().available(owner)
+
     def _magnitude(self, owner: nn.Module) -> Tensor | float:
         if self.magnitudes != "uniform":
             return owner._buffers["magnitudes"]  # type: ignore[return-value]
