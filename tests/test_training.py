@@ -1,0 +1,451 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from apical import data as images
+from apical.data import ImageData, Split
+from apical.losses import LOSSES, error_rate
+from apical.training import (
+    CheckpointError,
+    CompareConfig,
+    Interrupted,
+    NonFiniteLossError,
+    RunFolder,
+    RunFolderError,
+    TrainConfig,
+    compare,
+    train,
+)
+from apical.training import checkpoint as checkpoints
+
+DIGITS = images.load()
+SHORT = TrainConfig(epochs=2, network="64-20-10", rule="kp", checkpoint_every=5)
+
+
+def small(n=64):
+    g = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (n, 1, 4, 4), generator=g, dtype=torch.uint8)
+    split = Split(pixels, torch.randint(3, (n,), generator=g))
+    return ImageData("small", split, split, 3, ("a", "b", "c"))
+
+
+def weights(folder):
+    return checkpoints.load(Path(folder) / "checkpoint" / "last.ckpt")["model"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# The loop against the equations ---------------------------------------------------------------------------------------
+
+
+def test_a_run_is_stochastic_gradient_descent_written_out(tmp_path):
+    data = small()
+    config = TrainConfig(
+        network="16-5-3", rule="fa", optimizer="SGD", learning_rate=0.3, epochs=3, batch=10, precision="64-true", seed=4
+    )
+    seen = []
+
+    def watcher(step, steps, newest):
+        seen.append(step)
+
+    train(config, tmp_path / "run", data=data, watcher=watcher)
+    assert seen == list(range(1, 22))
+    # The same in NumPy, from the run's own initial weights and order of samples.
+    from apical.training.loop import _Session
+
+    session = _Session(config, data)
+    model = session.learner.model
+    W1, b1, W2, b2 = (
+        p.detach().numpy().copy() for p in (model[1].weight, model[1].bias, model[3].weight, model[3].bias)
+    )
+    B2 = session.learner.synapses["3"].feedback.numpy()
+    for epoch in range(3):
+        generator = torch.Generator().manual_seed((4 + 1) * 1_000_003 + epoch)
+        for index in torch.randperm(64, generator=generator).split(10):
+            x = data.train.images[index].numpy().reshape(len(index), -1).astype(np.float32).astype(float) / np.float32(
+                255
+            )
+            x = (data.train.images[index].float() / 255).numpy().reshape(len(index), -1).astype(float)
+            y = np.eye(3)[data.train.labels[index].numpy()]
+            h = np.tanh(x @ W1.T + b1)
+            logits = h @ W2.T + b2
+            p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+            e = (p - y) / len(index)
+            delta = (e @ B2) * (1 - h**2)
+            W2, b2 = W2 - 0.3 * e.T @ h, b2 - 0.3 * e.sum(0)
+            W1, b1 = W1 - 0.3 * delta.T @ x, b1 - 0.3 * delta.sum(0)
+    found = weights(tmp_path / "run")
+    # Fabric hands the outputs of a 64-true model back as float32, so errors carry its rounding.
+    np.testing.assert_allclose(found["1.weight"].numpy(), W1, atol=1e-7)
+    np.testing.assert_allclose(found["3.weight"].numpy(), W2, atol=1e-7)
+    np.testing.assert_allclose(found["3.bias"].numpy(), b2, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_per_sample_against_numpy(name):
+    g = torch.Generator().manual_seed(0)
+    outputs = torch.randn(6, 4, generator=g, dtype=torch.float64)
+    targets = torch.randint(4, (6,), generator=g)
+    z, y = outputs.numpy(), np.eye(4)[targets.numpy()]
+    sigma = 1 / (1 + np.exp(-z))
+    expected = {
+        "cross-entropy": -(y * (z - np.log(np.exp(z).sum(1, keepdims=True)))).sum(1),
+        "binary-cross-entropy": -(y * np.log(sigma) + (1 - y) * np.log(1 - sigma)).sum(1),
+        "squared-error": 0.5 * ((z - y) ** 2).sum(1),
+    }[name]
+    np.testing.assert_allclose(LOSSES[name](outputs, targets).numpy(), expected)
+
+
+def test_error_rate_is_in_percent():
+    assert error_rate(torch.eye(4), torch.tensor([0, 1, 2, 0])) == 25
+
+
+def test_rules_learn_digits(tmp_path):
+    errors = {}
+    for rule in ("bp", "fa", "dfa", "kp", "usf", "shallow"):
+        errors[rule] = train(TrainConfig(rule=rule, align_every=0), tmp_path / rule, data=DIGITS)["test_error"]
+    assert all(errors[rule] < 5 for rule in ("bp", "fa", "dfa", "kp", "usf")), errors
+    assert errors["shallow"] > max(error for rule, error in errors.items() if rule != "shallow") + 2, errors
+
+
+def test_schedulers_and_their_state(tmp_path):
+    config = dataclasses.replace(SHORT, epochs=3, scheduler="MultiStepLR:milestones=[1,2],gamma=0.1")
+    train(config, tmp_path / "run", data=DIGITS)
+    lines = RunFolder(tmp_path / "run").metrics.read()
+    rates = {round(line["epoch"]): line["learning_rate"] for line in lines}
+    assert [rates[epoch] for epoch in (0, 1, 2, 3)] == pytest.approx([0.05, 0.005, 0.0005, 0.0005])
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_precisions(tmp_path, precision):
+    result = train(dataclasses.replace(SHORT, precision=precision, rule="dfa"), tmp_path / "run", data=DIGITS)
+    assert result["test_error"] < 60
+    expected = torch.float64 if precision == "64-true" else torch.float32
+    assert weights(tmp_path / "run")["1.weight"].dtype == expected
+
+
+def test_the_run_folder_tells_the_whole_story(tmp_path):
+    config = dataclasses.replace(SHORT, test_every=10, align_every=20)
+    result = train(config, tmp_path / "run", data=DIGITS)
+    run = RunFolder(tmp_path / "run")
+    assert TrainConfig(**json.loads((tmp_path / "run" / "config.json").read_text())) == config
+    lines = run.metrics.read()
+    assert [line["step"] for line in lines] == [0, 10, 20, 30, 40, 46]
+    assert ["alignment" in line for line in lines] == [True, False, True, False, True, True]
+    assert lines[-1]["test_error"] == result["test_error"] == run.result["test_error"]
+    assert lines[0]["train_loss"] is None
+    assert lines[-1]["alignment"]["3"]["matrix_angle"] < lines[0]["alignment"]["3"]["matrix_angle"]
+    assert len(result["predictions"]) == len(DIGITS.test)
+
+
+# Interruption ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["bp", "fa", "dfa", "kp", "brsf", "shallow"])
+def test_a_run_that_stops_and_resumes_ends_bit_identical(tmp_path, rule):
+    config = dataclasses.replace(
+        SHORT, rule=rule, optimizer="Adam", learning_rate=0.003, scheduler="StepLR:step_size=1"
+    )
+    train(config, tmp_path / "whole", data=DIGITS)
+
+    class BoomError(Exception):
+        pass
+
+    def stop_at(limit):
+        def watcher(step, steps, newest):
+            if step == limit:
+                raise BoomError
+
+        return watcher
+
+    for attempt, limit in enumerate((3, 14, 23, 31, 45)):
+        with pytest.raises(BoomError):
+            train(config, tmp_path / "cut", data=DIGITS, resume=attempt > 0, watcher=stop_at(limit))
+    result = train(config, tmp_path / "cut", data=DIGITS, resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    whole, cut = (RunFolder(tmp_path / name).metrics.read() for name in ("whole", "cut"))
+    for a, b in zip(whole, cut, strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+    assert result["test_error"] == RunFolder(tmp_path / "whole").result["test_error"]
+
+
+def start(folder, *more):
+    command = [sys.executable, "-m", "apical", "train", "--rule", "kp", "--network", "64-30-10", "--epochs", "12"]
+    return subprocess.Popen(
+        [*command, "--checkpoint-every", "7", "--folder", str(folder), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, process, seconds=90):
+    until = time.monotonic() + seconds
+    while not condition() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path):
+    folder = tmp_path / "run"
+    process = start(folder, "--epochs", "2000", "--align-every", "0")
+    wait_for(lambda: (folder / "checkpoint" / "last.ckpt").exists(), process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "stopped at step" in errors
+    assert "can be resumed" in errors
+    assert RunFolder(folder).result is None
+    assert checkpoints.load(folder / "checkpoint" / "last.ckpt")["step"] > 0
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments(tmp_path):
+    config = TrainConfig(rule="kp", network="64-30-10", epochs=12, checkpoint_every=7)
+    train(config, tmp_path / "whole", data=DIGITS)
+    folder = tmp_path / "run"
+    chance = np.random.default_rng(int(os.environ.get("SEED", "0")))
+    kills = 0
+    while kills < 10:
+        seen = (folder / "metrics.jsonl").stat().st_size if (folder / "metrics.jsonl").exists() else 0
+        process = start(folder) if not (folder / "config.json").exists() else resume(folder)
+        metrics = folder / "metrics.jsonl"
+        wait_for(lambda m=metrics, s=seen: m.exists() and m.stat().st_size != s, process)
+        time.sleep(chance.uniform(0, 0.15))
+        ended = process.poll() is not None
+        process.kill()
+        process.communicate()
+        if ended:
+            break
+        kills += 1
+    if kills < 10:
+        pytest.fail(f"the run ended after {kills} kills; make it longer")
+    process = resume(folder)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert same(weights(tmp_path / "whole"), weights(folder))
+
+
+def resume(folder):
+    return subprocess.Popen(
+        [sys.executable, "-m", "apical", "train", "--resume", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    first = train(SHORT, tmp_path / "run", data=DIGITS)
+    before = (tmp_path / "run" / "result.json").stat().st_mtime_ns
+    assert train(SHORT, tmp_path / "run", data=DIGITS, resume=True) == first
+    assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == before
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_message(tmp_path):
+    config = TrainConfig(network="64-20-10", learning_rate=1e30, optimizer="SGD", rule="bp", activation="relu")
+    with pytest.raises(NonFiniteLossError, match=r"loss became (nan|inf) at step \d+ \(epoch 1\) of rule 'bp'.*1e\+30"):
+        train(config, tmp_path / "run", data=DIGITS)
+    assert RunFolder(tmp_path / "run").result is None
+
+
+def test_a_folder_with_a_run_is_left_alone(tmp_path):
+    train(SHORT, tmp_path / "run", data=DIGITS)
+    before = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "run").rglob("*"))
+    with pytest.raises(RunFolderError, match=r"holds a run already; resume it"):
+        train(SHORT, tmp_path / "run", data=DIGITS)
+    with pytest.raises(RunFolderError, match=r"made with other settings .*epochs: 2 there, 3 asked"):
+        train(dataclasses.replace(SHORT, epochs=3), tmp_path / "run", data=DIGITS, resume=True)
+    assert before == sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "run").rglob("*"))
+    with pytest.raises(RunFolderError, match=r"holds no run to resume"):
+        train(SHORT, tmp_path / "other", data=DIGITS, resume=True)
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_can_not_be_built_writes_nothing(tmp_path):
+    for change in ({"network": "63-20-10"}, {"network": "64-20-10", "activation": "than"}):
+        with pytest.raises(ValueError, match=r"64|tanh"):
+            train(dataclasses.replace(SHORT, **change), tmp_path / "run", data=DIGITS)
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rule": "fq"}, "did you mean 'fa'"),
+        ({"rule": "urfb:epsilon=-1"}, "epsilon must be"),
+        ({"rule": "urfb:epsilom=1"}, "no hyperparameter 'epsilom'; it has .*epsilon"),
+        ({"rule": "urfb:0.5"}, "write them as name:key=value"),
+        ({"optimizer": "Adan"}, "did you mean 'Adam'"),
+        ({"optimizer": "SGD:momentun=0.9"}, "SGD has no option 'momentun'; it has .*momentum"),
+        ({"scheduler": "StepLr2"}, "StepLR"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"batch": -3}, "batch must be at least 1, got -3"),
+        ({"learning_rate": 0.0}, "learning_rate must be a positive number, got 0"),
+        ({"weight_decay": -1e-3}, "weight_decay must be at least 0"),
+        ({"align_every": -1}, "align_every must be at least 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"loss": "hinge"}, "unknown loss 'hinge'; give one of cross-entropy"),
+    ],
+)
+def test_configs_are_checked_when_they_are_made(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SHORT, **change)
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
+    path = tmp_path / "last.ckpt"
+    checkpoints.save(path, {"step": 3, "model": {"w": torch.ones(2)}})
+    good = path.read_bytes()
+    assert checkpoints.load(path)["step"] == 3
+    for cut in (0, 10, 60, len(good) // 2, len(good) - 1):
+        path.write_bytes(good[:cut])
+        with pytest.raises(CheckpointError, match=r"last\.ckpt.*(no checkpoint|damaged).*delete it"):
+            checkpoints.load(path)
+    for position in (25, 100, len(good) // 2, len(good) - 5):
+        path.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
+        with pytest.raises(CheckpointError, match=r"last\.ckpt"):
+            checkpoints.load(path)
+    torch.save({"step": 3}, path)
+    with pytest.raises(CheckpointError, match="no checkpoint of apical's"):
+        checkpoints.load(path)
+    with pytest.raises(CheckpointError, match="can't read"):
+        checkpoints.load(tmp_path / "none.ckpt")
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("evil-was-here"),))
+
+
+def test_no_code_is_unpickled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "last.ckpt"
+    checkpoints.save(path, {"step": Evil()})
+    with pytest.raises(CheckpointError, match="other than tensors and numbers"):
+        checkpoints.load(path)
+    assert not Path("evil-was-here").exists()
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    class BoomError(Exception):
+        pass
+
+    def watcher(step, steps, newest):
+        if step == 6:
+            raise BoomError
+
+    with pytest.raises(BoomError):
+        train(SHORT, tmp_path / "run", data=DIGITS, watcher=watcher)
+    other = dataclasses.replace(SHORT, network="64-21-10")
+    train(other, tmp_path / "other", data=DIGITS)
+    (tmp_path / "run/checkpoint/last.ckpt").write_bytes((tmp_path / "other/checkpoint/last.ckpt").read_bytes())
+    with pytest.raises(CheckpointError, match="does not fit this run"):
+        train(SHORT, tmp_path / "run", data=DIGITS, resume=True)
+
+
+def test_a_line_of_metrics_that_a_kill_cut_short_is_dropped(tmp_path):
+    run = RunFolder(tmp_path)
+    run.metrics.append({"step": 1})
+    run.metrics.append({"step": 2})
+    with run.metrics.path.open("a") as file:
+        file.write('{"step": 3, "te')
+    assert run.metrics.read() == [{"step": 1}, {"step": 2}]
+    run.metrics.cut(1)
+    assert run.metrics.path.read_text() == '{"step": 1}\n'
+
+
+def test_ctrl_c_outside_the_main_thread_is_left_to_the_caller(tmp_path):
+    import threading
+
+    results = []
+    thread = threading.Thread(target=lambda: results.append(train(SHORT, tmp_path / "run", data=DIGITS)))
+    thread.start()
+    thread.join()
+    assert results[0]["steps"] == 46
+
+
+# Comparisons ----------------------------------------------------------------------------------------------------------
+
+PAIR = CompareConfig(rules=("bp", "fa", "usf"), seeds=2, epochs=1, network="64-20-10")
+
+
+def test_a_comparison_and_its_table(tmp_path):
+    found = compare(
+        PAIR, tmp_path / "all", data=DIGITS, time_steps=lambda config, data: {"bp": 1.0, "fa": 1.1, "usf": 1.2}
+    )
+    assert json.loads((tmp_path / "all" / "comparison.json").read_text()) == found
+    errors = [
+        RunFolder(tmp_path / "all" / run["folder"]).result["test_error"] for run in found["runs"] if run["rule"] == "fa"
+    ]
+    row = next(row for row in found["table"] if row["rule"] == "fa")
+    assert row["test_error_mean"] == pytest.approx(np.mean(errors))
+    assert row["test_error_sem"] == pytest.approx(np.std(errors, ddof=1) / np.sqrt(2))
+    assert (row["transported"], row["step_ratio"]) == ("nothing", 1.1)
+    assert [row["transported"] for row in found["table"]] == ["weights", "nothing", "signs"]
+    assert found["table"][0]["angles"] == {"1": 0.0, "3": 0.0}
+    samples = found["samples"]
+    assert len(samples["labels"]) == len(samples["predictions"]["fa"]) == len(samples["images"]) == 24
+    assert np.shape(samples["images"]) == (24, 8, 8)
+
+
+def test_rules_of_one_seed_start_from_the_same_weights(tmp_path):
+    compare(PAIR, tmp_path / "all", data=DIGITS)
+    first = {}
+    for rule in PAIR.rules:
+        for seed in (0, 1):
+            line = RunFolder(tmp_path / "all" / "runs" / f"{rule}-{seed}").metrics.read()[0]
+            first[rule, seed] = line["test_loss"]
+    assert first["bp", 0] == first["fa", 0] == first["usf", 0] != first["bp", 1]
+
+
+def test_a_comparison_that_was_stopped_goes_on(tmp_path):
+    done = []
+
+    def announce(rule, seed):
+        done.append((rule, seed))
+        if len(done) == 4:
+            raise Interrupted("planted")
+        return lambda *_: None
+
+    with pytest.raises(Interrupted):
+        compare(PAIR, tmp_path / "all", data=DIGITS, announce=announce)
+    assert not (tmp_path / "all" / "comparison.json").exists()
+    found = compare(PAIR, tmp_path / "all", data=DIGITS, resume=True)
+    whole = compare(PAIR, tmp_path / "whole", data=DIGITS)
+    assert found["table"] == whole["table"]
+
+
+def test_a_failed_run_is_told_and_the_others_go_on(tmp_path):
+    config = CompareConfig(
+        rules=("bp", "shallow"), seeds=1, epochs=1, network="64-20-10", learning_rate=1e25, activation="relu"
+    )
+    found = compare(config, tmp_path / "all", data=DIGITS)
+    assert "loss became" in found["runs"][0]["failed"]
+    assert found["table"][0]["test_error_mean"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rules": ()}, "rules is empty"),
+        ({"rules": ("fa", "fa")}, "fa more than once"),
+        ({"seeds": 0}, "seeds must be"),
+    ],
+)
+def test_comparisons_are_checked_when_they_are_made(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PAIR, **change)
