@@ -1024,6 +1024,31 @@ def test_frozen_layers_get_nothing_and_those_below_them_learn_as_before(rule, wh
     assert ("0.weight" in got) == (rule != "shallow")
 
 
+@pytest.mark.parametrize("frozen", [1, 2, 3, (1, 2), (2, 3)])
+@pytest.mark.parametrize("rule", [r for r in RULES if r != "brsf"])
+def test_a_frozen_layer_in_the_middle_changes_nothing_for_the_others(rule, frozen):
+    """Signals that run forward (ifa) have to cross it as well: its input needs no gradient then, nor does its output."""
+
+    def deep() -> nn.Sequential:
+        torch.manual_seed(0)
+        layers = [m for _ in range(5) for m in (nn.Linear(6, 6), nn.Tanh())]
+        return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), *layers, nn.Linear(6, 3)).double()
+
+    whole, model = deep(), deep()
+    attach(whole, rule, X.double()), attach(model, rule, X.double())
+    whole(X.double())  # Whatever the first pass decides is decided before anything is frozen.
+    model(X.double())
+    indices = [2 * i for i in ((frozen,) if isinstance(frozen, int) else frozen)]
+    for i in indices:
+        model[i].requires_grad_(False)
+    expected, got = gradients(whole, X.double()), gradients(model, X.double())
+    # Direct feedback stands still where no signal enters, as at the input of what follows a frozen layer.
+    unused = {f"{i + 2}.feedback" for i in indices} if rule == "kp-direct" else set()
+    assert got.keys() == {name for name in expected if int(name.split(".")[0]) not in indices} - unused
+    for name, g in got.items():
+        torch.testing.assert_close(g, expected[name], rtol=1e-10, atol=1e-14, msg=lambda m, n=name: f"{n}: {m}")
+
+
 @pytest.mark.parametrize("rule", [r for r in RULES if r != "brsf"])
 def test_layers_thawed_later_learn_as_if_they_had_never_been_frozen(rule):
     """nokland2016 fig. 2 freezes the first layer and lets it go later; so does every fine-tuning schedule."""
@@ -1058,7 +1083,7 @@ def test_everything_frozen_computes_and_nothing_learns():
         model = chain().eval().requires_grad_(False)
         attach(model, rule)
         out = model(X)
-        assert not out.requires_grad or rule in TRAINED
+        assert not out.requires_grad or rule in TRAINED or rule == "ifa"  # Its chain holds through frozen synapses.
         assert torch.equal(out, chain().eval()(X))
         assert not any(p.requires_grad for n, p in model.named_parameters() if not n.endswith("feedback"))
 
@@ -1100,6 +1125,26 @@ def test_two_passes_open_at_once_do_not_mix(rule):
     nn.functional.cross_entropy(first, Y[:5]).backward()
     for name, g in one.items():
         torch.testing.assert_close(model.get_parameter(name).grad, g, rtol=1e-12, atol=1e-14)
+
+
+def test_batchwise_magnitudes_of_a_pass_are_used_by_its_own_backward():
+    """Two passes open at once (a siamese loss), or a pass for a look in between: each goes back as it was drawn."""
+    model = chain(dtype=torch.float64).eval()
+    learner = attach(model, "brsf", X.double())
+    model(X.double()).sum().backward()
+    first = model(X.double())
+    drawn_for_first = [s.feedback.clone() for name, s in learner.synapses.items() if name != "0"]
+    model(X.double())
+    model.zero_grad()
+    nn.functional.cross_entropy(first, Y).backward()
+    # The same by hand, for the synapse in the middle.
+    e = torch.softmax(first.detach(), 1)
+    e[range(8), Y] -= 1
+    with torch.no_grad():
+        below = model[:4](X.double())
+        h = torch.tanh(model[4](below))
+    delta = e / 8 @ drawn_for_first[1] * (1 - h**2)
+    torch.testing.assert_close(model[4].weight.grad, delta.T @ below, rtol=1e-10, atol=1e-12)
 
 
 # Own kinds and own pairs ----------------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def attach(model: nn.Module, rule: str, example=X, *, shown: bool = False, n: in
 
 def gradients(model: nn.Module, x: Tensor = X, y: Tensor = Y, call=None) -> dict[str, Tensor]:
     model.zero_grad()
-    nn.functional.cross_entropy((call or model)(x), y).backward()
+    nn.functional.cross_entropy((model if call is None else call)(x), y).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -124,8 +124,12 @@ def test_autocast_gives_nearly_the_gradients_of_full_precision(kind, rule, insid
     assert got.keys() == expected.keys()
     for name, g in expected.items():
         assert got[name].dtype == half.get_parameter(name).dtype == torch.float32
-        scale = g.norm() + 1e-3
-        assert float((got[name] - g).norm() / scale) < 0.05, name
+        # Rounding flips some rectifiers of the convolutional net, so there it is the direction that has to agree.
+        if kind == "chain":
+            assert float((got[name] - g).norm() / (g.norm() + 1e-3)) < 0.05, name
+        elif float(g.norm()) > 1e-6:
+            assert float(torch.cosine_similarity(got[name].flatten(), g.flatten(), dim=0)) > 0.95, name
+            assert 0.8 < float(got[name].norm() / g.norm()) < 1.25, name
         assert name.startswith("head.bias") or not torch.equal(got[name], g) or not g.any(), "computed in float32"
 
 
@@ -142,6 +146,33 @@ def test_autocast_computes_what_plain_autocast_does(rule):
             with torch.no_grad():
                 assert torch.equal(model(x), plain(x))
             assert model(x).requires_grad
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("make", [Chain, Net])
+@pytest.mark.parametrize("rule", ["bp", "fa", "kp"])
+def test_autocast_rounds_as_plain_autocast_does_where_feedback_is_the_weights(rule, make, inside):
+    x = X if make is Chain else IMAGES
+    grads = []
+    for attached in (False, True):
+        model = make().eval()
+        if attached:
+            for synapse in attach(model, rule, x).synapses.values():
+                if rule != "bp":
+                    synapse.feedback = synapse.weight.detach().clone()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = nn.functional.cross_entropy(model(x), Y)
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+        assert all(g.dtype == torch.float32 for g in grads[-1].values())
+    expected, got = grads
+    for name, g in expected.items():
+        assert float((got[name] - g).norm()) <= 0.01 * float(g.norm()) + 1e-6, name
+        if rule == "kp" and name.endswith("0.weight") and not name.startswith("first"):
+            assert torch.equal(got[name.replace("weight", "feedback")], got[name])
 
 
 def test_weights_that_change_between_passes_of_one_autocast_region_are_seen():
@@ -196,6 +227,14 @@ def test_channels_last_of_the_input_alone(rule):
 # torch.compile --------------------------------------------------------------------------------------------------------
 
 
+# What Dynamo itself does while it traces any autograd.Function or hook, attached or not.
+dynamo = pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning",
+    "ignore:.*torch.jit.script_method:DeprecationWarning",
+    "ignore:The .grad attribute of a Tensor that is not a leaf",
+)
+
+
 def compiled_like_eager(rule: str, backend: str, make=Chain, x: Tensor = X, **tolerance) -> None:
     torch.compiler.reset()
     eager, model = make().eval(), make().eval()
@@ -212,11 +251,13 @@ def compiled_like_eager(rule: str, backend: str, make=Chain, x: Tensor = X, **to
     torch.compiler.reset()
 
 
+@dynamo
 @pytest.mark.parametrize("rule", ["fa", "dfa", "kp", "usf", "kp-direct"])
 def test_compiled_models_learn_as_eager_ones(rule):
     compiled_like_eager(rule, "aot_eager")
 
 
+@dynamo
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("make", [Chain, Net])
@@ -226,12 +267,14 @@ def test_every_rule_compiled_by_inductor(rule, make):
     compiled_like_eager(rule, "inductor", make, X if make is Chain else IMAGES, rtol=1e-4, atol=1e-6)
 
 
+@dynamo
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["bp", "shallow", "frfb", "ifa", "brsf", "frsf", "matched", "urfb"])
 def test_other_rules_compiled(rule):
     compiled_like_eager(rule, "aot_eager")
 
 
+@dynamo
 @pytest.mark.slow
 def test_inductor_learns_as_eager():
     compiled_like_eager("fa", "inductor", rtol=1e-4, atol=1e-6)
@@ -345,10 +388,10 @@ OPTIMIZERS = {
     "sgd foreach": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01, foreach=True),
     "sgd fused": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01, fused=True),
     "nesterov": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True),
-    "adam": lambda p: torch.optim.Adam(p, lr=0.01, foreach=False),
-    "adam foreach": lambda p: torch.optim.Adam(p, lr=0.01, foreach=True),
-    "adam fused": lambda p: torch.optim.Adam(p, lr=0.01, fused=True),
-    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.03, foreach=False),
+    "adam foreach": lambda p: torch.optim.Adam(p, lr=0.03, foreach=True),
+    "adam fused": lambda p: torch.optim.Adam(p, lr=0.03, fused=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.03),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
     "rmsprop foreach": lambda p: torch.optim.RMSprop(p, lr=0.01, foreach=True),
 }
@@ -396,6 +439,7 @@ def test_the_kolen_pollack_law_holds_in_every_variant_of_the_optimizer(optimizer
         assert float(ghost.detach().norm()) < 0.95 * float(start.norm())
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
 def test_gradient_clipping_and_anomaly_mode_run():
     for rule in RULES:
         model = Chain()
@@ -426,10 +470,7 @@ def train_on_half(rank: int, port: int, results, seeds: tuple[int, int]) -> None
         try:
             model = Chain(dtype=torch.float64)
             learner = attach(model, rule, X.double(), shown=shown, n=seeds[rank])
-            before = copy.deepcopy(model)
-            ranks = DistributedDataParallel(model)
-            # DDP has copied rank 0's feedback over the other's by now; the reference is one process with the same.
-            reference = before if rank == 0 else None
+            ranks = DistributedDataParallel(model)  # Copies rank 0's parameters and buffers, feedback among them.
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
             half = slice(4 * rank, 4 * rank + 4)
             steps = []
@@ -439,12 +480,12 @@ def train_on_half(rank: int, port: int, results, seeds: tuple[int, int]) -> None
                 steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
                 optimizer.step()
             state = {n: t.clone() for n, t in model.state_dict().items()}
-            found[rule, shown] = (steps, state, None if reference is None else reference)
+            found[rule, shown] = (steps, state)
             learner.detach()
         except Exception as error:  # Told by the parent, for every rule at once.
             found[rule, shown] = f"{type(error).__name__}: {error}"
             dist.barrier()
-    torch.save({key: value if isinstance(value, str) else value[:2] for key, value in found.items()}, results[rank])
+    torch.save(found, results[rank])
     dist.destroy_process_group()
 
 
@@ -482,6 +523,8 @@ def by_one_process(rule: str, shown: bool) -> list[dict[str, Tensor]]:
 @pytest.mark.parametrize("source", ["ranks", "ranks_with_seeds_of_their_own"])
 @pytest.mark.parametrize(("rule", "shown"), RANKED)
 def test_two_ranks_learn_as_one_process_on_the_whole_batch(rule, shown, source, request):
+    if rule == "brsf" and source != "ranks":
+        pytest.skip("each rank draws magnitudes of its own then, as apical.Signs says")
     first, second = (found[rule, shown] for found in request.getfixturevalue(source))
     assert not isinstance(first, str), first
     assert not isinstance(second, str), second

@@ -25,7 +25,9 @@ def test_a_block_is_used_again_after_its_holder_let_go():
     assert memory.take("a", like(4, 5)).data_ptr() == address
 
 
-@pytest.mark.parametrize("hold", [lambda t: t, lambda t: t[1:], lambda t: t.t(), lambda t: t.numpy(), lambda t: t.detach()])
+@pytest.mark.parametrize(
+    "hold", [lambda t: t, lambda t: t[1:], lambda t: t.t(), lambda t: t.numpy(), lambda t: t.detach()]
+)
 def test_a_block_that_somebody_holds_is_left_alone(hold):
     memory = recycle.Recycler()
     block = memory.take("a", like(4, 5)).fill_(1)

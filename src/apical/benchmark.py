@@ -2,13 +2,16 @@
 
 All contenders of a network start from the same weights, see the same batch and use the same optimizer. They take turns, in an
 order that rotates; a round's ratio is a contender's time over the plain step's of the same round, and the figure is the median
-over all rounds. Models are made anew several times, because where memory happens to lie shifts a contender's time by percents.
+over all rounds. A turn is several steps where steps are short, because training repeats one model: alternating single steps
+would find every cache emptied by the others, which slows the plain step most and flatters the rest by up to 4 percent. Models
+are made anew several times, because where memory happens to lie shifts a contender's time by percents.
 """
 
 from __future__ import annotations
 
 import copy
 import gc
+import math
 import os
 import statistics
 import time
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from apical.training.compare import CompareConfig
 
 PLAIN = "plain"
+TURN = 0.05
+"""Seconds that a turn of the first contender is to last at least."""
 
 Step = Callable[[], None]
 Maker = Callable[[], Step]
@@ -91,6 +96,10 @@ class BenchmarkConfig:
             raise ValueError(
                 f"seconds must be positive and repeats and threads at least 1, got {self.seconds}, {self.repeats}, {self.threads}"
             )
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"device must be cpu or cuda, got {self.device!r}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device is cuda, but PyTorch finds no GPU here; leave it at cpu")
 
 
 @dataclass(frozen=True)
@@ -127,30 +136,39 @@ def contest(makers: dict[str, Maker], *, seconds: float, repeats: int = 1, devic
     """Time contenders in turn. `makers` gives each one's training step; the first is what the others are compared with."""
     names = list(makers)
     times: dict[str, list[float]] = {name: [] for name in names}
+    share = seconds / repeats
     for _ in range(repeats):
         steps = {name: make() for name, make in makers.items()}
-        for step in steps.values():
-            step()
-            step()
+        warm = [[_time(step, device), _time(step, device)] for step in steps.values()]
+        # Not so long that fewer than some ten rounds fit.
+        length = max(1, math.ceil(min(TURN, share / (10 * len(names))) / warm[0][1]))
         gc.collect()
-        until, turn = time.perf_counter() + seconds / repeats, 0
+        until, turn = time.perf_counter() + share, 0
         while turn < 3 or time.perf_counter() < until:
             for place in range(len(names)):
                 name = names[(place + turn) % len(names)]
-                times[name].append(_time(steps[name], device))
+                times[name].append(_turn(steps[name], length, device))
             turn += 1
     reference = times[names[0]]
     return {name: _timing(own, reference) for name, own in times.items()}
 
 
-def _time(step: Step, device: str) -> float:
+def _turn(step: Step, length: int, device: str) -> float:
+    """Seconds per step over a turn; where it has several, one more goes first to fill the caches."""
+    if length > 1:
+        step()
+    return _time(step, device, length)
+
+
+def _time(step: Step, device: str, length: int = 1) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
-    step()
+    for _ in range(length):
+        step()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / length
 
 
 def _timing(times: list[float], reference: list[float]) -> Timing:
@@ -222,7 +240,7 @@ def _allocated(act: Callable[[], None]) -> tuple[int, int]:
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
     alive = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
-        alive += event.nbytes()
+        alive += event.nbytes()  # type: ignore[attr-defined]
         peak = max(peak, alive)
     return alive, peak
 
@@ -289,22 +307,21 @@ def step_ratios(config: CompareConfig, data: ImageData, *, seconds: float = 6.0)
     """Each rule's time per step on a comparison's own network and data, as a ratio to plain backpropagation."""
     from apical.training.loop import make
 
-    model = make(config, rule_of("bp"), config.first_seed, data)[1].detach()
-    x, y = data.train.batch(torch.arange(min(config.batch, len(data.train))))
-
-    def maker(rule: str | None) -> Maker:
-        return lambda: training_step(
-            copy.deepcopy(model),
-            rule,
-            x,
-            y,
-            optimizer=config.optimizer,
-            learning_rate=config.learning_rate,
-            criterion=LOSSES[config.loss],
-        )
-
     with torch.random.fork_rng():
-        timings = contest(
-            {PLAIN: maker(None), **{rule: maker(rule) for rule in config.rules}}, seconds=seconds, repeats=2
-        )
+        model = make(config, rule_of("bp"), config.first_seed, data)[1].detach()
+        x, y = data.train.batch(torch.arange(min(config.batch, len(data.train))))
+
+        def maker(rule: str | None) -> Maker:
+            return lambda: training_step(
+                copy.deepcopy(model),
+                rule,
+                x,
+                y,
+                optimizer=config.optimizer,
+                learning_rate=config.learning_rate,
+                criterion=LOSSES[config.loss],
+            )
+
+        makers = {PLAIN: maker(None), **{rule: maker(rule) for rule in config.rules}}
+        timings = contest(makers, seconds=seconds, repeats=2)
     return {rule: timings[rule].ratio for rule in config.rules}

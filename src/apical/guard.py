@@ -33,18 +33,20 @@ def _check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     ids = _ids(optimizer)
     settled = True
     for learner in list(_learners):
-        for synapse in learner.synapses.values():
-            feedback = synapse._parameters.get("feedback")
-            if feedback is None or id(synapse.weight) not in ids or id(feedback) in ids:
+        if not any(id(parameter) in ids for parameter in learner.model.parameters()):
+            continue
+        for name, owner in {**learner.synapses, **learner.blocks}.items():
+            feedback, weight = owner._parameters.get("feedback"), owner._parameters.get("weight")
+            if feedback is None or id(feedback) in ids or (weight is not None and id(weight) not in ids):
                 continue
             if feedback.grad is None:
                 settled = False  # No backward yet, or frozen: look again at the next step.
                 continue
             # Feedback may have an optimizer of its own; worth a look through memory, once.
-            others = (o for o in gc.get_objects() if isinstance(o, Optimizer))
+            others = (o for o in gc.get_objects() if issubclass(type(o), Optimizer))
             if not any(id(feedback) in _ids(other) for other in others):
                 raise RuntimeError(
-                    f"no optimizer holds the feedback of '{synapse.label}', so rule '{learner.rule.name}' would not learn it: "
+                    f"no optimizer holds the feedback of '{name}', so rule '{learner.rule.name}' would not learn it: "
                     "make the optimizer after apical.attach, or call "
                     "optimizer.add_param_group({'params': learner.feedback_parameters()})"
                 )

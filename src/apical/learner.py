@@ -65,6 +65,10 @@ def attach(
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     chosen = as_rule(rule)
     names = _check(model, chosen, example_input, at)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator must be a torch.Generator, got {generator!r}; torch.Generator().manual_seed(0) makes one"
+        )
     if generator is None:
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
     learner = Learner(model, chosen, generator, output)
@@ -100,7 +104,8 @@ def _check(model: nn.Module, rule: Rule, example_input: Any, at: Sequence[str] |
     attached = [name for name, module in modules.items() if isinstance(module, Synapse)]
     if attached:
         raise ValueError(
-            f"'{attached[0]}' is attached already; apical.learner_of(model).detach() gives the plain model back first"
+            f"'{attached[0]}' is attached already; detach it first, with learner.detach() or "
+            "apical.learner_of(the model that was attached).detach()"
         )
     found = faults(model)
     names = [name for name, module in modules.items() if synapse_type(module) is not None]
@@ -153,6 +158,13 @@ def _check_probe(rule: Rule, shown: Probed, at: Sequence[str] | None) -> None:
         raise ValueError(
             "the output that the loss is made of depends on no weights"
             + (f"; is one of at={list(at)} the output itself? Name modules before it" if at else "")
+        )
+    folded = next((c for c in shown.calls if c.signal and c.rows != shown.rows), None)
+    if folded is not None and not at:
+        raise ValueError(
+            f"activity at '{folded.name}' has {folded.rows} rows, but the output has {shown.rows}; a direct signal needs the "
+            "batch in the first dimension throughout (name whole blocks with at=[...], or keep positions in dimensions of "
+            "their own)"
         )
     never = [name for name in (at or ()) if name not in shown.blocks]
     if never:
@@ -271,8 +283,10 @@ class Learner:
         synapse.plasticity.forget(synapse)
 
     def _begin(self, module: nn.Module, args: Any) -> None:
-        self._wiring.begin()
-        if self._plasticity.redraws and torch.is_grad_enabled() and not self._wiring.muted:
+        if self._wiring.pathway.wired:
+            self._wiring.begin()
+        again = torch._C._current_graph_task_id() != -1  # Activation checkpointing computes the same pass anew.
+        if self._plasticity.redraws and torch.is_grad_enabled() and not (again or self._wiring.muted):
             for synapse in self.synapses.values():
                 self._plasticity.redraw(synapse, self.generator)
 

@@ -32,13 +32,19 @@ class Pathway:
         raise NotImplementedError
 
     def signals(
-        self, e: Tensor, taps: list[Tap], xs: Sequence[Tensor], feedbacks: Sequence[Tensor | None]
+        self,
+        e: Tensor,
+        taps: list[Tap],
+        xs: Sequence[Tensor],
+        feedbacks: Sequence[Tensor | None],
+        weights: Sequence[Tensor],
     ) -> list[Tensor]:
         """For a wired pathway: the teaching signal at every tap.
 
         Args:
             e: the output's error [N, outputs]. taps: in the order of the forward pass.
             xs: each tap's activity, with its graph. feedbacks: each tap's D, or None.
+            weights: for a chained pathway, the weights of each tap's synapse.
         """
         raise NotImplementedError
 
@@ -86,7 +92,7 @@ class Direct(Pathway):
         synapse.wiring.tap(synapse, synapse.label, synapse.plasticity, x)
         return x.detach(), None
 
-    def signals(self, e, taps, xs, feedbacks):  # noqa: D102
+    def signals(self, e, taps, xs, feedbacks, weights):  # noqa: D102
         return [carry(e, D, x) for D, x in zip(feedbacks, xs, strict=True) if D is not None]
 
 
@@ -101,10 +107,15 @@ class Indirect(Direct):
     name: ClassVar[str] = "indirect"
     chained: ClassVar[bool] = True
 
-    def signals(self, e, taps, xs, feedbacks):  # noqa: D102
+    def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:  # noqa: D102
+        x, feedback = super().enter(synapse, x)
+        # The chain has to hold through frozen synapses as well.
+        return x.requires_grad_(x.is_floating_point()), feedback
+
+    def signals(self, e, taps, xs, feedbacks, weights):  # noqa: D102
         assert feedbacks[0] is not None
         signals = [carry(e, feedbacks[0], xs[0])]
-        for here, x, after in zip(taps, xs, xs[1:], strict=False):
+        for here, x, weight, after in zip(taps, xs, weights, xs[1:], strict=False):
             # delta at the previous synapse's output: one local step of autograd over what lies between.
             (delta,) = torch.autograd.grad(x, here.before, signals[-1], retain_graph=True, allow_unused=True)
             if delta is None:
@@ -114,7 +125,7 @@ class Indirect(Direct):
             synapse = here.owner
             assert isinstance(synapse, Synapse)
             delta, geometry = synapse.prepare(delta)
-            weight = synapse.weight if synapse.clean_weight is None else synapse.clean_weight
+            weight = weight if synapse.clean_weight is None else synapse.clean_weight
             signals.append(synapse.transmit(delta, weight.to(delta.dtype), None, geometry).view(after.shape))
         return signals
 

@@ -22,6 +22,7 @@ class Call:
     name: str
     input: torch.Size
     output: torch.Size
+    rows: int
     signal: bool
     """Whether the input depends on weights, so that a teaching signal leaves the synapse there."""
 
@@ -30,12 +31,13 @@ class Call:
 class Probed:
     """What a dry run showed.
 
-    outputs: values per sample of the output that the loss is made of, None if it needs no gradient.
+    outputs: values per sample of the output that the loss is made of, None if it needs no gradient. rows: its samples.
     """
 
     calls: list[Call] = field(default_factory=list)
     blocks: dict[str, torch.Size] = field(default_factory=dict)
     outputs: int | None = None
+    rows: int = 0
 
     def signal(self, name: str) -> torch.Size | None:
         """Shape of the signal that leaves synapse `name` at its input, or None."""
@@ -81,14 +83,14 @@ def probe(
     def see(name: str):
         def hook(module: nn.Module, args: tuple[Any, ...], result: Tensor) -> None:
             x = args[0]
-            shown.calls.append(Call(name, x.shape[1:], result.shape[1:], x.requires_grad))
+            shown.calls.append(Call(name, x.shape[1:], result.shape[1:], len(x), x.requires_grad))
 
         return hook
 
     def cut(name: str):
         def hook(module: nn.Module, args: tuple[Any, ...], result: Any) -> Tensor:
             if not isinstance(result, Tensor):
-                raise ValueError(
+                raise _AtError(
                     f"at= names {name!r}, which returns a {type(result).__name__}; name modules that return a tensor"
                 )
             shown.blocks[name] = result.shape[1:]
@@ -108,14 +110,12 @@ def probe(
         model.eval()
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
             result = run(model, example_input)
-        tensor = pick(result, output)
-        if wired:
-            substitute(result, tensor, tensor)
-        if tensor.requires_grad:
-            shown.outputs = tensor[0].numel()
-    except (RuntimeError, TypeError, IndexError) as error:
+    except _AtError as error:
+        raise ValueError(str(error)) from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"example_input {_describe(example_input)} does not pass through the model: {error}"
+            f"example_input {_describe(example_input)} does not pass through the model: {reason}"
         ) from error
     finally:
         for handle in handles:
@@ -124,7 +124,26 @@ def probe(
             parameter.requires_grad_(False)
         for module, mode in modes:
             module.training = mode
+    if wired:
+        _see_output(shown, result, output)
     return shown
+
+
+def _see_output(shown: Probed, result: Any, output: Which) -> None:
+    tensor = pick(result, output)
+    substitute(result, tensor, tensor)
+    if tensor.dim() == 0 or not len(tensor):
+        raise ValueError(
+            f"the model's output has shape {list(tensor.shape)}, not [N, ...]: a direct signal needs the output that the loss "
+            "is computed from, before any mean or sum over samples; return it too, and name it with output="
+        )
+    shown.rows = len(tensor)
+    if tensor.requires_grad:
+        shown.outputs = tensor[0].numel()
+
+
+class _AtError(Exception):
+    """A fault of ``at=`` that shows itself in the dry run."""
 
 
 def _describe(example: Any) -> str:

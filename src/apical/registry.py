@@ -71,7 +71,9 @@ def faults(model: nn.Module) -> list[str]:
         if any(module._parameters[key].is_complex() for key in own):  # type: ignore[union-attr]
             found.append(f"{name or '(the model itself)'}: complex weights are not supported; use pairs of real ones")
             continue
-        if not own or type(module) in _SYNAPSES or isinstance(module, ELEMENTWISE):
+        known = type(module) in _SYNAPSES or isinstance(module, ELEMENTWISE)
+        lazy = issubclass(type(module), LazyModuleMixin)
+        if not own or (known and not lazy):
             continue
         found.append(f"{name or '(the model itself)'}: {_fault(module, own)}")
     return found
@@ -79,7 +81,7 @@ def faults(model: nn.Module) -> list[str]:
 
 def _fault(module: nn.Module, own: list[str]) -> str:
     kind = type(module)
-    if isinstance(module, LazyModuleMixin):
+    if issubclass(kind, LazyModuleMixin):
         return f"{kind.__name__} has no shape yet; run one forward pass before attach"
     known = next((base for base in kind.__mro__[1:] if _SYNAPSES.get(base) is not None), None)
     if known is not None:

@@ -21,8 +21,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from apical.pathway import Pathway, Wiring
+    from apical.pathway import Pathway
     from apical.plasticity import Plasticity
+    from apical.wiring import Wiring
 
 Geometry = tuple[Any, ...]
 """What one call of a layer fixes besides its weights, e.g. a convolution's stride and padding."""
@@ -45,7 +46,8 @@ class _Learn(torch.autograd.Function):
             # Cast by hand: autocast's own cache would keep casts that were made without a graph.
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, feedback)
+        need_x, need_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if need_weight else None, feedback if need_x else None)
         ctx.synapse, ctx.geometry, ctx.shape = synapse, geometry, x.shape
         return synapse.transmit(x, weight if synapse.clean_weight is None else synapse.clean_weight, bias, geometry)
 
@@ -103,6 +105,8 @@ class Synapse(nn.Module):
         current = self.feedback
         if current is None:
             raise ValueError(f"synapse '{self.label}' has no feedback weights to set: no teaching signal leaves it")
+        if not isinstance(value, Tensor):
+            raise TypeError(f"feedback of '{self.label}' must be a tensor, got {value!r}")
         if value.shape != current.shape:
             raise ValueError(f"feedback of '{self.label}' has shape {list(current.shape)}, got {list(value.shape)}")
         self.plasticity.store(self, value)

@@ -67,9 +67,10 @@ class _Broadcast(torch.autograd.Function):
     def backward(ctx: Any, e: Tensor) -> tuple[Tensor | None, ...]:
         taps: list[Tap] = ctx.taps
         edges = ctx.saved_tensors
-        xs, feedbacks = edges[: len(taps)], edges[len(taps) :]
+        n = len(taps)
+        xs, feedbacks, weights = edges[:n], edges[n : 2 * n], edges[2 * n :]
         error = e if e.dim() == 2 else e.reshape(len(e), -1)
-        signals = ctx.pathway.signals(error, taps, xs, feedbacks)
+        signals = ctx.pathway.signals(error, taps, xs, feedbacks, weights)
         increments: list[Tensor | None] = [None] * len(taps)
         for i, (tap, x, D) in enumerate(zip(taps, xs, feedbacks, strict=True)):
             weight = tap.owner._parameters.get("weight")
@@ -77,7 +78,7 @@ class _Broadcast(torch.autograd.Function):
             if ctx.needs_input_grad[3 + len(taps) + i] and not frozen:
                 product = torch.mm(error.t(), x.flatten(1).to(error.dtype))
                 increments[i] = tap.plasticity.increment(product.view(D.shape))
-        return e, None, None, *signals, *increments
+        return e, None, None, *signals, *increments, *(None for _ in weights)
 
 
 class Wiring:
@@ -157,7 +158,7 @@ class Wiring:
                     f"the model's output has {outputs} values per sample, but the direct feedback of '{tap.label}' was made "
                     f"for {len(tap.feedback)}; attach with an example_input of the size you train on"
                 )
-        connected = _Broadcast.apply(
-            tensor, self.pathway, taps, *(tap.x for tap in taps), *(tap.feedback for tap in taps)
-        )
+        weights = [tap.owner.weight for tap in taps] if self.pathway.chained else []
+        edges = (*(tap.x for tap in taps), *(tap.feedback for tap in taps), *weights)
+        connected = _Broadcast.apply(tensor, self.pathway, taps, *edges)
         return substitute(output, tensor, connected)

@@ -145,7 +145,7 @@ def _array(entry: Path, file: str, arrays: dict[str, Any], keep: bool) -> np.nda
     if found != expected:
         raise DamagedError(f"{file} has {found} bytes instead of {expected}")
     array = np.fromfile(path, dtype).reshape(shape) if keep else np.memmap(path, dtype, "c", shape=shape)
-    crc, data = 0, memoryview(array).cast("B")
+    crc, data = 0, array.reshape(-1).view(np.uint8).data
     for start in range(0, len(data), _BLOCK):
         crc = zlib.crc32(data[start : start + _BLOCK], crc)
     if crc != described["crc32"]:
@@ -154,14 +154,10 @@ def _array(entry: Path, file: str, arrays: dict[str, Any], keep: bool) -> np.nda
 
 
 def _move(new: Path, entry: Path, old: Path) -> None:
-    """Put a whole folder in place of what is there, if anything (damaged, or another's where locks don't work)."""
+    """Put a whole folder in place of what is there, if anything is: damaged, that is."""
     with contextlib.suppress(FileNotFoundError):
         os.replace(entry, old)  # noqa: PTH105
-    try:
-        os.replace(new, entry)  # noqa: PTH105
-    except OSError:
-        if not (entry / "manifest.json").exists():
-            raise
+    os.replace(new, entry)  # noqa: PTH105
 
 
 @contextmanager

@@ -79,7 +79,7 @@ def _tables(splits: dict[str, Dataset], name: str, choice: Choice) -> tuple[dict
     """All that can be known before an image is decoded."""
     wanted = {"train": ("train",), "test": (choice.test_split,) if choice.test_split else _TEST_SPLITS}
     tables, names = {}, None
-    for role, split in {role: _pick_split(splits, name, role, names) for role, names in wanted.items()}.items():
+    for role, split in {role: _pick_split(splits, name, role, usual) for role, usual in wanted.items()}.items():
         rows, where = splits[split], f"{name}, split {split!r}"
         if len(rows) == 0:
             raise DataError(f"{where} has no rows")
@@ -88,7 +88,7 @@ def _tables(splits: dict[str, Dataset], name: str, choice: Choice) -> tuple[dict
         names = names or getattr(rows.features[label], "names", None)
         encoded = rows.select_columns([image]).with_format("arrow")
         tables[role] = _Table(where, encoded, image, _labels(rows, label, where))
-    classes = len(names) if names else 1 + max(int(table.labels.max()) for table in tables.values())
+    classes = len(names) if names else max(1, *(1 + int(table.labels.max()) for table in tables.values()))
     if classes > _MOST_CLASSES:
         raise DataError(
             f"{name}: labels up to {classes - 1} are hardly classes; name the column that holds them (label_column=), "
@@ -175,7 +175,8 @@ def _type(feature: Any) -> str:
 def _labels(rows: Dataset, column: str, where: str) -> np.ndarray:
     import pyarrow
 
-    values = rows.select_columns([column]).with_format("arrow")[:].column(0)
+    table: Any = rows.select_columns([column]).with_format("arrow")[:]
+    values = table.column(0)
     if values.null_count:
         row = int(np.argmax(values.is_null().to_numpy()))
         raise DataError(f"{where}, row {row}: label in column {column!r} is missing; drop the rows that have none")
@@ -218,8 +219,8 @@ def _images(table: _Table) -> Iterator[Image]:
 
     feature = datasets.Image()
     for start in range(0, len(table.rows), _ROWS_AT_ONCE):
-        cells = table.rows[start : start + _ROWS_AT_ONCE].column(table.column).to_pylist()
-        for row, cell in enumerate(cells, start):
+        rows: Any = table.rows[start : start + _ROWS_AT_ONCE]
+        for row, cell in enumerate(rows.column(table.column).to_pylist(), start):
             encoded = cell if isinstance(cell, dict) else {"bytes": cell}
             if encoded.get("bytes") is None and encoded.get("path") is None:
                 raise DataError(

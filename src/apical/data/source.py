@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,7 +137,9 @@ def resolve(name: str) -> Folder | Hub:
     Raises:
         DataError: if `name` is a file, or looks like a folder that doesn't exist.
     """
-    path = Path(name).expanduser()
+    path = Path(name)
+    with suppress(RuntimeError):  # "~somebody" that isn't known here
+        path = path.expanduser()
     if name and path.is_dir():
         return Folder(name, path.resolve())
     if name and path.exists():

@@ -30,7 +30,7 @@ class Hebbian(Plasticity):
     init: Init = "weights"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.epsilon < float("inf"):
+        if not (isinstance(self.epsilon, int | float) and 0 <= self.epsilon < float("inf")):
             raise ValueError(f"epsilon must be a number of at least 0, got {self.epsilon!r}")
 
     def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:  # noqa: D102

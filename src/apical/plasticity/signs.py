@@ -17,7 +17,8 @@ class Signs(Plasticity):
     """B = magnitude * sign(W), with the signs W has at each step (Liao et al. 2016; akrout2019 'SS').
 
     magnitudes: "uniform", one number `scale` for the whole synapse (uSF); "fixed", |M| drawn once (frSF); or
-        "batchwise", |M| drawn anew before every forward pass of the whole model (brSF).
+        "batchwise", |M| drawn anew before every forward pass of the whole model (brSF). Processes of one training
+        draw alike if their generators were seeded alike.
     scale: of "uniform": a number (Liao: 1), or None for sqrt(2 / (fan in + fan out)), as BioTorch does.
     init: how M is drawn: a name in `INITS` or a function that fills a tensor. Not from the weights: magnitudes
         would be carried over.
@@ -26,7 +27,6 @@ class Signs(Plasticity):
     name: ClassVar[str] = "signs"
     pathways: ClassVar[frozenset[str]] = frozenset({"layer-wise"})
     names: ClassVar[tuple[str, ...]] = ("magnitudes",)
-    computes: ClassVar[bool] = True
     magnitudes: Literal["uniform", "fixed", "batchwise"] = field(default="uniform", metadata={"settled_by_name": True})
     scale: float | None = None
     init: Init = "amit2019"
@@ -34,12 +34,17 @@ class Signs(Plasticity):
     def __post_init__(self) -> None:
         if self.magnitudes not in ("uniform", "fixed", "batchwise"):
             raise ValueError(f"magnitudes must be 'uniform', 'fixed' or 'batchwise', got {self.magnitudes!r}")
-        if self.scale is not None and not 0 < self.scale < float("inf"):
+        if self.scale is not None and not (isinstance(self.scale, int | float) and 0 < self.scale < float("inf")):
             raise ValueError(f"scale must be a positive number or None, got {self.scale!r}")
         if self.scale is not None and self.magnitudes != "uniform":
             raise ValueError(f"scale belongs to uniform magnitudes; {self.magnitudes} ones are drawn by init")
         if self.init == "weights":
             raise ValueError("init='weights' would carry magnitudes of the weights; give another init to a sign rule")
+
+    @property
+    def computes(self) -> bool:  # type: ignore[override]
+        """Signs are taken in the backward; with batchwise magnitudes in the forward, whose own draw they need."""
+        return not self.redraws
 
     @property
     def redraws(self) -> bool:  # type: ignore[override]
@@ -51,11 +56,11 @@ class Signs(Plasticity):
             keep_buffer(owner, "magnitudes", draw_for(owner, self.init, shape, generator, mirror=False).abs_())
 
     def keeps(self, owner: nn.Module) -> Tensor:  # noqa: D102
-        return owner.weight.detach()  # type: ignore[union-attr, operator]
+        weight: Tensor = owner.weight.detach()  # type: ignore[assignment, union-attr, operator]
+        return torch.sign(weight).mul_(self._magnitude(owner)) if self.redraws else weight
 
     def resolve(self, owner: nn.Module, kept: Tensor, out: Tensor | None = None) -> Tensor:  # noqa: D102
-        with torch.no_grad():
-            return torch.sign(kept, out=out).mul_(self._magnitude(owner))
+        return kept if self.redraws else torch.sign(kept, out=out).mul_(self._magnitude(owner))
 
     def available(self, owner: nn.Module) -> bool:  # noqa: D102
         return self.magnitudes == "uniform" or super().available(owner)
@@ -68,6 +73,8 @@ class Signs(Plasticity):
         return (2 / sum(owner.fans())) ** 0.5  # type: ignore[operator]
 
     def redraw(self, owner: nn.Module, generator: torch.Generator) -> None:  # noqa: D102
+        # Drawn for every synapse, so that the stream does not depend on which ones a signal leaves.
+        shape: torch.Size = owner.weight.shape  # type: ignore[assignment, union-attr]
+        magnitudes = draw_for(owner, self.init, shape, generator, mirror=False).abs_()
         if owner._buffers.get("magnitudes") is not None:
-            shape: torch.Size = owner.weight.shape  # type: ignore[assignment, union-attr]
-            keep_buffer(owner, "magnitudes", draw_for(owner, self.init, shape, generator, mirror=False).abs_())
+            keep_buffer(owner, "magnitudes", magnitudes)
