@@ -20,7 +20,7 @@ class Audit:
 
     While the forward pass computes with clean weights, every other reader of them sees NaN; what suffers had read them.
 
-    Examples:
+    Try:
       apical audit --rule fa
       apical audit --rule usf --network resnet20 --data ylecun/mnist
       apical audit --rule kp --network my_models.py:make_net --data path/to/folder

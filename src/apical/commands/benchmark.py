@@ -21,7 +21,7 @@ class Benchmark:
 
     Same network, weights, batch and optimizer; contenders take turns; medians of ratios. Let nothing else run meanwhile.
 
-    Examples:
+    Try:
       apical benchmark
       apical benchmark --networks 784-800-800-10 --rules fa dfa kp --seconds 60 --json figures.json
     """

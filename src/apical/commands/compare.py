@@ -17,7 +17,7 @@ from apical.training.compare import CompareConfig, compare
 class Compare:
     r"""Train one network under several rules, from several seeds each; print the comparison and write an HTML report.
 
-    Examples:
+    Try:
       apical compare
       apical compare --rules bp fa dfa kp --data ylecun/mnist --network 784-800-800-10 --optimizer RMSprop \
           --learning-rate 1e-4 --epochs 5

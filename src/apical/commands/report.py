@@ -15,7 +15,7 @@ from apical.commands.terminal import console
 class Report:
     """Write the HTML report of a comparison anew, and on request its picture as SVG.
 
-    Examples:
+    Try:
       apical report runs/demo
       apical report runs/demo --picture docs/demo.svg
     """

@@ -17,7 +17,7 @@ from apical.spec import rule_of
 class Rules:
     """List the learning rules, or show one with its hyperparameters and what to cite.
 
-    Examples:
+    Try:
       apical rules
       apical rules urfb
     """

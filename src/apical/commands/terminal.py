@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import re
 import shlex
 import shutil
@@ -100,6 +101,10 @@ def plain_errors() -> Iterator[None]:
         sys.exit(130)
     except NonFiniteLossError as error:
         _say("error", error)
+        sys.exit(1)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; nothing is left to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (ValueError, TypeError, OSError) as error:
         _say("error", error)

@@ -19,7 +19,7 @@ class Train:
 
     A killed or stopped run goes on with --resume FOLDER and ends bit-identical to one that was never stopped.
 
-    Examples:
+    Try:
       apical train --rule dfa
       apical train --rule kp --data ylecun/mnist --network 784-800-800-10 --optimizer RMSprop --learning-rate 1e-4
       apical train --rule fa --network my_models.py:make_net --data path/to/folder

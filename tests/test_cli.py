@@ -1,0 +1,148 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from apical.cli import main
+
+
+def run(*arguments, capsys=None, code=None):
+    """Output of a command; `code` is the exit status expected, None for success."""
+    if code is None:
+        main(list(arguments))
+    else:
+        with pytest.raises(SystemExit) as exit:
+            main(list(arguments))
+        assert exit.value.code == code
+    return capsys.readouterr()
+
+
+def words(text):
+    """Without the line breaks of a narrow terminal."""
+    return " ".join(text.split())
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+SHORT = ("--network", "64-20-10", "--epochs", "1")
+
+
+@pytest.mark.parametrize("command", ["compare", "train", "audit", "rules", "report", "benchmark"])
+def test_help_shows_examples(command, capsys):
+    out = run(command, "--help", capsys=capsys, code=0).out
+    assert f"apical {command}" in out
+    assert "Try:" in out
+
+
+def test_compare_prints_the_table_and_writes_the_report(tmp_path, capsys):
+    out = run("compare", *SHORT, "--rules", "bp", "fa", "usf", "--seeds", "2", "--folder", "all", capsys=capsys).out
+    row = next(line for line in out.splitlines() if line.startswith("│ usf"))
+    assert "±" in row
+    assert "signs" in row
+    found = json.loads((tmp_path / "all" / "comparison.json").read_text())
+    assert f"{found['table'][1]['test_error_mean']:.2f}" in out
+    assert found["table"][2]["step_ratio"] > 0
+    assert (tmp_path / "all" / "report.html").stat().st_size > 1_000_000
+    again = run("compare", "--resume", "all", "--no-time-steps", capsys=capsys).out
+    assert f"{found['table'][1]['test_error_mean']:.2f}" in again
+
+
+def test_train_resumes_from_the_folder_alone(tmp_path, capsys):
+    out = run("train", *SHORT, "--rule", "urfb:epsilon=0.5", "--folder", "one", capsys=capsys).out
+    assert "test error" in out
+    assert json.loads((tmp_path / "one" / "config.json").read_text())["rule"] == "urfb:epsilon=0.5"
+    assert words(run("train", "--resume", "one", capsys=capsys).out).startswith("test error")
+
+
+def test_train_makes_a_folder_of_its_own(tmp_path, capsys):
+    run("train", *SHORT, capsys=capsys)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("digits-fa-0-")
+
+
+def test_audit_names_every_layer(capsys):
+    out = run("audit", "--rule", "usf", "--network", "64-20-10", capsys=capsys).out
+    assert [line.split("│")[3].strip() for line in out.splitlines() if line.startswith("│ ")] == ["nothing", "signs"]
+    assert "in all: signs" in out
+
+
+def test_audit_of_a_network_of_ones_own(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def net(classes):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, classes))\n"
+    )
+    out = run("audit", "--rule", "dfa", "--network", "mine.py:net", capsys=capsys).out
+    assert "in all: normalization scale" in out
+
+
+def test_rules_lists_and_explains(capsys):
+    assert "Kolen-Pollack" in run("rules", capsys=capsys).out
+    out = run("rules", "urfb", capsys=capsys).out
+    assert "epsilon=1.0" in out
+    assert "Amit" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--rule", "fq"), "unknown rule 'fq'; did you mean 'fa'?"),
+        (("train", "--network", "784-10"), "the data has 64 values per image"),
+        (("train", "--data", "./nowhere"), "nowhere"),
+        (("train", "--resume", "nothing"), "--resume: folder nothing holds no run to resume"),
+        (("train", "--optimizer", "SGDD"), "did you mean 'SGD'"),
+        (("compare", "--rules", "fa", "fa"), "rules name fa more than once"),
+        (("audit", "--network", "resnet21"), "did you mean"),
+        (("report", "nothing"), "nothing"),
+        (("rules", "kpp"), "did you mean"),
+        (("benchmark", "--networks", "resnet200"), "did you mean"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(arguments, message, tmp_path, capsys):
+    err = words(run(*arguments, capsys=capsys, code=2).err)
+    assert "apical: error:" in err or "Value error" in err  # tyro frames what its options refuse.
+    assert message in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_run_is_never_deleted(tmp_path, capsys):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.tex").write_text("...")
+    err = run("train", *SHORT, "--folder", "precious", "--overwrite", capsys=capsys, code=2).err
+    assert "holds no run" in err
+    assert (tmp_path / "precious" / "thesis.tex").exists()
+
+
+def test_overwrite_replaces_a_run(tmp_path, capsys):
+    run("train", *SHORT, "--folder", "one", capsys=capsys)
+    run("train", *SHORT, "--folder", "one", "--rule", "kp", "--overwrite", capsys=capsys)
+    assert json.loads((tmp_path / "one" / "config.json").read_text())["rule"] == "kp"
+
+
+def test_a_diverging_run_ends_with_status_1(capsys):
+    diverging = ("--activation", "relu", "--learning-rate", "1e30", "--rule", "bp")
+    assert "loss became" in run("train", *SHORT, *diverging, capsys=capsys, code=1).err
+
+
+def test_two_processes_by_torchrun(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "apical", "train", *SHORT]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--rule", "kp", "--accelerator", "cpu", "--folder", "both"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "both" / "result.json").read_text())
+    assert result["steps"] == 23
+    assert result["test_error"] < 70
