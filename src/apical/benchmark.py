@@ -290,17 +290,18 @@ def table(measurements: list[Measurement]) -> Table:
     result.add_column("rule", style="bold")
     for network in networks:
         batch = next(m.batch for m in measurements if m.network == network)
-        result.add_column(f"{network}, {batch}", justify="right")
+        # Names that are cut short would look alike.
+        result.add_column(f"{network}, {batch}", justify="right", overflow="fold")
     for rule in rules:
         cells = {m.network: m for m in measurements if m.rule == rule}
-        row = [
-            f"{cells[n].timing.milliseconds:.2f} ms, {cells[n].peak_memory:.0f} MiB"
-            if rule == PLAIN
-            else f"{cells[n].timing.ratio:.2f} ({cells[n].memory_ratio:.2f})"
-            for n in networks
-        ]
-        result.add_row(rule, *row)
+        result.add_row(rule, *(_cell(cells[network]) for network in networks), end_section=rule == PLAIN)
     return result
+
+
+def _cell(m: Measurement) -> str:
+    if m.rule == PLAIN:
+        return f"{m.timing.milliseconds:.2f} ms\n{m.peak_memory:.{0 if m.peak_memory >= 10 else 1}f} MiB"
+    return f"{m.timing.ratio:.2f} ({m.memory_ratio:.2f})"
 
 
 def step_ratios(config: CompareConfig, data: ImageData, *, seconds: float = 6.0) -> dict[str, float]:
