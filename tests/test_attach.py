@@ -21,20 +21,10 @@ from torch import Tensor, nn
 import apical
 from apical import registry
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 RULES = tuple(apical.rules())
 STORED = ("fa", "frfb", "dfa", "ifa", "kp", "matched", "urfb", "kp-direct")
 WIRED = ("dfa", "ifa", "kp-direct")
 TRAINED = ("kp", "matched", "urfb", "kp-direct")
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """Networks this small are many times slower on two threads that somebody else wants as well."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def seed(n: int = 0) -> torch.Generator:

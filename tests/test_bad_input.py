@@ -11,19 +11,9 @@ from torch import Tensor, nn
 import apical
 from apical import registry
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(5))
 Y = torch.randint(3, (8,), generator=torch.Generator().manual_seed(6))
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(7))
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """Networks this small are many times slower on two threads that somebody else wants as well."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -511,6 +511,15 @@ def test_an_added_file_is_noticed(folder, cache):
     assert len(data.load(str(folder), cache=cache).train) == 8
 
 
+def test_a_change_behind_a_link_is_noticed(folder, cache):
+    linked = folder.with_name("linked")
+    linked.mkdir()
+    (linked / "data").symlink_to(folder, target_is_directory=True)
+    assert len(data.load(str(linked), cache=cache).test) == 3
+    write(folder, "test", pictures(2, seed=5), [2, 2])
+    assert_holds(data.load(str(linked), cache=cache).test, pictures(2, seed=5), [2, 2])
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """A small data set's cache, its entry, and the files' bytes."""
@@ -839,7 +848,8 @@ def test_a_label_that_is_no_class_is_said(folder, cache, split, bad):
 
 
 @pytest.mark.parametrize(
-    ("labels", "word"), [([0, -3], "label -3"), ([-1, -1], "label -1"), ([0, 2**40], "hardly classes")]
+    ("labels", "word"),
+    [([0, -3], "label -3"), ([-1, -1], "label -1 is none of the 1 classes 0 ... 0"), ([0, 2**40], "hardly classes")],
 )
 def test_a_whole_number_that_is_no_class_is_said(tmp_path, cache, labels, word):
     features = {"image": datasets.Image(), "label": datasets.Value("int64")}

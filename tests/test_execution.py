@@ -16,19 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 import apical
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 RULES = tuple(apical.rules())
 WIRED = ("dfa", "ifa", "kp-direct")
 DETERMINISTIC = tuple(rule for rule in RULES if rule != "brsf")
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """Networks this small are many times slower on two threads that somebody else wants as well."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def seed(n: int = 0) -> torch.Generator:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import apical
 
 # The plain layer pads a copy there, and says so; once a process, so any test here may be the one to see it.
-pytestmark = [pytest.mark.filterwarnings("ignore:Using padding='same'"), pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.filterwarnings("ignore:Using padding='same'")]
 QUICK = settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -27,15 +27,6 @@ KINDS = {
     nn.ConvTranspose2d: apical.ConvTranspose2dSynapse,
     nn.ConvTranspose3d: apical.ConvTranspose3dSynapse,
 }
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """Layers this small are many times slower on two threads that somebody else wants as well."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def seed(n: int = 0) -> torch.Generator:

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apical import validation
 from apical.guard import watch_optimizers
 from apical.outputs import Which
 from apical.pathway import LayerWise, Pathway
 from apical.plasticity import Plasticity
 from apical.probe import FirstForward, Probed, probe
-from apical.registry import faults, synapse_type
+from apical.registry import synapse_type
 from apical.rules import Rule, as_rule
 from apical.synapse import Synapse
 from apical.wiring import Wiring
@@ -64,7 +65,7 @@ def attach(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     chosen = as_rule(rule)
-    names = _check(model, chosen, example_input, at)
+    names = validation.layers(model, chosen, example_input, at)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
             f"generator must be a torch.Generator, got {generator!r}; torch.Generator().manual_seed(0) makes one"
@@ -77,7 +78,7 @@ def attach(
         None if example_input is None else probe(model, names, example_input, at, output, wired=chosen.pathway.wired)
     )
     if shown is not None:
-        _check_probe(chosen, shown, at)
+        validation.wiring(chosen, shown, at)
     try:
         learner._take(names, shown, at)
     except Exception:
@@ -96,89 +97,6 @@ def learner_of(model: nn.Module) -> Learner:
     if found is None:
         raise ValueError("nothing is attached to this model; call apical.attach(model, rule)")
     return found
-
-
-def _check(model: nn.Module, rule: Rule, example_input: Any, at: Sequence[str] | None) -> list[str]:
-    """Names of the layers that become synapses, or an error with every fault found."""
-    modules = dict(model.named_modules())
-    attached = [name for name, module in modules.items() if isinstance(module, Synapse)]
-    if attached:
-        raise ValueError(
-            f"'{attached[0]}' is attached already; detach it first, with learner.detach() or "
-            "apical.learner_of(the model that was attached).detach()"
-        )
-    found = faults(model)
-    names = [name for name, module in modules.items() if synapse_type(module) is not None]
-    if not names and not found:
-        found.append("the model has no layer with weights, so there is nothing to learn")
-    pathway = rule.pathway
-    if pathway.wired and example_input is None:
-        found.append(
-            f"rule '{rule.name}' needs example_input, one batch as the model takes it: its feedback has the shape of the "
-            "activities it reaches"
-        )
-    if at is not None:
-        found += _check_blocks(modules, rule, at)
-    if found:
-        raise ValueError(
-            f"can't attach '{rule.name}' to {type(model).__name__}:\n" + "\n".join(f"- {f}" for f in found)
-        )
-    return names
-
-
-def _check_blocks(modules: dict[str, nn.Module], rule: Rule, at: Sequence[str]) -> list[str]:
-    found = []
-    if rule.pathway.name != "direct":
-        found.append(
-            f"at= names where a direct signal enters, but rule '{rule.name}' is {rule.pathway.name}; leave it out"
-        )
-    if isinstance(at, str):
-        return [*found, f"at= takes a list of module names, got the string {at!r}; write at=[{at!r}]"]
-    if not at:
-        found.append("at= is empty; name at least one module, or leave it out to tap every synapse's input")
-    for name in at:
-        if name not in modules or name == "":
-            some = ", ".join(list(modules)[1:13])
-            found.append(
-                f"at= names {name!r}, but the model has no such module; it has {some}{', ...' if len(modules) > 13 else ''}"
-            )
-        elif synapse_type(modules[name]) is not None:
-            found.append(
-                f"at= names {name!r}, which is a synapse itself; name the layer after it, or a block around it"
-            )
-        elif "feedback" in (*modules[name]._parameters, *modules[name]._buffers, *vars(modules[name])):
-            found.append(f"at= names {name!r}, which has an attribute 'feedback' of its own; name a module around it")
-    return found
-
-
-def _check_probe(rule: Rule, shown: Probed, at: Sequence[str] | None) -> None:
-    if not rule.pathway.wired:
-        return
-    if shown.outputs is None:
-        raise ValueError(
-            "the output that the loss is made of depends on no weights"
-            + (f"; is one of at={list(at)} the output itself? Name modules before it" if at else "")
-        )
-    folded = next((c for c in shown.calls if c.signal and c.rows != shown.rows), None)
-    if folded is not None and not at:
-        raise ValueError(
-            f"activity at '{folded.name}' has {folded.rows} rows, but the output has {shown.rows}; a direct signal needs the "
-            "batch in the first dimension throughout (name whole blocks with at=[...], or keep positions in dimensions of "
-            "their own)"
-        )
-    never = [name for name in (at or ()) if name not in shown.blocks]
-    if never:
-        raise ValueError(
-            f"at= names {never}, which example_input never reaches; name modules that the forward pass calls"
-        )
-    if not rule.pathway.chained:
-        return
-    for before, after in zip(shown.calls, shown.calls[1:], strict=False):
-        if after.signal and before.output != after.input:
-            raise ValueError(
-                f"rule '{rule.name}' sends its signal forward through the layers, so what lies between two synapses has to keep "
-                f"shape, but '{before.name}' gives {list(before.output)} and '{after.name}' takes {list(after.input)}; use 'dfa'"
-            )
 
 
 class Learner:

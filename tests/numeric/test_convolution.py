@@ -20,15 +20,6 @@ OUTPUTS = 3
 RULES = ("fa", "kp", "usf", "dfa", "kp-direct", "frsf", "bp")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Small matrices: a second thread only waits, and for long where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # Geometries -----------------------------------------------------------------------------------------------------------
 
 

@@ -17,15 +17,6 @@ HEBBIAN = ("kp", "matched", "urfb")  # the feedback takes the weights' own step
 LAYERWISE_STORED = ("fa", "frfb", *HEBBIAN)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Small matrices: a second thread only waits, and for long where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # Networks and streams of data ------------------------------------------------------------------------------------------
 
 

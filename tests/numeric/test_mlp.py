@@ -22,15 +22,6 @@ CRITERIA = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Small matrices: a second thread only waits, and for long where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def build(widths, nonlinearities, bias, seed):
     """Linear, f, Linear, f, ..., Linear in float64."""
     torch.manual_seed(seed)
