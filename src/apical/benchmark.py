@@ -319,7 +319,7 @@ def step_ratios(config: CompareConfig, data: ImageData, *, seconds: float = 6.0)
                 x,
                 y,
                 optimizer=config.optimizer,
-                learning_rate=config.learning_rate,
+                learning_rate=config.rate,
                 criterion=LOSSES[config.loss],
             )
 

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from apical.losses import LOSSES
 from apical.spec import optimizer_of, rule_of, scheduler_of
 
@@ -25,8 +27,8 @@ class Recipe:
     """Summed over outputs, averaged over the batch; the last two take one-hot targets."""
     optimizer: str = "SGD:momentum=0.9"
     """A class of torch.optim with options: SGD:momentum=0.9, RMSprop, Adam:betas=(0.9,0.99)."""
-    learning_rate: float = 0.05
-    """Step size of the optimizer."""
+    learning_rate: float | None = None
+    """Step size of the optimizer. None: 0.05 for SGD, 0.001 for the others."""
     weight_decay: float | None = None
     """L2 decay, equal for weights and trainable feedback. None: as the rule's paper has it (1e-4 for kp and matched, else 0)."""
     scheduler: str | None = None
@@ -54,7 +56,7 @@ class Recipe:
         ]
         if self.align_every is not None and self.align_every < 0:
             problems.append(f"align_every must be at least 0, got {self.align_every}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+        if self.learning_rate is not None and not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             problems.append(f"learning_rate must be a positive number, got {self.learning_rate}")
         if self.weight_decay is not None and not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             problems.append(f"weight_decay must be at least 0, got {self.weight_decay}")
@@ -68,6 +70,13 @@ class Recipe:
                 problems.append(str(error))
         if problems:
             raise ValueError("; ".join(problems))
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, given or by default."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 0.05 if optimizer_of(self.optimizer)[0] is torch.optim.SGD else 0.001
 
     def asdict(self) -> dict[str, Any]:
         """Name -> value, for JSON."""

@@ -64,7 +64,7 @@ def make(config: Recipe, rule: Rule, seed: int, data: ImageData) -> tuple[nn.Mod
 def make_optimizer(config: Recipe, rule: Rule, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of the config, over weights and trainable feedback alike."""
     decay = rule.weight_decay if config.weight_decay is None else config.weight_decay
-    kind, options = optimizer_of(config.optimizer, lr=config.learning_rate, weight_decay=decay)
+    kind, options = optimizer_of(config.optimizer, lr=config.rate, weight_decay=decay)
     return kind(model.parameters(), **options)
 
 
@@ -186,7 +186,7 @@ class _Session:
                 raise NonFiniteLossError(
                     f"loss became {value} at step {self.step + 1} (epoch {self.step // self.per_epoch + 1}) of rule "
                     f"'{self.config.rule}' with seed {self.config.seed}; a smaller learning rate than "
-                    f"{self.config.learning_rate:g} is the usual remedy"
+                    f"{self.config.rate:g} is the usual remedy"
                 )
 
     def _after_step(self) -> None:
