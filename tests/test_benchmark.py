@@ -419,7 +419,12 @@ def test_a_comparisons_own_step_is_timed_with_its_loss_optimizer_and_batch(monke
     from apical.training.compare import CompareConfig
 
     config = CompareConfig(
-        network="64-7-10", rules=("bp", "fa:init=nokland2016"), batch=16, optimizer="RMSprop", loss="squared-error"
+        network="64-7-10",
+        rules=("bp", "fa:init=nokland2016"),
+        batch=16,
+        optimizer="RMSprop",
+        learning_rate=0.003,
+        loss="squared-error",
     )
     seen = []
 
@@ -432,6 +437,6 @@ def test_a_comparisons_own_step_is_timed_with_its_loss_optimizer_and_batch(monke
     ratios = benchmark.step_ratios(config, images.load("digits"), seconds=1e-9)
     assert list(ratios) == ["bp", "fa:init=nokland2016"]
     assert all(ratio > 0 for ratio in ratios.values())
-    options = {"optimizer": "RMSprop", "learning_rate": 0.05, "criterion": squared_error}
+    options = {"optimizer": "RMSprop", "learning_rate": 0.003, "criterion": squared_error}
     assert seen == [(rule, (16, 1, 8, 8), (16,), options) for rule in (None, *ratios)] * 2
     assert torch.equal(torch.get_rng_state(), state)

@@ -75,7 +75,7 @@ class BenchmarkConfig:
     optimizer: str = "SGD:momentum=0.9"
     """Of every contender: a class of torch.optim with options."""
     seconds: float = 30.0
-    """Time per network, over all contenders and repeats."""
+    """Time per network, over all contenders and repeats; more where three rounds per repeat need more."""
     repeats: int = 4
     """How many times all models are made anew."""
     threads: int | None = None
