@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical import validation
+from apical import recycle, validation
 from apical.guard import watch_optimizers
 from apical.outputs import Which
 from apical.pathway import LayerWise, Pathway
@@ -158,6 +158,9 @@ class Learner:
         vars(module).update(
             pathway=pathway, plasticity=self._plasticity, wiring=self._wiring, label=name, _plain_class=type(module)
         )
+        weight = module._parameters["weight"]
+        assert weight is not None
+        vars(module)["large"] = weight.numel() * weight.element_size() >= recycle.SMALLEST
         module.__class__ = kind
         self.synapses[name] = module  # type: ignore[assignment]
 
@@ -264,7 +267,16 @@ class Learner:
         for synapse in self.synapses.values():
             synapse.plasticity.release(synapse)
             plain = vars(synapse)["_plain_class"]
-            for name in ("pathway", "plasticity", "wiring", "label", "_plain_class", "sends_back", "clean_weight"):
+            for name in (
+                "pathway",
+                "plasticity",
+                "wiring",
+                "label",
+                "_plain_class",
+                "sends_back",
+                "clean_weight",
+                "large",
+            ):
                 vars(synapse).pop(name, None)
             synapse.__class__ = plain
         for block in self.blocks.values():

@@ -11,13 +11,13 @@ To add a kind, subclass `Synapse` together with the plain module, give it these 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
@@ -51,16 +51,22 @@ class _Learn(torch.autograd.Function):
         ctx.synapse, ctx.geometry, ctx.shape = synapse, geometry, x.shape
         return synapse.transmit(x, weight if synapse.clean_weight is None else synapse.clean_weight, bias, geometry)
 
+    # Not `once_differentiable`: its wrapper takes as long as a small layer's product.
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "create_graph=True asks for the gradient of an update, but a rule's update is no gradient of a loss; "
+                "detach the learner for second derivatives"
+            )
         x, feedback = ctx.saved_tensors
         need_x, need_weight, need_bias, need_feedback = ctx.needs_input_grad[:4]
         synapse: Synapse = ctx.synapse
         if need_x and feedback is not None:
             plasticity = synapse.plasticity
             if plasticity.computes:
-                feedback = plasticity.resolve(synapse, feedback, synapse.memory("feedback", feedback))
+                memory = synapse.memory("feedback", feedback) if synapse.large else None
+                feedback = plasticity.resolve(synapse, feedback, memory)
             if feedback.dtype != delta.dtype:
                 feedback = feedback.to(delta.dtype)
         signal, product, bias = synapse.respond(
@@ -68,7 +74,12 @@ class _Learn(torch.autograd.Function):
         )
         # Feedback follows the weights: it stands still where they are frozen.
         own = synapse.plasticity.increment(product) if need_feedback and need_weight else None
-        if own is not None and own is product and (memory := synapse.memory("increment", own)) is not None:
+        if (
+            own is not None
+            and own is product
+            and synapse.large
+            and (memory := synapse.memory("increment", own)) is not None
+        ):
             # Autograd would copy a gradient that two parameters share; into fresh memory, at that.
             own = memory.copy_(own)
         return signal, product, bias, own, None, None
@@ -88,6 +99,8 @@ class Synapse(nn.Module):
     label: str
     sends_back: bool = True
     """False where no teaching signal ever leaves the synapse, because its input is data."""
+    large: bool = False
+    """Whether results of the weights' size are worth keeping memory for (see `recycle`)."""
     clean_weight: Tensor | None = None
     """While `apical.audit` has poisoned `weight`, the values that only `transmit` may read."""
     plain: ClassVar[type[nn.Module]]
@@ -126,7 +139,8 @@ class Synapse(nn.Module):
             return super().forward(input, *args)
         x, feedback = self.pathway.enter(self, input)
         x, geometry = self.prepare(x, *args)
-        return _Learn.apply(x, self.weight, self.bias, feedback, self, geometry)  # type: ignore[return-value]
+        own = self._parameters  # Read directly: nn.Module's attribute access is slow enough to show on small layers.
+        return _Learn.apply(x, own["weight"], own["bias"], feedback, self, geometry)  # type: ignore[return-value]
 
     def prepare(self, x: Tensor, *args: Any) -> tuple[Tensor, Geometry]:
         """Input as `transmit` takes it, and the call's geometry. Differentiable, and free of weights."""
@@ -169,8 +183,8 @@ class Synapse(nn.Module):
 
     def fans(self) -> tuple[int, int]:
         """(fan in, fan out) of the weights, kernel positions included."""
-        positions = self.weight[0, 0].numel()
-        return self.weight.shape[1] * positions, self.weight.shape[0] * positions
+        outward, inward, *kernel = self.weight.shape
+        return inward * math.prod(kernel), outward * math.prod(kernel)
 
     def extra_repr(self) -> str:
         """The plain layer's description, with how its feedback is carried and learned."""
@@ -210,6 +224,13 @@ class LinearSynapse(Synapse, nn.Linear):
 
     def feed_back(self, delta: Float[Tensor, "*n o"], feedback, shape, geometry=()) -> Float[Tensor, "*n i"]:  # noqa: D102
         return torch.matmul(delta, feedback)
+
+    def respond(self, x, delta, feedback, shape, geometry, need_weight, need_bias):  # noqa: D102
+        if delta.dim() != 2 or self.large or (need_weight and x is None):
+            return super().respond(x, delta, feedback, shape, geometry, need_weight, need_bias)
+        signal = None if feedback is None else torch.mm(delta, feedback)
+        product = torch.mm(delta.t(), x) if need_weight else None
+        return signal, product, delta.sum(0) if need_bias else None
 
     def hebbian(self, x: Float[Tensor, "*n i"], delta: Float[Tensor, "*n o"], geometry=()) -> Float[Tensor, "o i"]:  # noqa: D102
         if x.dim() != 2:

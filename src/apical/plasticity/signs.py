@@ -56,7 +56,7 @@ class Signs(Plasticity):
             keep_buffer(owner, "magnitudes", draw_for(owner, self.init, shape, generator, mirror=False).abs_())
 
     def keeps(self, owner: nn.Module) -> Tensor:  # noqa: D102
-        weight: Tensor = owner.weight.detach()  # type: ignore[assignment, union-attr, operator]
+        weight: Tensor = owner._parameters["weight"].detach()  # type: ignore[union-attr]
         return torch.sign(weight).mul_(self._magnitude(owner)) if self.redraws else weight
 
     def resolve(self, owner: nn.Module, kept: Tensor, out: Tensor | None = None) -> Tensor:  # noqa: D102

@@ -19,4 +19,4 @@ class Transport(Plasticity):
     names: ClassVar[tuple[str, ...]] = ()
 
     def keeps(self, owner: nn.Module) -> Tensor:  # noqa: D102
-        return owner.weight.detach()  # type: ignore[union-attr, operator]
+        return owner._parameters["weight"].detach()  # type: ignore[union-attr, operator]
