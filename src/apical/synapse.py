@@ -226,10 +226,10 @@ class LinearSynapse(Synapse, nn.Linear):
         return torch.matmul(delta, feedback)
 
     def respond(self, x, delta, feedback, shape, geometry, need_weight, need_bias):  # noqa: D102
-        if delta.dim() != 2 or self.large or (need_weight and x is None):
+        if delta.dim() != 2 or self.large:
             return super().respond(x, delta, feedback, shape, geometry, need_weight, need_bias)
         signal = None if feedback is None else torch.mm(delta, feedback)
-        product = torch.mm(delta.t(), x) if need_weight else None
+        product = torch.mm(delta.t(), x) if need_weight and x is not None else None
         return signal, product, delta.sum(0) if need_bias else None
 
     def hebbian(self, x: Float[Tensor, "*n i"], delta: Float[Tensor, "*n o"], geometry=()) -> Float[Tensor, "o i"]:  # noqa: D102

@@ -34,7 +34,7 @@ def learning_curves(comparison: Comparison, measure: str = "test_error") -> go.F
     digits = 2 if measure == "test_error" else 3
     figure = _over_training(comparison, (measure,), f".{digits}f", "%" if measure == "test_error" else "")
     figure.update_layout(height=400, title_text=f"{CURVES[measure]} on {html.escape(str(comparison.data['name']))}")
-    values = [value for trace in figure.data for value in trace.y]
+    values = [value for trace in figure.data for value in trace.y]  # type: ignore[union-attr]
     if not values:
         raise ReportError(f"{comparison.folder}: no run has {measure!r} in its metrics.jsonl")
     possible = min(values) > 0
