@@ -2,7 +2,7 @@
 
 from apical.networks.build import NETWORKS, build
 from apical.networks.cnn import lansdell2020_cnn
-from apical.networks.mlp import ACTIVATIONS, mlp, parse_sizes
+from apical.networks.mlp import ACTIVATIONS, lansdell2020_mlp, mlp, parse_sizes
 from apical.networks.resnet import resnet20
 
-__all__ = ["ACTIVATIONS", "NETWORKS", "build", "lansdell2020_cnn", "mlp", "parse_sizes", "resnet20"]
+__all__ = ["ACTIVATIONS", "NETWORKS", "build", "lansdell2020_cnn", "lansdell2020_mlp", "mlp", "parse_sizes", "resnet20"]

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import math
 import re
 import sys
 import traceback
@@ -20,13 +21,15 @@ import torch
 from torch import nn
 
 from apical.networks.cnn import lansdell2020_cnn
-from apical.networks.mlp import mlp, parse_sizes
+from apical.networks.mlp import lansdell2020_mlp, mlp, parse_sizes
 from apical.networks.resnet import resnet20
 from apical.spec import nearest
 
 NETWORKS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
+    "lansdell2020-mlp": lambda shape, classes: lansdell2020_mlp(math.prod(shape), classes),
     "lansdell2020-cnn": lambda shape, classes: lansdell2020_cnn(classes),
     "resnet20": lambda shape, classes: resnet20(classes, shape[0]),
+    "resnet20-norm-after": lambda shape, classes: resnet20(classes, shape[0], "after"),
 }
 
 

@@ -51,3 +51,16 @@ def mlp(sizes: Sequence[int], activation: str = "tanh") -> nn.Sequential:
     for before, after in pairwise(sizes[:-1]):
         layers += [nn.Linear(before, after), ACTIVATIONS[key]()]
     return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+
+
+def lansdell2020_mlp(inputs: int = 784, classes: int = 10) -> nn.Sequential:
+    """The small network of lansdell2020 figs 2 and 4: x [N, *] -> [N, classes], hidden layers of 50 and 20, sigmoid.
+
+    Released code: weights and biases are normal with sd sqrt(2 / fan in), the output is linear.
+    """
+    model = mlp([inputs, 50, 20, classes], "sigmoid")
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            for parameter in (layer.weight, layer.bias):
+                nn.init.normal_(parameter, 0.0, (2 / layer.in_features) ** 0.5)
+    return model
