@@ -22,8 +22,8 @@ import apical
 from apical import registry
 
 RULES = tuple(apical.rules())
-STORED = ("fa", "frfb", "dfa", "ifa", "kp", "matched", "urfb", "kp-direct")
-WIRED = ("dfa", "ifa", "kp-direct")
+STORED = ("fa", "frfb", "dfa", "ifa", "kp", "matched", "urfb", "kp-direct", "wm", "np", "np-direct", "sg", "sg-direct")
+WIRED = ("dfa", "ifa", "kp-direct", "np-direct", "sg-direct")
 TRAINED = ("kp", "matched", "urfb", "kp-direct")
 
 
@@ -225,7 +225,7 @@ def test_parameters_keep_identity_and_name_and_an_older_optimizer_still_moves_th
         values = {name: p.detach().clone() for name, p in before.items()}
         step(model, torch.optim.SGD(before.values(), lr=0.1))
         assert not torch.equal(before["6.weight"], values["6.weight"])
-        assert torch.equal(before["0.weight"], values["0.weight"]) == (rule == "shallow")
+        assert torch.equal(before["0.weight"], values["0.weight"]) == (rule in ("shallow", "reinforce"))
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -836,7 +836,7 @@ def test_the_generator_alone_decides_and_the_global_seed_stays_untouched(rule):
             )
         )
     assert torch.equal(feedback[0], feedback[1])
-    assert torch.equal(feedback[0], feedback[2]) == (rule in ("bp", "shallow", "usf"))
+    assert torch.equal(feedback[0], feedback[2]) == (rule in ("bp", "shallow", "usf", "reinforce"))
 
 
 def test_without_a_generator_the_global_seed_decides():
@@ -894,14 +894,14 @@ def test_the_first_synapse_has_no_feedback_once_its_input_is_known_to_be_data(ru
     if not shown:
         with torch.no_grad():
             model(X)  # Nothing learns here, so nothing is decided.
-        assert (learner.synapses["0"].feedback is None) == (rule == "shallow")
+        assert (learner.synapses["0"].feedback is None) == (rule in ("shallow", "reinforce"))
         step(model)
     assert learner.synapses["0"].feedback is None
-    assert (learner.synapses["6"].feedback is None) == (rule in ("shallow", "ifa"))
+    assert (learner.synapses["6"].feedback is None) == (rule in ("shallow", "ifa", "reinforce"))
     if rule == "ifa":
         assert learner.synapses["4"].feedback is not None  # The one place where e enters.
         assert learner.synapses["6"].feedback is None
-    elif rule != "shallow":
+    elif rule not in ("shallow", "reinforce"):
         assert learner.synapses["4"].feedback is not None
     assert not {"0.feedback", "0.magnitudes"} & set(model.state_dict())
     assert set(model.state_dict()) <= keys
@@ -1011,7 +1011,7 @@ def test_frozen_layers_get_nothing_and_those_below_them_learn_as_before(rule, wh
     got.pop("0.feedback", None)  # Among frozen parameters the first pass decides nothing, so this one is still there.
     for name in got:
         assert torch.equal(got[name], expected[name]), name
-    assert ("0.weight" in got) == (rule != "shallow")
+    assert ("0.weight" in got) == (rule not in ("shallow", "reinforce"))
 
 
 @pytest.mark.parametrize("frozen", [1, 2, 3, (1, 2), (2, 3)])

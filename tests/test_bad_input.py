@@ -115,7 +115,7 @@ def test_a_rule_like_nothing_lists_them_all():
 
 @pytest.mark.parametrize("rule", [3, None, apical.Rule, apical.LayerWise(), ["fa"], apical.Fixed()])
 def test_a_rule_of_the_wrong_kind(rule):
-    refused(chain(), rule, TypeError, says=("rule must be a name or a Rule", "kp-direct"))
+    refused(chain(), rule, TypeError, says=("rule must be a name, a Rule, or a dict", "kp-direct"))
 
 
 def test_hyperparameters_that_a_rule_does_not_have():

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import apical
 
 RULES = tuple(apical.rules())
-WIRED = ("dfa", "ifa", "kp-direct")
+WIRED = ("dfa", "ifa", "kp-direct", "np-direct", "sg-direct")
 DETERMINISTIC = tuple(rule for rule in RULES if rule != "brsf")
 
 

@@ -3,8 +3,9 @@
 from apical.alignment import SynapseAlignment, alignment
 from apical.audit import AuditReport, audit
 from apical.learner import Learner, attach, learner_of
-from apical.pathway import Direct, Indirect, LayerWise, NoPathway
-from apical.plasticity import Fixed, Hebbian, Signs, Transport
+from apical.noise import NoisyActivations, NoisyInput
+from apical.pathway import Direct, Indirect, LayerWise, NoPathway, Scalar
+from apical.plasticity import Fixed, Gradient, Hebbian, Mirror, Perturbation, Signs, Transport
 from apical.registry import register_synapse
 from apical.rules import Rule, rule, rules
 from apical.synapse import (
@@ -28,13 +29,19 @@ __all__ = [
     "ConvTranspose3dSynapse",
     "Direct",
     "Fixed",
+    "Gradient",
     "Hebbian",
     "Indirect",
     "LayerWise",
     "Learner",
     "LinearSynapse",
+    "Mirror",
     "NoPathway",
+    "NoisyActivations",
+    "NoisyInput",
+    "Perturbation",
     "Rule",
+    "Scalar",
     "Signs",
     "Synapse",
     "SynapseAlignment",

@@ -9,14 +9,16 @@ Three tests, each on the same batch with the same random numbers:
    normalization that is its scale; for a layer that attach never saw, its weights. Such a layer may also have put a copy
    of its weights by in its forward pass; so the signal it passes back is compared before and after its weights are scaled.
 
+What a phase of its own learns (`Learner.adapt`) counts as an update too; its forward passes see clean values.
+
 Layers are first poisoned all at once; only if something changes, one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -36,10 +38,12 @@ class AuditReport:
 
     transported: module name -> "nothing", "signs", "normalization scale" or "weights", for every synapse and every other
         module with parameters, in the model's order.
+    broadcast: what the rule sends to all synapses alike besides errors, in words; empty for most rules.
     """
 
     rule: str
     transported: dict[str, Transported]
+    broadcast: str = ""
 
     @property
     def summary(self) -> str:
@@ -50,6 +54,8 @@ class AuditReport:
     def __str__(self) -> str:
         width = max(map(len, self.transported), default=0)
         lines = [f"{name:<{width}}  {kind}" for name, kind in self.transported.items()]
+        if self.broadcast:
+            lines.append(f"broadcast: {self.broadcast}")
         return "\n".join([f"rule '{self.rule}' transports: {self.summary}", *lines])
 
 
@@ -64,13 +70,20 @@ def audit(learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -> 
     Raises:
         ValueError: if the criterion does not give one loss per sample, or losses and updates aren't finite to begin with.
     """
-    with replaying(learner) as again, torch.enable_grad():
-        return _Audit(learner, lambda: losses_of(learner, inputs, targets, criterion), again).report()
+    with replaying(learner, phases=True) as again, torch.enable_grad():
+        return _Audit(
+            learner,
+            lambda: losses_of(learner, inputs, targets, criterion),
+            lambda: learner.adapt(inputs, targets, criterion),
+            again,
+        ).report()
 
 
 class _Audit:
-    def __init__(self, learner: Learner, losses: Callable[[], Tensor], again: Callable[[], None]) -> None:
-        self.learner, self.losses, self.again = learner, losses, again
+    def __init__(
+        self, learner: Learner, losses: Callable[[], Tensor], adapt: Callable[[], None], again: Callable[[], None]
+    ) -> None:
+        self.learner, self.losses, self.adapt, self.again = learner, losses, adapt, again
         self.owners = owners_of_weights(learner.model)
         self.clean = self._updates([])
         bad = [name for name, update in self.clean.items() if update is not None and not bool(update.isfinite().all())]
@@ -94,7 +107,9 @@ class _Audit:
         for name in self._unscaled_normalizations():
             found[name] = "normalization scale"
         order = [name or "(model)" for name, _ in self.learner.model.named_modules()]
-        return AuditReport(self.learner.rule.name, {name: found[name] for name in order if name in found})
+        parts = (part for rule in self.learner.rules.values() for part in (rule.pathway, rule.plasticity))
+        broadcast = "; ".join(dict.fromkeys(part.broadcasts for part in parts if part.broadcasts))
+        return AuditReport(self.learner.name, {name: found[name] for name in order if name in found}, broadcast)
 
     def _exclusive(self, module: nn.Module) -> bool:
         """Whether only synapses hold this module's weights, so that clean values can be kept for `transmit` alone."""
@@ -127,7 +142,15 @@ class _Audit:
                     stack.enter_context(poison.applied())
             if total.requires_grad:
                 total.backward()
+            self.learner._forward = lambda: _clean(poisons)
+            try:
+                self.adapt()
+            finally:
+                self.learner._forward = nullcontext
         updates = {name: None if p.grad is None else p.grad.detach() for name, p in parameters.items()}
+        for site in self.learner._sites():
+            if site.plasticity.adapts:
+                updates[f"feedback of {site.name}"] = site.feedback.clone()
         self.again()
         return updates
 
@@ -188,6 +211,8 @@ class _Poison:
     module: nn.Module
     after_forward: bool = False
     keep_signs: bool = False
+    clean: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """While applied: what is poisoned, with its own values."""
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -195,6 +220,8 @@ class _Poison:
         kept = [tensor.detach().clone() for tensor in tensors]
         weight = self.module._parameters.get("weight")
         sharing = [s for s in self.learner.synapses.values() if s.weight is weight and not self.after_forward]
+        if self.after_forward:
+            self.clean = list(zip(tensors, kept, strict=True))
         try:
             for synapse in sharing:
                 synapse.clean_weight = kept[0]
@@ -207,6 +234,7 @@ class _Poison:
                 tensor.data.copy_(value)
             for synapse in sharing:
                 vars(synapse).pop("clean_weight", None)
+            self.clean = []
 
     def _tensors(self) -> list[Tensor]:
         if isinstance(self.module, Synapse):
@@ -222,6 +250,20 @@ class _Poison:
         generator = torch.Generator().manual_seed(0)
         factor = torch.empty(tensor.shape).log_normal_(0.0, 1.0, generator=generator)
         return tensor.detach() * factor.to(tensor.device, tensor.dtype)
+
+
+@contextmanager
+def _clean(poisons: list[_Poison]) -> Iterator[None]:
+    """While open, what forward passes may read has its own values again."""
+    pairs = [pair for poison in poisons for pair in poison.clean]
+    poisoned = [tensor.detach().clone() for tensor, _ in pairs]
+    for tensor, value in pairs:
+        tensor.data.copy_(value)
+    try:
+        yield
+    finally:
+        for (tensor, _), value in zip(pairs, poisoned, strict=True):
+            tensor.data.copy_(value)
 
 
 def _differ(clean: Tensor | None, update: Tensor | None) -> bool:

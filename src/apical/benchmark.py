@@ -70,7 +70,20 @@ class BenchmarkConfig:
 
     networks: tuple[str, ...] = tuple(SUBJECTS)
     """Networks to time; their batch sizes are fixed."""
-    rules: tuple[str, ...] = ("bp", "fa", "frfb", "usf", "frsf", "dfa", "kp", "urfb")
+    rules: tuple[str, ...] = (
+        "bp",
+        "fa",
+        "frfb",
+        "usf",
+        "frsf",
+        "dfa",
+        "kp",
+        "urfb",
+        "wm",
+        "np",
+        "np-direct",
+        "sg",
+    )
     """Rules to time against plain PyTorch backpropagation."""
     optimizer: str = "SGD:momentum=0.9"
     """Of every contender: a class of torch.optim with options."""

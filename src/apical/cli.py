@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 import apical
+from apical.allocator import keep_freed_memory
 from apical.commands.audit import Audit
 from apical.commands.benchmark import Benchmark
 from apical.commands.compare import Compare
@@ -27,6 +28,7 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `apical` command."""
+    keep_freed_memory()
     with plain_errors():
         command = tyro.cli(
             Command,  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ _hook: list[Any] = []
 
 def watch_optimizers(learner: Learner) -> None:
     """Check, at their first step, that optimizers which move this learner's weights move its trainable feedback as well."""
-    if not learner.rule.plasticity.trainable:
+    if not any(rule.plasticity.trainable for rule in learner.rules.values()):
         return
     _learners.add(learner)
     _checked.clear()
@@ -46,7 +46,7 @@ def _check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             others = (o for o in gc.get_objects() if issubclass(type(o), Optimizer))
             if not any(id(feedback) in _ids(other) for other in others):
                 raise RuntimeError(
-                    f"no optimizer holds the feedback of '{name}', so rule '{learner.rule.name}' would not learn it: "
+                    f"no optimizer holds the feedback of '{name}', so rule '{learner.name}' would not learn it: "
                     "make the optimizer after apical.attach, or call "
                     "optimizer.add_param_group({'params': learner.feedback_parameters()})"
                 )

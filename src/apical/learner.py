@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from apical import recycle, validation
+from apical.episode import Recorder
 from apical.guard import watch_optimizers
 from apical.outputs import Which
 from apical.pathway import LayerWise, Pathway
+from apical.phase import Phase, Site
 from apical.plasticity import Plasticity
 from apical.probe import FirstForward, Probed, probe
 from apical.registry import synapse_type
-from apical.rules import Rule, as_rule
+from apical.rules import Rule, Rules
 from apical.synapse import Synapse
 from apical.wiring import Wiring
 
@@ -28,7 +31,7 @@ _LEARNER = "_apical_learner"
 
 def attach(
     model: nn.Module,
-    rule: str | Rule,
+    rule: Rules,
     *,
     example_input: ExampleInput | None = None,
     at: Sequence[str] | None = None,
@@ -43,7 +46,8 @@ def attach(
 
     Args:
         model: any network whose weights lie in layers that apical knows; see `register_synapse`.
-        rule: a name from `apical.rules`, or a `Rule`.
+        rule: a name from `apical.rules`, or a `Rule`; or a dict from module names to these, where each layer takes the
+            rule of the nearest module around it ("" is the whole model): {"": "kp", "layer1": "wm", "fc": "bp"}.
         example_input: one input batch as the model takes it: a tensor, a tuple of arguments, or a dict of keyword
             arguments. Needed by direct and indirect rules, whose feedback is shaped by a dry run (in eval mode and
             without touching random state). Others use it to drop, at once instead of after the first forward pass,
@@ -64,23 +68,21 @@ def attach(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    chosen = as_rule(rule)
-    names = validation.layers(model, chosen, example_input, at)
+    rules = validation.layers(model, rule, example_input, at)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
             f"generator must be a torch.Generator, got {generator!r}; torch.Generator().manual_seed(0) makes one"
         )
     if generator is None:
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-    learner = Learner(model, chosen, generator, output)
+    learner = Learner(model, rules, generator, output)
     # On the plain model, so that whatever fails leaves it as it was.
-    shown = (
-        None if example_input is None else probe(model, names, example_input, at, output, wired=chosen.pathway.wired)
-    )
+    wired = any(one.pathway.wired for one in rules.values())
+    shown = None if example_input is None else probe(model, list(rules), example_input, at, output, wired=wired)
     if shown is not None:
-        validation.wiring(chosen, shown, at)
+        validation.wiring(rules, shown, at)
     try:
-        learner._take(names, shown, at)
+        learner._take(shown, at)
     except Exception:
         learner.detach()
         raise
@@ -104,23 +106,50 @@ class Learner:
 
     Attributes:
         model: the model, changed in place.
-        rule: the `Rule`.
+        rules: module name -> the `Rule` of that synapse.
         synapses: module name -> synapse, with `weight`, `bias` and `feedback` (None where never used).
         blocks: module name -> module, for direct signals that enter at blocks; its `feedback` is [outputs, *features].
         generator: source of all randomness of the feedback.
+        adapted: how many times `adapt` was called.
     """
 
-    def __init__(self, model: nn.Module, rule: Rule, generator: torch.Generator, output: Which = None) -> None:
+    def __init__(
+        self, model: nn.Module, rules: dict[str, Rule], generator: torch.Generator, output: Which = None
+    ) -> None:
         self.model = model
-        self.rule = rule
+        self.rules = rules
         self.generator = generator
         self.synapses: dict[str, Synapse] = {}
         self.blocks: dict[str, nn.Module] = {}
-        self._wiring = Wiring(rule.pathway, output)  # type: ignore[arg-type]
+        self.adapted = 0
+        different = list(dict.fromkeys(rules.values()))
+        leading = next((one for one in different if one.pathway.wired), different[0])
+        self._wiring = Wiring(leading.pathway, output)
+        self._recorder: Recorder | None = None
+        self._features: dict[tuple[torch.Size, ...], dict[str, torch.Size]] = {}
+        self._forward: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """What a phase opens around its own forward passes; an audit shows them clean weights."""
         self._handles: list[Any] = []
 
     def __repr__(self) -> str:
-        return f"Learner({type(self.model).__name__}, rule='{self.rule.name}', synapses={len(self.synapses)})"
+        return f"Learner({type(self.model).__name__}, rule='{self.name}', synapses={len(self.synapses)})"
+
+    @property
+    def rule(self) -> Rule:
+        """The one rule of all synapses.
+
+        Raises:
+            ValueError: if they have several; see `rules`.
+        """
+        different = list(dict.fromkeys(self.rules.values()))
+        if len(different) > 1:
+            raise ValueError(f"the synapses have different rules ({self.name}); learner.rules has them by module name")
+        return different[0]
+
+    @property
+    def name(self) -> str:
+        """The rule's name, or the names of all."""
+        return ", ".join(dict.fromkeys(one.name for one in self.rules.values()))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "generator": (str(self.generator.device), self.generator.get_state())}
@@ -132,31 +161,30 @@ class Learner:
         self.generator.set_state(random_state)
         watch_optimizers(self)
 
-    def _take(self, names: list[str], shown: Probed | None, at: Sequence[str] | None) -> None:
-        for name in names:
+    def _take(self, shown: Probed | None, at: Sequence[str] | None) -> None:
+        for name, rule in self.rules.items():
             # Inside blocks the signal travels layer by layer.
-            self._swap(name, self.rule.pathway if at is None else LayerWise())
-        if self.rule.pathway.wired and at is None:
-            assert shown is not None
-            self._prepare_wired(shown)
-        else:
-            self._prepare_layers(shown)
+            self._swap(name, rule.pathway if at is None else LayerWise(), rule.plasticity)
+        for name, synapse in self.synapses.items():
+            self._prepare(name, synapse, shown)
         for name in at or ():
             assert shown is not None
-            block = self.model.get_submodule(name)
-            self._plasticity.prepare(block, shown.feedback_shape(shown.blocks[name]), self.generator)
+            block, plasticity = self.model.get_submodule(name), self.rule.plasticity
+            shape = shown.feedback_shape(shown.blocks[name])
+            plasticity.check(block, name, shape)
+            plasticity.prepare(block, shape, self.generator)
             block.register_load_state_dict_post_hook(_ignore_missing_feedback)
             self.blocks[name] = block
         self._hook(undecided=shown is None)
         self.model.__dict__[_LEARNER] = self
         watch_optimizers(self)
 
-    def _swap(self, name: str, pathway: Pathway) -> None:
+    def _swap(self, name: str, pathway: Pathway, plasticity: Plasticity) -> None:
         module = self.model.get_submodule(name)
         kind = synapse_type(module)
         assert kind is not None
         vars(module).update(
-            pathway=pathway, plasticity=self._plasticity, wiring=self._wiring, label=name, _plain_class=type(module)
+            pathway=pathway, plasticity=plasticity, wiring=self._wiring, label=name, _plain_class=type(module)
         )
         weight = module._parameters["weight"]
         assert weight is not None
@@ -164,39 +192,39 @@ class Learner:
         module.__class__ = kind
         self.synapses[name] = module  # type: ignore[assignment]
 
-    def _prepare_layers(self, shown: Probed | None) -> None:
-        for name, synapse in self.synapses.items():
-            synapse.plasticity.prepare(synapse, synapse.weight.shape, self.generator)
-            if shown is not None and shown.signal(name) is None and not self._tracks:
-                self._silence(synapse)
-
-    def _prepare_wired(self, shown: Probed) -> None:
-        for name, synapse in self.synapses.items():
-            signal = shown.signal(name)
-            synapse.sends_back = signal is not None and name in shown.receivers(chained=self.rule.pathway.chained)
-            if signal is not None and synapse.sends_back:
-                synapse.plasticity.prepare(synapse, shown.feedback_shape(signal), self.generator)
+    def _prepare(self, name: str, synapse: Synapse, shown: Probed | None) -> None:
+        signal = None if shown is None else shown.signal(name)
+        shape = synapse.weight.shape
+        if synapse.pathway.wired:
+            assert shown is not None
+            synapse.sends_back = signal is not None and name in shown.receivers(chained=synapse.pathway.chained)
+            if signal is None or not synapse.sends_back:
+                return
+            shape = shown.feedback_shape(signal)
+        silent = shown is not None and signal is None and not _tracks(synapse)
+        if not silent:
+            synapse.plasticity.check(synapse, name, shape)
+        # Drawn in any case, so that the stream does not depend on which ones a signal leaves.
+        synapse.plasticity.prepare(synapse, shape, self.generator)
+        if silent:
+            self._silence(synapse)
 
     def _hook(self, *, undecided: bool) -> None:
         model, wiring = self.model, self._wiring
-        if wiring.pathway.wired or self._plasticity.redraws:
+        owners = self.synapses.values()
+        if wiring.pathway.wired or any(s.plasticity.redraws for s in owners):
             self._handles.append(model.register_forward_pre_hook(self._begin))
         if wiring.pathway.wired:
             self._handles.append(model.register_forward_hook(self._end, always_call=True))
         if wiring.pathway.chained:
-            self._handles += [s.register_forward_hook(wiring.see_output) for s in self.synapses.values()]
+            self._handles += [s.register_forward_hook(wiring.see_output) for s in owners]
         for name, block in self.blocks.items():
-            self._handles.append(block.register_forward_hook(_BlockTap(wiring, name, self._plasticity)))
-        if undecided and not self._tracks and not wiring.pathway.wired:
+            self._handles.append(block.register_forward_hook(_BlockTap(wiring, name, self.rule.plasticity)))
+        if any(one.pathway.listens or one.plasticity.listens for one in self.rules.values()):
+            self._recorder = Recorder(self)
+            self._handles += self._recorder.handles
+        if undecided and not wiring.pathway.wired and not all(_tracks(s) for s in owners):
             self._handles += FirstForward(self).handles
-
-    @property
-    def _plasticity(self) -> Plasticity:
-        return self.rule.plasticity
-
-    @property
-    def _tracks(self) -> bool:
-        return isinstance(self.rule.pathway, LayerWise) and self.rule.pathway.track
 
     def _silence(self, synapse: Synapse) -> None:
         """No signal ever leaves this synapse: keep no feedback for it."""
@@ -207,23 +235,77 @@ class Learner:
         if self._wiring.pathway.wired:
             self._wiring.begin()
         again = torch._C._current_graph_task_id() != -1  # Activation checkpointing computes the same pass anew.
-        if self._plasticity.redraws and torch.is_grad_enabled() and not (again or self._wiring.muted):
+        if torch.is_grad_enabled() and not (again or self._wiring.muted):
             for synapse in self.synapses.values():
-                self._plasticity.redraw(synapse, self.generator)
+                if synapse.plasticity.redraws:
+                    synapse.plasticity.redraw(synapse, self.generator)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> Any:
         return self._wiring.end(output)
 
     def adapt(self, inputs: Any, targets: Any, criterion: Criterion) -> None:
-        """Let feedback that learns in a phase of its own learn. Call it between ``backward`` and ``optimizer.step``.
+        """Let what learns in a phase of its own learn. Call it between ``backward`` and ``optimizer.step``.
 
-        A no-op for every rule whose feedback needs no such phase, so one training loop serves all rules.
+        A no-op for every rule without such a phase, so one training loop serves all rules. Feedback changes in place; the
+        gradients of weights are left as they are, except by "reinforce", which fills in those of hidden layers, and
+        during a rule's `warmup`, when they are dropped so that no weight moves. Under torch.distributed every process
+        calls it, and all learn the mean.
 
         Args:
-            inputs: the batch, as the model takes it.
+            inputs: the batch that the model has just seen, as the model takes it.
             targets: as the criterion takes them.
-            criterion: criterion(outputs, targets) -> losses [N], one per sample.
+            criterion: criterion(outputs, targets) -> losses [N], one per sample; its mean or sum is what the loop
+                backpropagates.
+
+        Raises:
+            ValueError: if a rule needs losses and the criterion does not give one per sample.
+            RuntimeError: if a rule compares passes, and the model is random beyond PyTorch's global generator.
         """
+        parts = self._phases()
+        if not parts:
+            return
+        try:
+            with torch.no_grad():
+                phase = Phase(self, inputs, targets, criterion)
+                for part, sites in parts:
+                    phase.sites = sites
+                    part.adapt(phase)
+        finally:
+            if self._recorder is not None:
+                self._recorder.newest = None
+        self.adapted += 1
+        if self.adapted <= max(getattr(part, "warmup", 0) for part, _ in parts):
+            for parameter in self.forward_parameters():
+                parameter.grad = None
+
+    def _phases(self) -> list[tuple[Plasticity | Pathway, list[Site]]]:
+        """Everything that has a phase of its own, with the places where its signal enters."""
+        found: dict[Plasticity | Pathway, list[Site]] = {}
+        for site in self._sites():
+            pathway = None if site.name in self.blocks else site.synapse.pathway
+            for part in (pathway, site.plasticity):
+                if part is not None and part.adapts:
+                    found.setdefault(part, []).append(site)
+        return list(found.items())
+
+    def _sites(self) -> list[Site]:
+        """All places where a teaching signal enters."""
+        synapses = [
+            Site(name, synapse, synapse.plasticity, direct=synapse.pathway.wired)
+            for name, synapse in self.synapses.items()
+            if synapse.sends_back and synapse.plasticity.available(synapse)
+        ]
+        return synapses + [Site(name, block, self.rule.plasticity, direct=True) for name, block in self.blocks.items()]
+
+    def _buffers(self) -> list[Tensor]:
+        """The model's own buffers, without feedback."""
+        return [
+            buffer
+            for module in self.model.modules()
+            if not isinstance(module, Synapse)
+            for name, buffer in module._buffers.items()
+            if buffer is not None and not (name == "feedback" and module in self.blocks.values())
+        ]
 
     def forward_parameters(self) -> list[nn.Parameter]:
         """Every parameter of the model that is not feedback."""
@@ -232,17 +314,19 @@ class Learner:
 
     def feedback_parameters(self) -> list[nn.Parameter]:
         """Trainable feedback; empty for rules whose feedback no optimizer moves."""
-        owners = (*self.synapses.values(), *self.blocks.values())
-        found = (owner._parameters.get("feedback") for owner in owners if self._plasticity.trainable)
+        owners = [*self.synapses.values(), *self.blocks.values()]
+        plasticities = [s.plasticity for s in self.synapses.values()] + [self.rule.plasticity for _ in self.blocks]
+        pairs = zip(owners, plasticities, strict=True)
+        found = (owner._parameters.get("feedback") for owner, plasticity in pairs if plasticity.trainable)
         return [p for p in found if p is not None]
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs besides ``model.state_dict()``, which holds the feedback.
 
-        The generator's state, and the names of the synapses that no signal leaves.
+        The generator's state, the names of the synapses that no signal leaves, and how often `adapt` was called.
         """
         silent = [name for name, synapse in self.synapses.items() if not synapse.sends_back]
-        return {"generator": self.generator.get_state(), "silent": silent}
+        return {"generator": self.generator.get_state(), "silent": silent, "adapted": self.adapted}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a state made by `state_dict`.
@@ -250,14 +334,17 @@ class Learner:
         Raises:
             ValueError: if it is something else, or of another model.
         """
-        if set(state) != {"generator", "silent"}:
-            raise ValueError(f"not the state of a learner: it holds {sorted(state)}, not 'generator' and 'silent'")
+        if set(state) != {"generator", "silent", "adapted"}:
+            raise ValueError(
+                f"not the state of a learner: it holds {sorted(state)}, not 'generator', 'silent' and 'adapted'"
+            )
         unknown = [name for name in state["silent"] if name not in self.synapses]
         if unknown:
             raise ValueError(f"the state is of another model: it names {unknown}, which are no synapses here")
         self.generator.set_state(state["generator"].cpu())
-        if not self.rule.pathway.wired:
-            for name in state["silent"]:
+        self.adapted = int(state["adapted"])
+        for name in state["silent"]:
+            if not self.synapses[name].pathway.wired:
                 self._silence(self.synapses[name])
 
     def detach(self) -> nn.Module:
@@ -280,14 +367,18 @@ class Learner:
                 vars(synapse).pop(name, None)
             synapse.__class__ = plain
         for block in self.blocks.values():
-            self._plasticity.release(block)
+            self.rule.plasticity.release(block)
             hooks = block._load_state_dict_post_hooks
             for key in [key for key, hook in hooks.items() if hook is _ignore_missing_feedback]:
                 del hooks[key]
-        self._handles, self.synapses, self.blocks = [], {}, {}
+        self._handles, self.synapses, self.blocks, self._recorder = [], {}, {}, None
         if self.model.__dict__.get(_LEARNER) is self:
             del self.model.__dict__[_LEARNER]
         return self.model
+
+
+def _tracks(synapse: Synapse) -> bool:
+    return isinstance(synapse.pathway, LayerWise) and synapse.pathway.track
 
 
 class _BlockTap:

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from apical.noise import Distribution, check_distribution, check_noise
+from apical.perturbation import estimates
 from apical.synapse import Synapse
 from apical.wiring import Tap, carry
+
+if TYPE_CHECKING:
+    from apical.phase import Phase
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,21 @@ class Pathway:
     name: ClassVar[str]
     wired: ClassVar[bool] = False
     """Whether taps and a broadcast node are needed, and so `example_input`, which shows the taps' shapes."""
+    adapts: ClassVar[bool] = False
+    """Whether the signal is found in a phase of its own, `adapt`."""
+    listens: ClassVar[bool] = False
+    """Whether that phase wants to know what went through the synapses in the pass before."""
+    broadcasts: ClassVar[str] = ""
+    """What that phase sends to every synapse alike, in words."""
     chained: ClassVar[bool] = False
     """Whether the signal needs the synapses' outputs too, in the order of one chain."""
 
     def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The input as the synapse takes it, and what its backward keeps of the feedback (None: no signal goes back)."""
+        raise NotImplementedError
+
+    def adapt(self, phase: Phase) -> None:
+        """Let the synapses at ``phase.sites`` learn from what their own phase finds."""
         raise NotImplementedError
 
     def signals(
@@ -130,4 +145,50 @@ class Indirect(Direct):
         return signals
 
 
-PATHWAYS: dict[str, type[Pathway]] = {kind.name: kind for kind in (LayerWise, Direct, Indirect, NoPathway)}
+@dataclass(frozen=True)
+class Scalar(Pathway):
+    """One scalar for all: signal (L~ - L) xi / c at the input of every synapse (reference 1.15; lillicrap2016, fast RL).
+
+    A second pass adds noise c xi to the activity at every synapse's input but the data; its loss L~, sample by sample, is all
+    that any layer hears. The synapses next to the output learn from their error. Hidden gradients are filled in by
+    `Learner.adapt`, between ``backward`` and the optimizer's step.
+
+    noise: c, the standard deviation. distribution: "gaussian", "uniform" or "rademacher".
+    """
+
+    name: ClassVar[str] = "scalar"
+    adapts: ClassVar[bool] = True
+    listens: ClassVar[bool] = True
+    broadcasts: ClassVar[str] = "one scalar per sample, the change of its loss"
+    noise: float = 0.01
+    distribution: Distribution = "gaussian"
+
+    def __post_init__(self) -> None:
+        check_noise("noise", self.noise)
+        check_distribution(self.distribution)
+
+    def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:  # noqa: D102
+        current = synapse.wiring.current
+        if x.requires_grad and current is not None:
+            current.cuts.append((synapse.label, x))
+        return x.detach(), None
+
+    def adapt(self, phase: Phase) -> None:  # noqa: D102
+        episode = phase.episode
+        assert episode.scale is not None
+        found = estimates(phase, [site.name for site in phase.sites], self.noise, self.distribution)
+        calls = {place: iter(targets) for place, targets in found.items()}
+        cuts = [(x, next(calls[place]).tensor * episode.scale) for place, x in episode.taken.cuts]
+        parameters = [p for p in phase.learner.forward_parameters() if p.requires_grad]
+        if not cuts or not parameters:
+            return
+        xs, signals = zip(*((x, signal.to(x.dtype)) for x, signal in cuts), strict=True)
+        # Not backward(): hooks of DistributedDataParallel expect one call per pass, and that has been.
+        gradients = torch.autograd.grad(xs, parameters, signals, allow_unused=True)
+        learned = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+        phase.average([g for _, g in learned])
+        for parameter, gradient in learned:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+
+PATHWAYS: dict[str, type[Pathway]] = {kind.name: kind for kind in (LayerWise, Direct, Indirect, Scalar, NoPathway)}

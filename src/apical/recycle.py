@@ -13,13 +13,15 @@ from torch import Tensor
 
 SMALLEST = 1 << 24
 """Bytes below which the C library's own reuse does as well."""
+BLOCKS = 2
+"""Per name: while a gradient holds one, a phase of its own may ask for another."""
 
 
 class Recycler:
     """Blocks of memory by name."""
 
     def __init__(self) -> None:
-        self._blocks: dict[str, Tensor] = {}
+        self._blocks: dict[str, list[Tensor]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_blocks": {}}
@@ -28,9 +30,12 @@ class Recycler:
         """A contiguous tensor of `like`'s shape, dtype and device with unspecified values; None where reuse doesn't pay."""
         if like.device.type != "cpu" or like.numel() * like.element_size() < SMALLEST or torch.compiler.is_compiling():
             return None
-        block = self._blocks.get(name)
-        if block is None or block.shape != like.shape or block.dtype != like.dtype or _in_use(block):
-            block = self._blocks[name] = torch.empty(like.shape, dtype=like.dtype)
+        blocks = self._blocks.setdefault(name, [])
+        blocks[:] = [block for block in blocks if block.shape == like.shape and block.dtype == like.dtype]
+        block = next((block for block in blocks if not _in_use(block)), None)
+        if block is None:
+            block = torch.empty(like.shape, dtype=like.dtype)
+            blocks[:] = [*blocks[1 - BLOCKS :], block]
         # An alias: who holds it, or a view of it, keeps the storage's count up.
         return block.detach()
 

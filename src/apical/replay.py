@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apical.episode import check_losses
 from apical.learner import Criterion, Learner
 from apical.outputs import pick
 from apical.pathway import LayerWise
@@ -18,16 +19,21 @@ from apical.synapse import Synapse
 
 
 @contextmanager
-def replaying(learner: Learner) -> Iterator[Callable[[], None]]:
+def replaying(learner: Learner, *, phases: bool = False) -> Iterator[Callable[[], None]]:
     """Hold everything a pass changes besides gradients; the value given out puts it all back at once, for the next pass.
 
     That is: PyTorch's and the learner's random state, running statistics, redrawn feedback, and `.grad` of all parameters.
+
+    phases: passes inside are recorded for `Learner.adapt`, and feedback that it changes is put back as well.
     """
     model = learner.model
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     buffers = [b for m in model.modules() if not isinstance(m, Synapse) for b in m.buffers(recurse=False)]
     kept = [b.detach().clone() for b in buffers]
     redrawn = [(s, dict(s._buffers)) for s in learner.synapses.values() if s.plasticity.redraws]
+    learned = [b for owner in _adapting(learner) if phases for b in owner._buffers.values() if b is not None]
+    feedback = [b.clone() for b in learned]
+    adapted, recorder = learner.adapted, learner._recorder
     grads = [(p, p.grad) for p in model.parameters()]
     drawn = learner.generator.get_state()
     seeds = (torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices])
@@ -37,6 +43,9 @@ def replaying(learner: Learner) -> Iterator[Callable[[], None]]:
             for buffer, value in zip(buffers, kept, strict=True):
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
+            for tensor, value in zip(learned, feedback, strict=True):
+                tensor.copy_(value)
+        learner.adapted = adapted
         for synapse, stored in redrawn:
             synapse._buffers.update(stored)
         learner.generator.set_state(drawn)
@@ -46,12 +55,21 @@ def replaying(learner: Learner) -> Iterator[Callable[[], None]]:
 
     for parameter, _ in grads:
         parameter.grad = None
+    before = None if recorder is None else (recorder.paused, recorder.newest)
+    if recorder is not None:
+        recorder.paused = not phases
     try:
         yield again
     finally:
         again()
+        if recorder is not None and before is not None:
+            recorder.paused, recorder.newest = before
         for parameter, grad in grads:
             parameter.grad = grad
+
+
+def _adapting(learner: Learner) -> list[nn.Module]:
+    return [site.owner for site in learner._sites() if site.plasticity.adapts]
 
 
 @contextmanager
@@ -81,14 +99,7 @@ def losses_of(learner: Learner, inputs: Any, targets: Any, criterion: Criterion)
         ValueError: if the criterion does not give one loss per sample.
     """
     output = pick(run(learner.model, inputs), learner._wiring.output)
-    losses = criterion(output, targets)
-    if not isinstance(losses, Tensor) or losses.dim() == 0 or losses.shape != output.shape[:1]:
-        shape = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-        raise ValueError(
-            f"criterion has to return one loss per sample, shape [{len(output)}], but gave {shape}; "
-            'for PyTorch\'s losses pass reduction="none" (and sum over outputs, where there are several)'
-        )
-    return losses
+    return check_losses(criterion(output, targets), output)
 
 
 def owners_of_weights(model: nn.Module) -> dict[str, nn.Module]:

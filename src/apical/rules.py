@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from apical.pathway import PATHWAYS, Direct, Indirect, LayerWise, NoPathway, Pathway
-from apical.plasticity import PLASTICITIES, Fixed, Hebbian, Plasticity, Signs, Transport
+from apical.pathway import PATHWAYS, Direct, Indirect, LayerWise, NoPathway, Pathway, Scalar
+from apical.plasticity import PLASTICITIES, Fixed, Gradient, Hebbian, Mirror, Perturbation, Plasticity, Signs, Transport
 
 CITATIONS: dict[str, str] = {
     "rumelhart1986": "Rumelhart, Hinton, Williams. Learning representations by back-propagating errors. Nature 323, 1986.",
@@ -30,7 +31,7 @@ CITATIONS: dict[str, str] = {
 @dataclass(frozen=True)
 class _NoPlasticity(Plasticity):
     name = "none"
-    pathways = frozenset({"none"})
+    pathways = frozenset({"none", "scalar"})
     names = ()
 
     def keeps(self, owner: Any) -> None:
@@ -45,8 +46,9 @@ class Rule:
     """A learning rule: how a teaching signal reaches a synapse, and how its feedback weights come to be.
 
     Args:
-        pathway: a `Pathway`, or its name: "layer-wise", "direct", "indirect", "none".
-        plasticity: a `Plasticity`, or its name: "fixed", "transport", "signs", "hebbian"; None with pathway "none".
+        pathway: a `Pathway`, or its name: "layer-wise", "direct", "indirect", "scalar", "none".
+        plasticity: a `Plasticity`, or its name: "fixed", "transport", "signs", "hebbian", "mirror", "perturbation",
+            "gradient"; None with pathways "scalar" and "none", which need no feedback weights.
         name: short name; title: what the field calls it; cites: keys of `CITATIONS`.
         where: paper and equation; weight_decay: what the paper's optimizer applies to W and B alike, where it matters.
 
@@ -79,11 +81,11 @@ class Rule:
     def __post_init__(self) -> None:
         object.__setattr__(self, "pathway", _named(self.pathway, PATHWAYS, Pathway, "pathway"))
         pathway = self.pathway
-        if isinstance(pathway, NoPathway):
+        if isinstance(pathway, NoPathway | Scalar):
             if self.plasticity not in (None, "none", NO_PLASTICITY):
                 raise ValueError(
-                    f"pathway 'none' carries no signal, so plasticity {_label(self.plasticity)} would never be used; "
-                    "leave plasticity out"
+                    f"pathway '{pathway.name}' has no feedback weights, so plasticity {_label(self.plasticity)} would never be "
+                    "used; leave plasticity out"
                 )
             object.__setattr__(self, "plasticity", NO_PLASTICITY)
         else:
@@ -124,6 +126,9 @@ _WHY_NOT = {
     "transport": "the transposed weights of a synapse take only that synapse's own error back",
     "signs": "the signs of a synapse's weights are signs for that synapse's own error only",
     "hebbian": "the indirect signal travels on through the forward weights, and no product of activities belongs to it",
+    "mirror": "the indirect signal travels on through the forward weights, and its feedback stands for no weights to mirror",
+    "perturbation": "the indirect signal is no estimate of a gradient that its feedback could be fitted to",
+    "gradient": "the indirect signal is no estimate of a gradient that its feedback could be fitted to",
 }
 
 
@@ -207,6 +212,48 @@ _RULES: dict[str, Rule] = {
             where="section 3",
         ),
         Rule(Direct(), Hebbian(), name="kp-direct", title="Direct Kolen-Pollack", cites=("akrout2019", "nokland2016")),
+        Rule(
+            LayerWise(),
+            Mirror(),
+            name="wm",
+            title="Weight mirror",
+            cites=("akrout2019",),
+            where="eqs 5-7, 19-25, Algorithm 1",
+        ),
+        Rule(
+            LayerWise(),
+            Perturbation(),
+            name="np",
+            title="Feedback learned from node perturbation",
+            cites=("lansdell2020",),
+            where="eqs 1, 2, 8, 9",
+        ),
+        Rule(
+            Direct(),
+            Perturbation(),
+            name="np-direct",
+            title="Direct feedback learned from node perturbation",
+            cites=("lansdell2020",),
+            where="section 3.1",
+        ),
+        Rule(
+            LayerWise(), Gradient(), name="sg", title="Synthetic gradients", cites=("lansdell2020",), where="Table 2a"
+        ),
+        Rule(
+            Direct(),
+            Gradient(),
+            name="sg-direct",
+            title="Direct synthetic gradients",
+            cites=("lansdell2020",),
+            where="Table 2b",
+        ),
+        Rule(
+            Scalar(),
+            name="reinforce",
+            title="Node perturbation",
+            cites=("lillicrap2016", "lansdell2020"),
+            where="Fig. 2a, fast RL; eq. 2",
+        ),
     )
 }
 
@@ -251,4 +298,37 @@ def as_rule(value: str | Rule) -> Rule:
         return value
     if isinstance(value, str):
         return rule(value)
-    raise TypeError(f"rule must be a name or a Rule, got {value!r}; the names are {', '.join(_RULES)}")
+    raise TypeError(
+        f"rule must be a name, a Rule, or a dict from module names to these, got {value!r}; the names are {', '.join(_RULES)}"
+    )
+
+
+Rules = str | Rule | Mapping[str, str | Rule]
+"""One rule for the whole model, or module names -> rules: each synapse takes that of the nearest module around it."""
+
+
+def shared_out(value: Rules, layers: Sequence[str]) -> dict[str, Rule]:
+    """Layer name -> rule.
+
+    Raises:
+        ValueError: if a name covers no layer, or a layer is covered by none.
+    """
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(layers, as_rule(value))
+    chosen = {name: as_rule(given) for name, given in value.items()}
+
+    def around(layer: str) -> list[str]:
+        return [name for name in chosen if name in ("", layer) or layer.startswith(f"{name}.")]
+
+    idle = [name for name in chosen if not any(name in around(layer) for layer in layers)]
+    if idle:
+        raise ValueError(
+            f"rule names {', '.join(map(repr, idle))}, where the model has no layer that learns by a rule; its layers are "
+            f"{', '.join(map(repr, layers))}"
+        )
+    bare = [layer for layer in layers if not around(layer)]
+    if bare:
+        raise ValueError(
+            f"rule says nothing about {', '.join(map(repr, bare))}; name them, or add '': the rule for all layers not named"
+        )
+    return {layer: chosen[max(around(layer), key=len)] for layer in layers}

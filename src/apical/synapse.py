@@ -12,7 +12,7 @@ To add a kind, subclass `Synapse` together with the plain module, give it these 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -48,6 +48,8 @@ class _Learn(torch.autograd.Function):
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         need_x, need_weight = ctx.needs_input_grad[:2]
         ctx.save_for_backward(x if need_weight else None, feedback if need_x else None)
+        current = synapse.wiring.current
+        ctx.call = current.call(synapse.label) if current is not None and synapse.plasticity.listens else None
         ctx.synapse, ctx.geometry, ctx.shape = synapse, geometry, x.shape
         return synapse.transmit(x, weight if synapse.clean_weight is None else synapse.clean_weight, bias, geometry)
 
@@ -72,6 +74,8 @@ class _Learn(torch.autograd.Function):
         signal, product, bias = synapse.respond(
             x, delta, feedback if need_x else None, ctx.shape, ctx.geometry, need_weight, need_bias
         )
+        if ctx.call is not None:
+            ctx.call.hear(delta, signal, ctx.geometry)
         # Feedback follows the weights: it stands still where they are frozen.
         own = synapse.plasticity.increment(product) if need_feedback and need_weight else None
         if (
@@ -104,6 +108,8 @@ class Synapse(nn.Module):
     clean_weight: Tensor | None = None
     """While `apical.audit` has poisoned `weight`, the values that only `transmit` may read."""
     plain: ClassVar[type[nn.Module]]
+    unit_dim: ClassVar[int] = -1
+    """Dimension of inputs and outputs that counts units (channels); all but it and the batch share the weights."""
 
     @property
     def feedback(self) -> Tensor | None:
@@ -136,6 +142,8 @@ class Synapse(nn.Module):
         if not torch.is_grad_enabled():
             if self.pathway.wired:
                 self.wiring.refuse_without_graph(self.label, input)
+            if self.clean_weight is not None:
+                return self.conduct(*self.prepare(input, *args))
             return super().forward(input, *args)
         x, feedback = self.pathway.enter(self, input)
         x, geometry = self.prepare(x, *args)
@@ -149,6 +157,23 @@ class Synapse(nn.Module):
     def transmit(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry = ()) -> Tensor:
         """The bilinear map of the layer: y = x W^T + b in the sense of its kind."""
         raise NotImplementedError
+
+    def conduct(self, x: Tensor, geometry: Geometry = (), *, bias: bool = True) -> Tensor:
+        """What the synapse makes of x, without a graph: `transmit` with its own weights."""
+        weight = self._parameters["weight"] if self.clean_weight is None else self.clean_weight
+        own = self._parameters["bias"] if bias else None
+        return self.transmit(x, weight.to(x.dtype), None if own is None else own.to(x.dtype), geometry)  # type: ignore[union-attr]
+
+    def unbordered(self, features: torch.Size, positions: int | None = None) -> tuple[torch.Size, Geometry]:
+        """Features of an input like one of `features`, and a geometry, with which every weight meets equally many values.
+
+        positions: at most as many places that share the weights, where there are several.
+        """
+        return features, ()
+
+    def pairs(self, x: Tensor, y: Tensor) -> int:
+        """How many pairs of activities `hebbian` sums for every weight, without borders."""
+        return y.numel() // y.shape[self.unit_dim]
 
     def feed_back(self, delta: Tensor, feedback: Tensor, shape: torch.Size, geometry: Geometry = ()) -> Tensor:
         """Teaching signal at the synapse's input (of `shape`): delta B in the sense of its kind."""
@@ -214,6 +239,14 @@ def _stored(module: nn.Module, name: str) -> Tensor | None:
     return module._buffers.get(name) if tensor is None else tensor
 
 
+def _at_most(extents: Sequence[int], positions: int | None) -> list[int]:
+    """Extents of a smaller map of the same proportions with at most so many positions."""
+    if positions is None or math.prod(extents) <= positions:
+        return list(extents)
+    share = (positions / math.prod(extents)) ** (1 / len(extents))
+    return [max(1, int(extent * share)) for extent in extents]
+
+
 class LinearSynapse(Synapse, nn.Linear):
     """`nn.Linear` with any leading dimensions: x [*, in], y [*, out], W and B [out, in]."""
 
@@ -242,6 +275,7 @@ class _ConvolutionSynapse(Synapse):
     """All convolutions: one call of ATen's backward, with B where backpropagation puts W, does all three products."""
 
     spatial: ClassVar[int]
+    unit_dim = 1
     padding: str | tuple[int, ...]
     padding_mode: str
     kernel_size: tuple[int, ...]
@@ -268,6 +302,24 @@ class _ConvolutionSynapse(Synapse):
                 total = [0] * self.spatial
             padding = tuple(t // 2 for t in total)
         return x, (self.stride, padding, self.dilation, False, (0,) * self.spatial, self.groups)
+
+    def unbordered(self, features: torch.Size, positions: int | None = None) -> tuple[torch.Size, Geometry]:
+        spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        extents = _at_most(self._positions(features, spans), positions)
+        zeros = (0,) * self.spatial
+        geometry = (self.stride, zeros, self.dilation, False, zeros, self.groups)
+        inputs = [(n - 1) * s + span for n, s, span in zip(extents, self.stride, spans, strict=True)]
+        return torch.Size([features[0], *inputs]), geometry
+
+    def _positions(self, features: torch.Size, spans: list[int]) -> list[int]:
+        """Output positions for an input of `features`."""
+        padding = self.padding
+        if padding == "same":
+            padding = [(span - 1) / 2 for span in spans]
+        elif padding == "valid":
+            padding = [0] * self.spatial
+        sizes = zip(features[1:], padding, spans, self.stride, strict=True)
+        return [int(n + 2 * p - span) // s + 1 for n, p, span, s in sizes]  # type: ignore[operator]
 
     def transmit(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry = ()) -> Tensor:
         if not geometry:
@@ -345,6 +397,15 @@ class _ConvolutionTransposeSynapse(_ConvolutionSynapse):
     def fans(self) -> tuple[int, int]:
         inward, outward = super().fans()
         return outward, inward
+
+    def unbordered(self, features: torch.Size, positions: int | None = None) -> tuple[torch.Size, Geometry]:
+        # Nothing is cut off the output, so every input position meets the whole kernel.
+        extents = _at_most(features[1:], positions)
+        zeros = (0,) * self.spatial
+        return torch.Size([features[0], *extents]), (self.stride, zeros, self.dilation, True, zeros, self.groups)
+
+    def pairs(self, x: Tensor, y: Tensor) -> int:
+        return x.numel() // x.shape[self.unit_dim]
 
 
 class ConvTranspose1dSynapse(_ConvolutionTransposeSynapse, nn.ConvTranspose1d):

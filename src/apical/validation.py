@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,12 +10,12 @@ from torch import nn
 
 from apical.probe import Probed
 from apical.registry import faults, synapse_type
-from apical.rules import Rule
+from apical.rules import Rule, Rules, as_rule, shared_out
 from apical.synapse import Synapse
 
 
-def layers(model: nn.Module, rule: Rule, example_input: Any, at: Sequence[str] | None) -> list[str]:
-    """Names of the layers that become synapses, or an error with every fault found."""
+def layers(model: nn.Module, rule: Rules, example_input: Any, at: Sequence[str] | None) -> dict[str, Rule]:
+    """Layers that become synapses, each with its rule, or an error with every fault found."""
     modules = dict(model.named_modules())
     attached = [name for name, module in modules.items() if isinstance(module, Synapse)]
     if attached:
@@ -27,19 +27,31 @@ def layers(model: nn.Module, rule: Rule, example_input: Any, at: Sequence[str] |
     names = [name for name, module in modules.items() if synapse_type(module) is not None]
     if not names and not found:
         found.append("the model has no layer with weights, so there is nothing to learn")
-    pathway = rule.pathway
-    if pathway.wired and example_input is None:
+    if not isinstance(rule, Mapping):
+        as_rule(rule)  # A wrong name before faults of the model.
+    chosen = shared_out(rule, names) if names else {}
+    different = list(dict.fromkeys(chosen.values()))
+    wired = next((one for one in different if one.pathway.wired), None)
+    if wired is not None and example_input is None:
         found.append(
-            f"rule '{rule.name}' needs example_input, one batch as the model takes it: its feedback has the shape of the "
+            f"rule '{wired.name}' needs example_input, one batch as the model takes it: its feedback has the shape of the "
             "activities it reaches"
         )
-    if at is not None:
-        found += _block_faults(modules, rule, at)
+    chained = next((one for one in different if one.pathway.chained), None)
+    if chained is not None and len(different) > 1:
+        found.append(
+            f"rule '{chained.name}' sends its signal through all layers in turn, so it can't be mixed with others"
+        )
+    if at is not None and len(different) > 1:
+        found.append("at= goes with one rule for the whole model; leave it out, or give one direct rule")
+    elif at is not None and different:
+        found += _block_faults(modules, different[0], at)
     if found:
         raise ValueError(
-            f"can't attach '{rule.name}' to {type(model).__name__}:\n" + "\n".join(f"- {f}" for f in found)
+            f"can't attach {', '.join(repr(one.name) for one in different) or 'a rule'} to {type(model).__name__}:\n"
+            + "\n".join(f"- {f}" for f in found)
         )
-    return names
+    return chosen
 
 
 def _block_faults(modules: dict[str, nn.Module], rule: Rule, at: Sequence[str]) -> list[str]:
@@ -67,16 +79,17 @@ def _block_faults(modules: dict[str, nn.Module], rule: Rule, at: Sequence[str]) 
     return found
 
 
-def wiring(rule: Rule, shown: Probed, at: Sequence[str] | None) -> None:
+def wiring(rules: dict[str, Rule], shown: Probed, at: Sequence[str] | None) -> None:
     """What the dry run showed, for rules whose signal comes from the output."""
-    if not rule.pathway.wired:
+    rule = next((one for one in rules.values() if one.pathway.wired), None)
+    if rule is None:
         return
     if shown.outputs is None:
         raise ValueError(
             "the output that the loss is made of depends on no weights"
             + (f"; is one of at={list(at)} the output itself? Name modules before it" if at else "")
         )
-    folded = next((c for c in shown.calls if c.signal and c.rows != shown.rows), None)
+    folded = next((c for c in shown.calls if c.signal and c.rows != shown.rows and rules[c.name].pathway.wired), None)
     if folded is not None and not at:
         raise ValueError(
             f"activity at '{folded.name}' has {folded.rows} rows, but the output has {shown.rows}; a direct signal needs the "

@@ -20,6 +20,7 @@ from apical.outputs import Which, pick, substitute
 from apical.recycle import Recycler
 
 if TYPE_CHECKING:
+    from apical.episode import Pass
     from apical.pathway import Pathway
     from apical.plasticity import Plasticity
     from apical.synapse import Synapse
@@ -91,9 +92,11 @@ class Wiring:
         self.last_output: GradientEdge | None = None
         self.muted = False
         self.memory = Recycler()
+        self.current: Pass | None = None
+        """The pass of the whole model that is being recorded for a phase of its own, while it is open."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "taps": None, "last_output": None}
+        return {**self.__dict__, "taps": None, "last_output": None, "current": None}
 
     def begin(self) -> None:
         """Open a forward pass of the whole model."""

@@ -62,3 +62,5 @@ class Audit:
             table.add_row(name, type(module).__name__.removesuffix("Synapse"), f"[{STYLES[kind]}]{kind}[/]")
         console.print(table)
         console.print(f"in all: [{STYLES.get(report.summary, 'red')}]{report.summary}[/]")
+        if report.broadcast:
+            console.print(f"broadcast: {report.broadcast}")

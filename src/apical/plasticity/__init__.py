@@ -4,9 +4,25 @@ from apical.plasticity.base import Plasticity
 from apical.plasticity.fixed import Fixed
 from apical.plasticity.hebbian import Hebbian
 from apical.plasticity.initial import INITS, draw
+from apical.plasticity.mirror import Mirror
+from apical.plasticity.regression import Gradient, Perturbation
 from apical.plasticity.signs import Signs
 from apical.plasticity.transport import Transport
 
-PLASTICITIES: dict[str, type[Plasticity]] = {kind.name: kind for kind in (Fixed, Transport, Signs, Hebbian)}
+PLASTICITIES: dict[str, type[Plasticity]] = {
+    kind.name: kind for kind in (Fixed, Transport, Signs, Hebbian, Mirror, Perturbation, Gradient)
+}
 
-__all__ = ["INITS", "PLASTICITIES", "Fixed", "Hebbian", "Plasticity", "Signs", "Transport", "draw"]
+__all__ = [
+    "INITS",
+    "PLASTICITIES",
+    "Fixed",
+    "Gradient",
+    "Hebbian",
+    "Mirror",
+    "Perturbation",
+    "Plasticity",
+    "Signs",
+    "Transport",
+    "draw",
+]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from apical.phase import Phase
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,12 @@ class Plasticity:
     """Whether `resolve` computes anything."""
     redraws: ClassVar[bool] = False
     """Whether `redraw` is to be called before every forward pass of the whole model."""
+    adapts: ClassVar[bool] = False
+    """Whether the feedback learns in a phase of its own, `adapt`; then `warmup` counts calls before weights may move."""
+    listens: ClassVar[bool] = False
+    """Whether that phase wants to know what went through the synapses in the pass before."""
+    broadcasts: ClassVar[str] = ""
+    """What that phase sends to every synapse alike, in words."""
 
     def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:
         """Store what this plasticity keeps for feedback of `shape` on `owner`. The default keeps nothing."""
@@ -60,6 +69,13 @@ class Plasticity:
 
     def redraw(self, owner: nn.Module, generator: torch.Generator) -> None:
         """Draw anew what changes with every batch."""
+
+    def check(self, owner: nn.Module, name: str, shape: torch.Size) -> None:
+        """Raise a ValueError if feedback of `shape` can't be had on `owner`, before anything is stored."""
+
+    def adapt(self, phase: Phase) -> None:
+        """Let the feedback at ``phase.sites`` learn."""
+        raise NotImplementedError
 
     def release(self, owner: nn.Module) -> None:
         """Remove from `owner` everything `prepare` stored."""

@@ -301,7 +301,7 @@ def _fabric(config: Recipe, rule: Rule) -> Fabric:
 
     strategy: Any = "auto"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        strategy = DDPStrategy(find_unused_parameters=rule.pathway.name == "none")
+        strategy = DDPStrategy(find_unused_parameters=rule.pathway.name in ("none", "scalar"))
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     fabric = Fabric(accelerator=config.accelerator, devices=devices, strategy=strategy, precision=config.precision)
     fabric.launch()

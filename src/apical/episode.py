@@ -1,0 +1,413 @@
+"""What a phase of its own may know of the pass before it, and passing the same batch again under the same conditions.
+
+A phase compares a noisy pass with a clean one. The clean pass is the one that the user's loop has just made: its output, the
+errors that went back in it, its random state and the statistics of its batch normalizations are kept until `Learner.adapt`.
+Where that pass can't be used (another batch, compiled code, a loss other than the criterion's), one is made for the purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from apical.outputs import pick
+from apical.probe import run
+
+if TYPE_CHECKING:
+    from apical.learner import Criterion, Learner
+    from apical.synapse import Geometry
+
+Perturb = Callable[[str, int, Tensor], Tensor | None]
+"""perturb(place, call, activity) -> what the pass goes on with instead, or None for no change."""
+
+
+@dataclass
+class Call:
+    """One call of a synapse in a pass: the error at its output and the signal at its input, once they have come by.
+
+    Both are as the backward pass had them: times whatever the loss was multiplied with.
+    """
+
+    delta: Tensor | None = None
+    signal: Tensor | None = None
+    geometry: Geometry = ()
+
+    def hear(self, delta: Tensor, signal: Tensor | None, geometry: Geometry) -> None:
+        """Keep what the backward pass had here."""
+        self.delta, self.signal, self.geometry = delta, signal, geometry
+
+
+@dataclass
+class Pass:
+    """One forward pass of the whole model with a graph, and its backward."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    conditions: Conditions
+    calls: dict[str, list[Call]] = field(default_factory=dict)
+    cuts: list[tuple[str, Tensor]] = field(default_factory=list)
+    """For the scalar pathway: places and their activities, with the graph of what lies before each."""
+    output: Tensor | None = None
+    error: Tensor | None = None
+    """Gradient at the output, times whatever the loss was multiplied with."""
+
+    def call(self, place: str) -> Call:
+        """A new call of the synapse at `place`."""
+        found = Call()
+        self.calls.setdefault(place, []).append(found)
+        return found
+
+    def see_error(self, error: Tensor) -> None:
+        """Hook of the output."""
+        self.error = error
+
+
+@dataclass
+class Conditions:
+    """Under which a pass can be made again: random state, autocast, and statistics of the normalizations that mix samples."""
+
+    random: Tensor
+    random_cuda: list[tuple[int, Tensor]]
+    autocast: tuple[str, torch.dtype] | None
+    normalized: dict[nn.Module, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    """Mean and variance that each batch normalization took from the batch, call by call."""
+
+    @classmethod
+    def now(cls, devices: list[int], kind: str) -> Conditions:
+        """Those at this moment, for a model on devices of `kind`."""
+        autocast = (kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
+        cuda = [(device, torch.cuda.get_rng_state(device)) for device in devices]
+        return cls(torch.get_rng_state(), cuda, autocast)
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """While open, random numbers and autocast are as they were; after it, random numbers go on as before it."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices=[device for device, _ in self.random_cuda]))
+            torch.set_rng_state(self.random)
+            for device, state in self.random_cuda:
+                torch.cuda.set_rng_state(state, device)
+            if self.autocast is not None:
+                kind, dtype = self.autocast
+                stack.enter_context(torch.autocast(kind, dtype))
+            yield
+
+    @contextmanager
+    def clean_statistics(self) -> Iterator[None]:
+        """While open, batch normalizations use the mean and variance that they had in the pass.
+
+        With statistics of a noisy batch, one sample's noise would show in another's loss.
+        """
+        for module, statistics in self.normalized.items():
+            vars(module)["forward"] = _Normalized(module, statistics)  # type: ignore[arg-type]
+        try:
+            yield
+        finally:
+            for module in self.normalized:
+                vars(module).pop("forward", None)
+
+
+class _Normalized:
+    """A batch normalization that takes its statistics, call by call, from a pass before."""
+
+    def __init__(self, module: _BatchNorm, statistics: list[tuple[Tensor, Tensor]]) -> None:
+        self.module, self.statistics = module, iter(statistics)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        mean, variance = next(self.statistics)
+        module = self.module
+        return F.batch_norm(x, mean, variance, module.weight, module.bias, training=False, eps=module.eps)
+
+
+def _statistics(module: _BatchNorm, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance [C] of a batch that a normalization has just seen."""
+    node = output.grad_fn
+    mean, deviation = getattr(node, "_saved_result1", None), getattr(node, "_saved_result2", None)
+    if mean is not None and deviation is not None and mean.numel() == deviation.numel() == x.shape[1]:
+        # Autograd has kept them; computing them again takes longer than the normalization.
+        return mean.detach(), deviation.detach().pow(-2).sub_(module.eps).clamp_(min=0)
+    variance, mean = torch.var_mean(x.detach().float(), [d for d in range(x.dim()) if d != 1], correction=0)
+    return mean, variance
+
+
+class Recorder:
+    """Keeps the newest pass that learns. Hooks of the model and of its batch normalizations call it.
+
+    Synapses see a pass only while it is open: kept within their reach, its graph, which holds them, would never be freed.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+        self.newest: Pass | None = None
+        self.paused = False
+        self.checked = False
+        """Whether this model has been seen to give the same output under the same conditions."""
+        model = learner.model
+        self.handles = [
+            model.register_forward_pre_hook(self.begin, with_kwargs=True),
+            model.register_forward_hook(self.end, always_call=True),
+        ]
+        self.handles += [
+            module.register_forward_hook(self.see_normalization)
+            for module in model.modules()
+            if isinstance(module, _BatchNorm)
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "newest": None}
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Pre-hook of the model."""
+        if self.paused or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return
+        if torch._C._current_graph_task_id() != -1:
+            return  # Activation checkpointing computes the pass anew inside the backward.
+        self.newest = None
+        self.learner._wiring.current = Pass(args, kwargs, self._conditions())
+
+    def _conditions(self) -> Conditions:
+        weight = next(self.learner.model.parameters())
+        devices = sorted({p.device.index for p in self.learner.model.parameters() if p.device.type == "cuda"})
+        return Conditions.now(devices, weight.device.type)
+
+    def end(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Hook of the model; runs after the wiring's, whose output is what the user gets."""
+        wiring = self.learner._wiring
+        found, wiring.current = wiring.current, None
+        if found is None or output is None:
+            return
+        picked = pick(output, wiring.output)
+        if picked.requires_grad:
+            picked.register_hook(found.see_error)
+        # A copy: the loop may change it in place.
+        found.output = picked.detach().clone()
+        self.newest = found
+
+    def see_normalization(self, module: _BatchNorm, args: tuple[Any, ...], output: Tensor) -> None:
+        """Hook of every batch normalization."""
+        mixes = module.training or module.running_mean is None
+        current = self.learner._wiring.current
+        if current is not None and mixes and not torch.compiler.is_compiling():
+            found = _statistics(module, args[0], output)
+            current.conditions.normalized.setdefault(module, []).append(found)
+
+class Episode:
+    """A clean pass with per-sample losses, ready to be compared with others of the same batch.
+
+    Attributes:
+        losses: of the clean pass [N]. errors: their gradient at the output [N, outputs].
+        scale: what the errors in `calls` were multiplied with: a loss averaged over the batch has 1/N.
+        calls: place -> its calls, in the order of the forward pass.
+    """
+
+    def __init__(self, learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -> None:
+        self.learner, self.inputs, self.targets, self.criterion = learner, inputs, targets, criterion
+        recorder = learner._recorder
+        assert recorder is not None
+        found = recorder.newest
+        whole = learner._wiring.pathway.adapts or all(s.weight.requires_grad for s in learner.synapses.values())
+        usable = whole and found is not None and found.error is not None and _same(found, inputs)
+        self._take(found if usable else self._own_pass())  # type: ignore[arg-type]
+        if usable and self.scale is None:
+            if self.taken.cuts:
+                raise RuntimeError(
+                    "the loss that was backpropagated is not a multiple of the criterion's, so the noisy pass can't be "
+                    "compared with it; give adapt the criterion whose mean or sum the loop backpropagates"
+                )
+            self._take(self._own_pass())
+        if not recorder.checked:
+            self._check_repeatable()
+            recorder.checked = True
+
+    def _take(self, found: Pass) -> None:
+        self.taken, self.calls = found, found.calls
+        assert found.output is not None
+        with torch.enable_grad():
+            output = found.output.detach().requires_grad_()
+            losses = check_losses(self.criterion(output, self.targets), output)
+            (errors,) = torch.autograd.grad(losses.sum(), output)
+        self.output, self.losses, self.errors = output.detach(), losses.detach(), errors
+        self.scale = _scale(found.error, errors)
+
+    def _own_pass(self) -> Pass:
+        """A pass made here, without a trace in gradients, statistics or random state."""
+        learner, recorder = self.learner, self.learner._recorder
+        assert recorder is not None
+        conditions = recorder._conditions()
+        # Frozen layers carry errors as well; but only those that learn may get gradients out of "reinforce".
+        with (
+            _unchanged(learner),
+            _learning(learner, None if learner._wiring.pathway.adapts else True) as parameters,
+            torch.enable_grad(),
+            conditions.again(),
+        ):
+            recorder.paused = False
+            with learner._forward():
+                output = pick(run(learner.model, self.inputs), learner._wiring.output)
+            found = recorder.newest
+            assert found is not None
+            losses = check_losses(self.criterion(output, self.targets), output)
+            torch.autograd.grad(losses.sum(), parameters, allow_unused=True)
+        return found
+
+    def perturbed(self, perturb: Perturb) -> Tensor:
+        """Losses [N] of the same pass, in which `perturb` may change the activity at any place."""
+        with self._again(), self.taken.conditions.clean_statistics(), perturbing(self.learner, perturb):
+            return self._losses()
+
+    def true_signals(self, places: list[str], sink: Callable[[str, int, Tensor], None]) -> None:
+        """Backpropagate the losses' sum: sink(place, call, its gradient through that place alone), as soon as it is known.
+
+        Not all at once, because together they are as large as all activities.
+        """
+        from apical.replay import backpropagating
+
+        roots: list[Tensor] = []
+
+        def look(place: str, call: int, activity: Tensor) -> Tensor:
+            if not activity.requires_grad:
+                activity = activity.detach().requires_grad_()
+                roots.append(activity)
+            # An alias, so that other readers of the same activity don't add to its gradient.
+            own = activity.view_as(activity)
+            own.register_hook(lambda signal: sink(place, call, signal))
+            return own
+
+        # Weights' gradients are not wanted here, and take as long as the signals.
+        with self._again(), backpropagating(self.learner), _learning(self.learner, False), torch.enable_grad():
+            with perturbing(self.learner, look, places):
+                total = self._losses().sum()
+            torch.autograd.grad(total, roots, allow_unused=True)
+
+    @contextmanager
+    def _again(self) -> Iterator[None]:
+        with _unchanged(self.learner), self.taken.conditions.again():
+            yield
+
+    def _losses(self) -> Tensor:
+        with self.learner._forward():
+            output = pick(self.learner.model(*self.taken.args, **self.taken.kwargs), self.learner._wiring.output)
+        return check_losses(self.criterion(output, self.targets), output)
+
+    def _check_repeatable(self) -> None:
+        again = self.perturbed(lambda place, call, activity: None)
+        coarse = self.output.dtype in (torch.bfloat16, torch.float16) or self.taken.conditions.autocast is not None
+        tolerance = 5e-2 if coarse else 1e-3
+        bound = tolerance * (1 + self.losses.abs().mean())
+        if bool((again - self.losses).abs().max() > bound):
+            raise RuntimeError(
+                "the model gives another output when the same batch passes under the same random state, so noise of a "
+                "perturbation can't be told from its own; draw the model's random numbers from PyTorch's global generator "
+                "(as nn.Dropout does), or put what is random in eval mode"
+            )
+
+
+@contextmanager
+def perturbing(learner: Learner, perturb: Perturb, places: list[str] | None = None) -> Iterator[None]:
+    """While open, `perturb` sees the activity at every place a teaching signal enters: synapse inputs, outputs of blocks."""
+    counts: dict[str, int] = {}
+
+    def changed(place: str, activity: Tensor) -> Tensor | None:
+        number = counts[place] = counts.get(place, -1) + 1
+        return perturb(place, number, activity)
+
+    def before(place: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:
+            found = changed(place, args[0])
+            return None if found is None else (found, *args[1:])
+
+        return hook
+
+    def after(place: str) -> Callable[..., Any]:
+        return lambda module, args, output: changed(place, output)
+
+    wanted = [site.name for site in learner._sites()] if places is None else places
+    handles = [learner.synapses[p].register_forward_pre_hook(before(p)) for p in wanted if p not in learner.blocks]
+    handles += [learner.blocks[p].register_forward_hook(after(p)) for p in wanted if p in learner.blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _unchanged(learner: Learner) -> Iterator[None]:
+    """Statistics and other buffers of the model are put back afterwards; nothing that happens inside is recorded."""
+    recorder = learner._recorder
+    assert recorder is not None
+    buffers = learner._buffers()
+    kept = [(buffer.clone(), buffer._version) for buffer in buffers]
+    paused, newest = recorder.paused, recorder.newest
+    recorder.paused = True
+    try:
+        yield
+    finally:
+        recorder.paused, recorder.newest = paused, newest
+        for buffer, (value, version) in zip(buffers, kept, strict=True):
+            if buffer._version != version:
+                # Through .data: graphs of the passes inside may hold on to these buffers without reading their values.
+                buffer.data.copy_(value)
+
+
+@contextmanager
+def _learning(learner: Learner, wanted: bool | None) -> Iterator[list[nn.Parameter]]:
+    """While open, all parameters, or none, require a gradient; with None, those that do. Gives those that do."""
+    parameters = [p for p in learner.model.parameters() if p.is_floating_point()]
+    before = [p.requires_grad for p in parameters]
+    for parameter, own in zip(parameters, before, strict=True):
+        parameter.requires_grad_(own if wanted is None else wanted)
+    try:
+        yield [p for p in parameters if p.requires_grad]
+    finally:
+        for parameter, value in zip(parameters, before, strict=True):
+            parameter.requires_grad_(value)
+
+
+def check_losses(losses: Any, output: Tensor) -> Tensor:
+    """`losses`, if they are one per sample of `output`.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    if not isinstance(losses, Tensor) or losses.dim() == 0 or losses.shape != output.shape[:1]:
+        shape = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise ValueError(
+            f"criterion has to return one loss per sample, shape [{len(output)}], but gave {shape}; "
+            'for PyTorch\'s losses pass reduction="none" (and sum over outputs, where there are several)'
+        )
+    return losses
+
+
+def _scale(heard: Tensor | None, errors: Tensor) -> float | None:
+    """S such that `heard` is s times `errors`; 1 for a pass of our own; None if there is no such number."""
+    if heard is None:
+        return 1.0
+    a, b = heard.flatten().double(), errors.flatten().double()
+    power = float(b @ b)
+    if power == 0:
+        return 1.0 if not bool(a.any()) else None
+    scale = float(a @ b) / power
+    rest = float((a - scale * b).norm())
+    coarse = heard.dtype in (torch.bfloat16, torch.float16)
+    return scale if scale > 0 and rest <= (5e-2 if coarse else 1e-3) * float(a.norm()) else None
+
+
+def _same(found: Pass, inputs: Any) -> bool:
+    """Whether the pass was made with `inputs`."""
+    if isinstance(inputs, dict):
+        own = {**found.kwargs}
+        return not found.args and own.keys() == inputs.keys() and all(own[key] is inputs[key] for key in own)
+    given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    return (
+        not found.kwargs
+        and len(given) == len(found.args)
+        and all(a is b for a, b in zip(given, found.args, strict=True))
+    )

@@ -1,0 +1,138 @@
+"""Noise with zero mean and unit variance: for phases in which feedback learns, and for networks that are noisy themselves."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Distribution = Literal["gaussian", "uniform", "rademacher"]
+DISTRIBUTIONS: tuple[Distribution, ...] = ("gaussian", "uniform", "rademacher")
+
+POOL = 1 << 20
+"""Numbers beyond which a phase draws a pool and serves every place from it: drawing costs more than a layer's products."""
+
+
+def fill(tensor: Tensor, distribution: Distribution, generator: torch.Generator, sd: float = 1.0) -> Tensor:
+    """Fill `tensor` with independent noise of standard deviation `sd`."""
+    if distribution == "gaussian":
+        return tensor.normal_(0.0, sd, generator=generator)
+    if distribution == "uniform":
+        return tensor.uniform_(-sd * math.sqrt(3), sd * math.sqrt(3), generator=generator)
+    return tensor.bernoulli_(0.5, generator=generator).sub_(0.5).mul_(2 * sd)
+
+
+def check_noise(name: str, value: object) -> None:
+    """Raise a ValueError unless `value` is a scale that noise can have."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive number, got {value!r}; nothing could be learned from other noise")
+
+
+def check_distribution(value: object) -> None:
+    """Raise a ValueError unless `value` names a distribution."""
+    if value not in DISTRIBUTIONS:
+        raise ValueError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, got {value!r}")
+
+
+class Supply:
+    """Noise for many places of one pass.
+
+    Small amounts are drawn anew for every place. Large ones come from one pool, of which each place takes a slice at a random
+    offset, times a random sign per sample: independent within a place, uncorrelated between places, so that every estimate
+    that multiplies noise with noise keeps its expectation.
+
+    Args:
+        sizes: numbers that the places will take, in total and at most per place.
+    """
+
+    def __init__(
+        self,
+        distribution: Distribution,
+        sizes: Iterable[int],
+        *,
+        generator: torch.Generator,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.distribution: Distribution = distribution
+        self.generator, self.device, self.dtype = generator, device, dtype
+        sizes = list(sizes)
+        self.pool: Tensor | None = None
+        # On the CPU, so that a GPU is not waited for.
+        self._offsets = random.Random(generator.initial_seed())
+        if sum(sizes) > POOL:
+            self.pool = fill(self._empty((max(POOL, *sizes),)), distribution, generator)
+
+    def take(self, shape: torch.Size) -> tuple[Tensor, Tensor | None]:
+        """Values of `shape` [N, *features] and, where they come from the pool, signs [N, 1, ...] to multiply them with."""
+        if self.pool is None or shape.numel() > len(self.pool):
+            return fill(self._empty(shape), self.distribution, self.generator), None
+        room = len(self.pool) - shape.numel() + 1
+        # Whole cache lines, so that vectorized kernels stay on their fast path.
+        start = self._offsets.randrange((room + 15) // 16) * 16
+        signs = fill(self._empty((shape[0], *[1] * (len(shape) - 1))), "rademacher", self.generator)
+        return self.pool[start : start + shape.numel()].view(shape), signs
+
+    def _empty(self, shape: Iterable[int]) -> Tensor:
+        return torch.empty(tuple(shape), device=self.device, dtype=self.dtype)
+
+
+class NoisyInput(nn.Module):
+    """Adds noise to its input while training; in front of a network, a denoising baseline (lansdell2020: sd 0.3).
+
+    x [N, ...] -> [N, ...], unchanged in eval mode. Noise comes from PyTorch's global generator, as dropout's does.
+    """
+
+    def __init__(self, sd: float) -> None:
+        super().__init__()
+        check_noise("sd", sd)
+        self.sd = sd
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Input plus noise."""
+        return torch.add(x, torch.randn_like(x), alpha=self.sd) if self.training else x
+
+    def extra_repr(self) -> str:
+        """The noise's scale."""
+        return f"sd={self.sd}"
+
+
+class NoisyActivations:
+    """Makes a network noisy while it trains: h + sd xi at the input of every layer with weights but the first.
+
+    A baseline of lansdell2020, for any rule, with or without `attach`: h_l <- f(a_l) + c xi in the pass that is learned from.
+    The network stays as it is otherwise; `remove` ends it. Noise comes from PyTorch's global generator, as dropout's does.
+
+    Args:
+        model: the network, changed in place. sd: standard deviation c of the noise.
+        in_eval: whether activities are noisy in eval mode too, as in the paper's released code.
+    """
+
+    def __init__(self, model: nn.Module, sd: float, *, in_eval: bool = False) -> None:
+        check_noise("sd", sd)
+        self.sd, self.in_eval = sd, in_eval
+        self._seen = False
+        self._handles = [model.register_forward_pre_hook(self._start)]
+        for module in model.modules():
+            weight = module._parameters.get("weight")
+            if weight is not None and weight.dim() > 1 and not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+                self._handles.append(module.register_forward_pre_hook(self._add))
+
+    def _start(self, module: nn.Module, args: tuple) -> None:
+        self._seen = False
+
+    def _add(self, module: nn.Module, args: tuple) -> tuple | None:
+        first, self._seen = not self._seen, True
+        if first or not (module.training or self.in_eval):
+            return None
+        return torch.add(args[0], torch.randn_like(args[0]), alpha=self.sd), *args[1:]
+
+    def remove(self) -> None:
+        """End the noise."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []

@@ -1,0 +1,70 @@
+"""Estimating gradients from what noise does to the loss (lansdell2020 eqs 2, 8; lillicrap2016's fast RL)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from apical.noise import Distribution
+
+if TYPE_CHECKING:
+    from apical.phase import Phase
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A gradient at some activity [N, *features]: `values`, times `factors` [N, 1, ...] where there are any."""
+
+    values: Tensor
+    factors: Tensor | None = None
+
+    @property
+    def tensor(self) -> Tensor:
+        """In full."""
+        return self.values if self.factors is None else self.values * self.factors
+
+    def taken_from(self, signal: Tensor, scale: float = 1.0) -> Tensor:
+        """Signal - scale * estimate, in one pass over memory."""
+        if self.factors is None:
+            return torch.sub(signal, self.values, alpha=scale)
+        return torch.addcmul(signal, self.values, self.factors, value=-scale)
+
+
+def estimates(phase: Phase, places: list[str], c: float, distribution: Distribution) -> dict[str, list[Estimate]]:
+    """Place -> for each of its calls, the gradient there as one noisy pass estimates it: (L~ - L) xi / c.
+
+    Args:
+        phase: whose batch passes again. places: where noise c xi is added, in all of them at once.
+        c: standard deviation of the noise.
+    """
+    episode = phase.episode
+    rows = len(episode.losses)
+    sizes = [rows * phase.features(site).numel() for site in phase.sites if site.name in places]
+    supply = phase.supply(distribution, sizes)
+    drawn: dict[str, list[tuple[Tensor, Tensor | None]]] = {place: [] for place in places}
+
+    def add(place: str, call: int, activity: Tensor) -> Tensor | None:
+        if place not in drawn:
+            return None
+        if len(activity) != rows:
+            raise RuntimeError(
+                f"activity at '{place}' has {len(activity)} rows, but there are {rows} losses; a perturbation needs the batch in "
+                "the first dimension throughout"
+            )
+        values, signs = supply.take(activity.shape)
+        drawn[place].append((values, signs))
+        noisy = (
+            torch.add(activity, values, alpha=c) if signs is None else torch.addcmul(activity, values, signs, value=c)
+        )
+        return noisy.to(activity.dtype)
+
+    change = (episode.perturbed(add) - episode.losses).to(phase.dtype) / c
+
+    def estimate(values: Tensor, signs: Tensor | None) -> Estimate:
+        own = change.view(-1, *[1] * (values.dim() - 1))
+        return Estimate(values, own if signs is None else own * signs)
+
+    return {place: [estimate(*noise) for noise in noises] for place, noises in drawn.items()}

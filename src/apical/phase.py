@@ -1,0 +1,165 @@
+"""A phase of its own: what a plasticity or pathway gets to work with when `Learner.adapt` is called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from apical.episode import Episode, perturbing
+from apical.noise import Distribution, Supply
+from apical.outputs import pick
+from apical.probe import run
+
+if TYPE_CHECKING:
+    from apical.learner import Criterion, Learner
+    from apical.plasticity import Plasticity
+    from apical.synapse import Synapse
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where a teaching signal enters: the input of a synapse, or the output of a block named in ``at=``.
+
+    direct: whether the signal there comes from the output's error, through feedback [outputs, *features].
+    """
+
+    name: str
+    owner: nn.Module
+    plasticity: Plasticity
+    direct: bool
+
+    @property
+    def synapse(self) -> Synapse:
+        """The owner, where the signal is layer-wise."""
+        return self.owner  # type: ignore[return-value]
+
+    @property
+    def feedback(self) -> Tensor:
+        """Feedback weights, to be changed in place."""
+        return self.owner._buffers["feedback"]  # type: ignore[return-value]
+
+
+class Phase:
+    """One call of `Learner.adapt`.
+
+    Attributes:
+        learner: whose. sites: those of the part at work. count: how many calls came before.
+        generator: of this call, on the model's device; another one on every process of a distributed training.
+        rows: samples in the batch.
+    """
+
+    def __init__(self, learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -> None:
+        self.learner = learner
+        self.sites: list[Site] = []
+        self.count = learner.adapted
+        self._batch = (inputs, targets, criterion)
+        self._episode: Episode | None = None
+        weight = next(learner.model.parameters())
+        self.device = weight.device
+        self.dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
+        self.world = distributed.get_world_size() if _together() else 1
+        # Drawn by all processes alike, so that the learner's own stream stays common.
+        seed = int(torch.randint(2**62, (), generator=learner.generator, device=learner.generator.device))
+        self.generator = torch.Generator(self.device).manual_seed(seed + (distributed.get_rank() if _together() else 0))
+
+    @property
+    def rows(self) -> int:
+        """Samples in the batch."""
+        first = next(iter(_tensors(self._batch[0])), None)
+        if first is None or first.dim() == 0:
+            raise ValueError("inputs hold no tensor with a batch dimension, so the size of the batch is not known")
+        return len(first)
+
+    @property
+    def episode(self) -> Episode:
+        """The clean pass of this batch."""
+        if self._episode is None:
+            self._episode = Episode(self.learner, *self._batch)
+        return self._episode
+
+    def features(self, site: Site) -> torch.Size:
+        """Shape of the activity at a site, without the batch."""
+        key = tuple(t.shape[1:] for t in _tensors(self._batch[0]))
+        known = self.learner._features
+        if key not in known:
+            known[key] = self._look()
+        if site.name not in known[key]:
+            raise RuntimeError(
+                f"no activity reaches '{site.name}' in a pass of this batch, so its feedback can't be learned"
+            )
+        return known[key][site.name]
+
+    def _look(self) -> dict[str, torch.Size]:
+        """One pass for the shapes at all places."""
+        shapes: dict[str, torch.Size] = {}
+
+        def look(place: str, call: int, activity: Tensor) -> None:
+            shapes.setdefault(place, activity.shape[1:])
+
+        with self._quiet(), perturbing(self.learner, look), self.learner._forward():
+            run(self.learner.model, self._batch[0])
+        return shapes
+
+    def through(self, site: Site, activity: Tensor) -> Tensor:
+        """Output of the model [N, outputs] when `activity` stands at a site, whatever its inputs; in eval mode."""
+        inputs = _zeros(self._batch[0], len(activity))
+
+        def put(place: str, call: int, found: Tensor) -> Tensor | None:
+            return activity.to(found.dtype) if place == site.name else None
+
+        with self._quiet(), perturbing(self.learner, put, [site.name]), self.learner._forward():
+            return pick(run(self.learner.model, inputs), self.learner._wiring.output).flatten(1)
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Eval mode, and no trace in random state."""
+        modes = [(module, module.training) for module in self.learner.model.modules()]
+        devices = [self.device] if self.device.type == "cuda" else []
+        self.learner.model.eval()
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=devices):
+                yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def supply(self, distribution: Distribution, sizes: list[int]) -> Supply:
+        """Noise for places that take so many numbers each."""
+        return Supply(distribution, sizes, generator=self.generator, device=self.device, dtype=self.dtype)
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replace tensors by their means over all processes."""
+        if self.world == 1:
+            return
+        for dtype in dict.fromkeys(t.dtype for t in tensors):
+            group = [t for t in tensors if t.dtype == dtype]
+            flat = torch.cat([t.flatten() for t in group])
+            distributed.all_reduce(flat)
+            flat /= self.world
+            for tensor, part in zip(group, flat.split([t.numel() for t in group]), strict=True):
+                tensor.copy_(part.view(tensor.shape))
+
+
+def _together() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _tensors(inputs: Any) -> list[Tensor]:
+    if isinstance(inputs, Tensor):
+        return [inputs]
+    values = inputs.values() if hasattr(inputs, "values") else inputs
+    return [value for value in values if isinstance(value, Tensor)] if isinstance(inputs, tuple | list | dict) else []
+
+
+def _zeros(inputs: Any, rows: int) -> Any:
+    """Inputs of the same kind with nothing in them."""
+    if isinstance(inputs, Tensor):
+        return inputs.new_zeros((rows, *inputs.shape[1:])) if inputs.dim() else inputs
+    if isinstance(inputs, dict):
+        return {key: _zeros(value, rows) for key, value in inputs.items()}
+    return type(inputs)(_zeros(value, rows) for value in inputs) if isinstance(inputs, tuple | list) else inputs

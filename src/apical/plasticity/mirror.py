@@ -1,0 +1,150 @@
+"""Weight mirrors: feedback learns the weights from the layer's answers to noise (akrout2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from apical.noise import Distribution, check_distribution, check_noise, fill
+from apical.plasticity.base import Plasticity, keep_buffer
+from apical.plasticity.initial import Init, draw_for
+
+if TYPE_CHECKING:
+    from apical.phase import Phase, Site
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda r: r,
+    "relu": torch.relu_,
+    "tanh": torch.tanh_,
+    "sigmoid": torch.sigmoid_,
+}
+
+
+@dataclass(frozen=True)
+class Mirror(Plasticity):
+    """B grows with the covariance of noise and the answer to it, and decays (akrout2019 eqs 5-7, 19-25, Algorithm 1).
+
+    Layer-wise: r = phi(z W^T + b) for noise z at the synapse's input; B += rate ((1/n) r~^T z~ - decay B), over all n pairs of
+    samples and positions that share the weights. No data enters. Direct: z stands at the synapse's input, r is the network's
+    output (in eval mode, from inputs of zeros), and D [outputs, features] takes the place of B.
+
+    noise: standard deviation sigma (paper: 1). distribution: "gaussian", "uniform" or "rademacher".
+    activation: phi, a name in `ACTIVATIONS` or an elementwise function. With relu, no bias and the default decay, B -> W.
+    bias_blocking: leave b out of r (eq. 12).
+    baseline: "batch-mean" subtracts each unit's mean over batch and positions; a number is the one scalar beta of
+        eqs 23-25, which the noise has as its mean and the layer subtracts from its input (0: nothing is subtracted).
+    rate: eta_B. decay: lambda_WM. decay_times_rate: the decay is multiplied by the rate, as an optimizer's L2 is; this is a
+        reading that the paper's own figures favour. False: eq. 21 as printed, B -> (rate / decay) sigma^2 phi' W.
+    batch: rows of noise, as many as the minibatch if None. batches: how many per call.
+    positions: at most so many places of a convolution's map per row; None for as many as the data has. All that share the
+        weights count as pairs, so that the convolutions' angles stay far below those of the last layers with a part of them.
+        Noise fills the padding as well, so that every weight meets equally many pairs (the paper does not say).
+    alternate: mirror every second layer in one call and the others in the next: layers that are not adjacent can mirror
+        at once (Appendix C.4).
+    warmup: calls during which no weight moves: mirroring only.
+    init: of B; a name in `INITS` or a function that fills a tensor in place.
+    """
+
+    name: ClassVar[str] = "mirror"
+    pathways: ClassVar[frozenset[str]] = frozenset({"layer-wise", "direct"})
+    adapts: ClassVar[bool] = True
+    noise: float = 1.0
+    distribution: Distribution = "gaussian"
+    activation: str | Callable[[Tensor], Tensor] = "relu"
+    bias_blocking: bool = False
+    baseline: Literal["batch-mean"] | float = "batch-mean"
+    rate: float = 0.1
+    decay: float = 0.5
+    decay_times_rate: bool = True
+    batch: int | None = None
+    batches: int = 1
+    positions: int | None = 64
+    alternate: bool = False
+    warmup: int = 0
+    init: Init = "weights"
+
+    def __post_init__(self) -> None:
+        check_noise("noise", self.noise)
+        check_distribution(self.distribution)
+        if not callable(self.activation) and self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation must be one of {', '.join(ACTIVATIONS)} or a function, got {self.activation!r}"
+            )
+        number = isinstance(self.baseline, int | float) and abs(self.baseline) < float("inf")
+        if self.baseline != "batch-mean" and not number:
+            raise ValueError(f"baseline must be 'batch-mean' or a number, got {self.baseline!r}")
+        if not self.rate > 0 or not self.rate < float("inf"):
+            raise ValueError(f"rate must be a positive number, got {self.rate!r}")
+        shrink = self.decay * (self.rate if self.decay_times_rate else 1)
+        if not 0 <= shrink < 1:
+            raise ValueError(
+                f"decay of {self.decay!r} takes {shrink:.3g} of B away in every call; it has to be at least 0 and below 1"
+            )
+        for name, least in (("batch", 1), ("batches", 1), ("positions", 1), ("warmup", 0)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if self.batch == 1 and self.baseline == "batch-mean":
+            raise ValueError(
+                "batch=1 leaves nothing when the batch mean is subtracted; give more rows, or a scalar baseline"
+            )
+
+    def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:  # noqa: D102
+        keep_buffer(owner, "feedback", draw_for(owner, self.init, shape, generator))
+
+    def keeps(self, owner: nn.Module) -> Tensor | None:  # noqa: D102
+        return owner._buffers["feedback"]
+
+    def store(self, owner: nn.Module, value: Tensor) -> None:  # noqa: D102
+        keep_buffer(owner, "feedback", value.detach().to(owner._buffers["feedback"], copy=True))
+
+    def adapt(self, phase: Phase) -> None:  # noqa: D102
+        sites = phase.sites[phase.count % 2 :: 2] if self.alternate and len(phase.sites) > 1 else phase.sites
+        rows = self.batch or phase.rows
+        for _ in range(self.batches):
+            pool: Tensor | None = None
+            products = []
+            for site in sites:
+                shape, geometry = phase.features(site), ()
+                if not site.direct:
+                    shape, geometry = site.synapse.unbordered(shape, self.positions)
+                shape = torch.Size([rows, *shape])
+                # One pool for all: what two layers learn from equal noise is not compared with each other.
+                if pool is None or len(pool) < shape.numel():
+                    pool = torch.empty(shape.numel(), device=phase.device, dtype=phase.dtype)
+                    fill(pool, self.distribution, phase.generator, self.noise)
+                z = pool[: shape.numel()].view(shape)
+                products.append(self._by_output(phase, site, z) if site.direct else self._by_synapse(site, z, geometry))
+                if phase.world == 1:
+                    self._learn(site, *products.pop())
+            phase.average([product for product, _ in products])
+            for site, found in zip(sites, products, strict=False):
+                self._learn(site, *found)
+
+    def _learn(self, site: Site, product: Tensor, pairs: int) -> None:
+        shrink = self.decay * (self.rate if self.decay_times_rate else 1)
+        site.feedback.mul_(1 - shrink).add_(product.to(site.feedback), alpha=self.rate / pairs)
+
+    def _by_synapse(self, site: Site, z: Tensor, geometry: tuple) -> tuple[Tensor, int]:
+        """Sum over all pairs of the mirrored signal and the noise, and how many pairs there are."""
+        synapse = site.synapse
+        response = synapse.conduct(z, geometry, bias=not self.bias_blocking)
+        phi = ACTIVATIONS[self.activation] if isinstance(self.activation, str) else self.activation
+        response = phi(response)
+        if self.baseline == "batch-mean":
+            unit = synapse.unit_dim % response.dim()
+            # Subtracting z's mean as well would change nothing: the answers' mean is zero after this.
+            response = response.sub_(response.mean([d for d in range(response.dim()) if d != unit], keepdim=True))
+        else:
+            response = response - self.baseline
+        return synapse.hebbian(z, response, geometry), synapse.pairs(z, response)
+
+    def _by_output(self, phase: Phase, site: Site, z: Tensor) -> tuple[Tensor, int]:
+        beta = 0.0 if self.baseline == "batch-mean" else self.baseline
+        response = phase.through(site, z + beta if beta else z).to(z.dtype)
+        response = response - (response.mean(0) if self.baseline == "batch-mean" else beta)
+        return (response.t() @ z.flatten(1)).view(site.feedback.shape), len(z)

@@ -1,0 +1,224 @@
+"""Feedback that learns to predict the gradient, from perturbations or from the gradient itself (lansdell2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from apical.noise import Distribution, check_distribution, check_noise
+from apical.perturbation import Estimate, estimates
+from apical.plasticity.base import Plasticity, keep_buffer
+from apical.plasticity.initial import Init, draw_for
+from apical.synapse import LinearSynapse, Synapse
+
+if TYPE_CHECKING:
+    from apical.episode import Call
+    from apical.phase import Phase, Site
+
+Learn = Callable[[str, int, Estimate], None]
+
+
+@dataclass(frozen=True)
+class Regression(Plasticity):
+    """Least squares of a target lambda^ at a synapse's input on the error that its feedback carries there.
+
+    Layer-wise: B minimises E||e~ B - lambda^||^2, e~ the error at the synapse's output as the learned feedback brings it.
+    Direct: D minimises E||e D - lambda^||^2, e the error of the network's output.
+
+    solver: "sgd", B -= rate (1/N) e~^T (e~ B - lambda^); or "ridge", B = V^-1 S with V = gamma I + sum e~^T e~ and
+        S = sum e~^T lambda^ over all batches so far (lansdell2020 eq. 18), for linear layers and direct feedback.
+    rate: of "sgd". The paper's 5e-4 is for sums over 32 samples, 0.016 for means.
+    gamma: of "ridge" (paper: 0.1).
+    warmup: calls during which no weight moves (lansdell2020 C.1: 1000).
+    init: of B; a name in `INITS` or a function that fills a tensor in place.
+    """
+
+    pathways: ClassVar[frozenset[str]] = frozenset({"layer-wise", "direct"})
+    adapts: ClassVar[bool] = True
+    listens: ClassVar[bool] = True
+    solver: Literal["sgd", "ridge"] = "sgd"
+    rate: float = 0.016
+    gamma: float = 0.1
+    warmup: int = 0
+    init: Init = "weights"
+
+    def __post_init__(self) -> None:
+        if self.solver not in ("sgd", "ridge"):
+            raise ValueError(f"solver must be 'sgd' or 'ridge', got {self.solver!r}")
+        # A rate of 0 is feedback that stands still: feedback alignment.
+        if not (isinstance(self.rate, int | float) and 0 <= self.rate < float("inf")):
+            raise ValueError(f"rate must be a number of at least 0, got {self.rate!r}")
+        if not (isinstance(self.gamma, int | float) and 0 < self.gamma < float("inf")):
+            raise ValueError(f"gamma must be a positive number, got {self.gamma!r}; ridge regression needs it to start")
+        if not isinstance(self.warmup, int) or self.warmup < 0:
+            raise ValueError(f"warmup must be a whole number of at least 0, got {self.warmup!r}")
+
+    @property
+    def names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What is stored: the feedback, and the sums of ridge regression."""
+        return ("feedback", "gram", "cross") if self.solver == "ridge" else ("feedback",)
+
+    def check(self, owner: nn.Module, name: str, shape: torch.Size) -> None:  # noqa: D102
+        if self.solver != "ridge":
+            return
+        direct = not isinstance(owner, Synapse) or shape != owner.weight.shape
+        if not direct and not isinstance(owner, LinearSynapse | nn.Linear):
+            raise ValueError(
+                f"solver='ridge' is for linear layers, and '{name}' is a {type(owner).__name__.removesuffix('Synapse')}; give "
+                f"it a rule of its own, apical.attach(model, {{'': ..., '{name}': 'np'}}), or use solver='sgd'"
+            )
+        needed, free = 8 * (shape[0] ** 2 + shape.numel()), _free_memory(_device(owner))
+        if needed > free:
+            raise ValueError(
+                f"solver='ridge' would keep {needed / 2**30:.1f} GiB of sums for '{name}' (feedback {list(shape)}), and "
+                f"{free / 2**30:.1f} GiB are free; use solver='sgd'"
+            )
+
+    def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:  # noqa: D102
+        feedback = draw_for(owner, self.init, shape, generator)
+        keep_buffer(owner, "feedback", feedback)
+        if self.solver == "ridge":
+            # Sums over a whole training lose small terms in single precision.
+            gram = torch.eye(shape[0], dtype=torch.float64, device=feedback.device).mul_(self.gamma)
+            keep_buffer(owner, "gram", gram)
+            cross = torch.zeros(shape[0], shape[1:].numel(), dtype=torch.float64, device=feedback.device)
+            keep_buffer(owner, "cross", cross)
+
+    def keeps(self, owner: nn.Module) -> Tensor | None:  # noqa: D102
+        return owner._buffers["feedback"]
+
+    def store(self, owner: nn.Module, value: Tensor) -> None:  # noqa: D102
+        keep_buffer(owner, "feedback", value.detach().to(owner._buffers["feedback"], copy=True))
+
+    def visit(self, phase: Phase, learn: Learn) -> None:
+        """Call learn(place, number of the call, lambda^ there) for every place of the phase."""
+        raise NotImplementedError
+
+    def adapt(self, phase: Phase) -> None:  # noqa: D102
+        if self.solver == "sgd" and self.rate == 0:
+            return
+        sites = {site.name: site for site in phase.sites}
+        sums: dict[str, list[Tensor]] = {}
+
+        def learn(place: str, number: int, target: Estimate) -> None:
+            found = self._sums(phase, sites[place], number, target)
+            if place in sums:
+                for total, part in zip(sums[place], found, strict=False):
+                    total += part
+            elif found:
+                sums[place] = found
+
+        self.visit(phase, learn)
+        phase.average([tensor for tensors in sums.values() for tensor in tensors])
+        for place, tensors in sums.items():
+            self._learn(phase, sites[place], tensors)
+
+    def _sums(self, phase: Phase, site: Site, number: int, target: Estimate) -> list[Tensor]:
+        """For one call: the gradient of half the squared error, or ridge regression's additions; nothing if it was not used."""
+        if site.direct:
+            errors = phase.episode.errors.flatten(1).to(phase.dtype)
+            # Factors, one a sample, go to the smaller side of the product.
+            weighed = errors if target.factors is None else errors * target.factors.flatten(1)
+            gram, cross = errors.t() @ errors, weighed.t() @ target.values.flatten(1)
+            if self.solver == "ridge":
+                return [gram, cross]
+            # e^T (e D - lambda^), in the order that never makes the prediction e D.
+            return [torch.sub(gram @ site.feedback.to(phase.dtype).flatten(1), cross).view(site.feedback.shape)]
+        calls = phase.episode.calls.get(site.name, [])
+        call = calls[number] if number < len(calls) else None
+        if call is None or call.delta is None:
+            return []
+        scale = phase.episode.scale
+        assert scale is not None
+        delta = call.delta.to(phase.dtype)
+        if self.solver == "ridge":
+            delta, wanted = delta.flatten(0, -2) / scale, target.tensor.flatten(0, -2)
+            return [delta.t() @ delta, delta.t() @ wanted]
+        # Both e~ and e~ B are as the loop's loss scaled them, so the target is scaled too, and the product twice.
+        product = self._gradient(phase, site, call, delta, target, scale).div_(scale**2)
+        call.delta = call.signal = None  # As large as the activities, and not needed again.
+        return [product]
+
+    def _gradient(self, phase: Phase, site: Site, call: Call, delta: Tensor, target: Estimate, scale: float) -> Tensor:
+        synapse = site.synapse
+        heard = call.signal
+        if heard is not None and heard.shape == target.values.shape:
+            signal, geometry = heard.to(phase.dtype), call.geometry
+        else:
+            # The layer pads its input itself, so what the backward pass had is larger than the activity.
+            signal, geometry = synapse.feed_back(delta, site.feedback.to(phase.dtype), target.values.shape), ()
+        return synapse.hebbian(target.taken_from(signal, scale), delta, geometry)
+
+    def _learn(self, phase: Phase, site: Site, sums: list[Tensor]) -> None:
+        if self.solver == "sgd":
+            site.feedback.add_(sums[0].to(site.feedback), alpha=-self.rate / len(phase.episode.losses))
+            return
+        gram, cross = site.owner._buffers["gram"], site.owner._buffers["cross"]
+        assert gram is not None
+        assert cross is not None
+        # Means over processes, so times their number: sums over all samples.
+        gram.add_(sums[0].to(gram), alpha=phase.world)
+        cross.add_(sums[1].to(cross), alpha=phase.world)
+        # V is positive definite.
+        factor = torch.linalg.cholesky_ex(gram).L
+        site.feedback.copy_(torch.cholesky_solve(cross, factor).view(site.feedback.shape))
+
+
+@dataclass(frozen=True)
+class Perturbation(Regression):
+    """Regression on what noise does to the loss: lambda^ = (L~ - L) xi / c (lansdell2020 eqs 1, 2, 8, 9).
+
+    The noisy pass adds c xi to the activity at every place a teaching signal enters, after the nonlinearity, with the dropout
+    masks and batch statistics of the clean pass.
+
+    noise: c, the standard deviation (paper: 0.01). distribution: "gaussian", "uniform" or "rademacher".
+    """
+
+    name: ClassVar[str] = "perturbation"
+    broadcasts: ClassVar[str] = "one scalar per sample, the change of its loss"
+    noise: float = 0.01
+    distribution: Distribution = "gaussian"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_noise("noise", self.noise)
+        check_distribution(self.distribution)
+
+    def visit(self, phase: Phase, learn: Learn) -> None:  # noqa: D102
+        found = estimates(phase, [site.name for site in phase.sites], self.noise, self.distribution)
+        for place, targets in found.items():
+            for number, target in enumerate(targets):
+                learn(place, number, target)
+
+
+@dataclass(frozen=True)
+class Gradient(Regression):
+    """Regression on the true gradient: synthetic gradients of the same linear form (lansdell2020, SG). It transports weights."""
+
+    name: ClassVar[str] = "gradient"
+
+    def visit(self, phase: Phase, learn: Learn) -> None:  # noqa: D102
+        phase.episode.true_signals(
+            [site.name for site in phase.sites],
+            lambda place, number, signal: learn(place, number, Estimate(signal.to(phase.dtype))),
+        )
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that may still be had on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 2**62
+
+
+def _device(owner: nn.Module) -> torch.device:
+    return next((p.device for p in owner.parameters()), torch.device("cpu"))
