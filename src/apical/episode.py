@@ -198,6 +198,7 @@ class Recorder:
             found = _statistics(module, args[0], output)
             current.conditions.normalized.setdefault(module, []).append(found)
 
+
 class Episode:
     """A clean pass with per-sample losses, ready to be compared with others of the same batch.
 

@@ -159,7 +159,7 @@ class Scalar(Pathway):
     name: ClassVar[str] = "scalar"
     adapts: ClassVar[bool] = True
     listens: ClassVar[bool] = True
-    broadcasts: ClassVar[str] = "one scalar per sample, the change of its loss"
+    broadcasts: ClassVar[str] = "one scalar per sample"
     noise: float = 0.01
     distribution: Distribution = "gaussian"
 

@@ -77,5 +77,6 @@ def table(comparison: dict[str, Any]) -> Table:
             error += f" ± {row['test_error_sem']:.2f}"
         angles = " ".join("-" if angle is None else f"{angle:.0f}" for angle in row["angles"].values())
         ratio = "" if row["step_ratio"] is None else f"{row['step_ratio']:.2f}"
-        result.add_row(row["rule"], error, angles, ratio, row["transported"])
+        broadcast = f"; broadcast: {row['broadcast']}" if row["broadcast"] else ""
+        result.add_row(row["rule"], error, angles, ratio, row["transported"] + broadcast)
     return result

@@ -180,7 +180,7 @@ class Perturbation(Regression):
     """
 
     name: ClassVar[str] = "perturbation"
-    broadcasts: ClassVar[str] = "one scalar per sample, the change of its loss"
+    broadcasts: ClassVar[str] = "one scalar per sample"
     noise: float = 0.01
     distribution: Distribution = "gaussian"
 

@@ -41,6 +41,7 @@ class Row:
     test_error_sem: float | None = None
     step_ratio: float | None = None
     transported: tuple[str, ...] = ()
+    broadcast: str = ""
     angles: dict[str, float | None] = field(default_factory=dict)
 
 
@@ -421,6 +422,7 @@ def _row(row: dict[str, Any]) -> Row:
         test_error_sem=number(row.get("test_error_sem")),
         step_ratio=number(row.get("step_ratio")),
         transported=tuple(str(what).strip() for what in transported),
+        broadcast=str(row.get("broadcast") or ""),
         angles={layer: number(angle) for layer, angle in (row.get("angles") or {}).items()},
     )
 

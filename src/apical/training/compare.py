@@ -18,7 +18,7 @@ import torch
 
 import apical
 from apical import data as images
-from apical.audit import audit
+from apical.audit import AuditReport, audit
 from apical.data import ImageData
 from apical.files import write_json
 from apical.losses import LOSSES
@@ -142,13 +142,15 @@ def _row(
 ) -> dict[str, Any]:
     results = [RunFolder(home / run["folder"]).result for run in runs if run["rule"] == rule and "failed" not in run]
     errors = [result["test_error"] for result in results if result is not None]
+    audited = _audited(config, rule, data)
     return {
         "rule": rule,
         "runs": len(errors),
         "test_error_mean": statistics.fmean(errors) if errors else None,
         "test_error_sem": statistics.stdev(errors) / math.sqrt(len(errors)) if len(errors) > 1 else None,
         "step_ratio": ratio,
-        "transported": _transported(config, rule, data),
+        "transported": audited.summary,
+        "broadcast": audited.broadcast,
         "angles": _mean_angles([result["alignment"] for result in results if result and result["alignment"]]),
     }
 
@@ -162,10 +164,10 @@ def _mean_angles(alignments: list[dict[str, dict[str, float | None]]]) -> dict[s
     return means
 
 
-def _transported(config: CompareConfig, rule: str, data: ImageData) -> str:
+def _audited(config: CompareConfig, rule: str, data: ImageData) -> AuditReport:
     model, learner = make(config, rule_of(rule), config.first_seed, data)
     x, y = data.train.batch(torch.arange(min(AUDITED_SAMPLES, len(data.train))))
-    return audit(learner, x.to(next(model.parameters()).dtype), y, LOSSES[config.loss]).summary
+    return audit(learner, x.to(next(model.parameters()).dtype), y, LOSSES[config.loss])
 
 
 def _samples(home: Path, runs: list[dict[str, Any]], data: ImageData) -> dict[str, Any]:

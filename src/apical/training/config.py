@@ -37,6 +37,10 @@ class Recipe:
     """Passes over the training data."""
     batch: int = 64
     """Samples per step, over all processes together."""
+    input_noise: float = 0.0
+    """Standard deviation of noise added to the images (pixels from 0 to 1) while training; lansdell2020's denoising: 0.3."""
+    activation_noise: float = 0.0
+    """Standard deviation of noise added to the activities between layers while training (a baseline of lansdell2020)."""
     test_every: int | None = None
     """Steps between test errors. None: once an epoch."""
     align_every: int | None = None
@@ -60,6 +64,10 @@ class Recipe:
             problems.append(f"learning_rate must be a positive number, got {self.learning_rate}")
         if self.weight_decay is not None and not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             problems.append(f"weight_decay must be at least 0, got {self.weight_decay}")
+        for name in ("input_noise", "activation_noise"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                problems.append(f"{name} must be a number of at least 0, got {value}")
         if self.loss not in LOSSES:
             problems.append(f"unknown loss {self.loss!r}; give one of {', '.join(LOSSES)}")
         for check, value in ((optimizer_of, self.optimizer), (scheduler_of, self.scheduler)):

@@ -23,6 +23,7 @@ from apical.data import ImageData, Split
 from apical.learner import Learner, attach
 from apical.losses import LOSSES, error_rate
 from apical.networks import build
+from apical.noise import NoisyActivations
 from apical.rules import Rule
 from apical.spec import optimizer_of, rule_of, scheduler_of
 from apical.training.checkpoint import CheckpointError
@@ -55,6 +56,8 @@ def make(config: Recipe, rule: Rule, seed: int, data: ImageData) -> tuple[nn.Mod
     """
     torch.manual_seed(seed)
     model = build(config.network, shape=data.shape, classes=data.classes, activation=config.activation)
+    if config.activation_noise:
+        NoisyActivations(model, config.activation_noise)
     # Another stream than the weights': equal streams could give feedback equal to the weights.
     generator = torch.Generator().manual_seed(seed + 0x5EED_FEED)
     example = torch.zeros(2, *data.shape, dtype=next(model.parameters()).dtype)
@@ -167,6 +170,8 @@ class _Session:
     def _learn(self, index: Tensor) -> None:
         share = index.tensor_split(self.fabric.world_size)[self.fabric.global_rank]
         x, y = self.data.train.batch(share, device=self.fabric.device)
+        if self.config.input_noise:
+            x = torch.add(x, torch.randn_like(x), alpha=self.config.input_noise)
         self.net.train()
         losses = self.criterion(self.net(x), y)
         loss = losses.mean()
