@@ -118,6 +118,15 @@ def test_rules_learn_digits(tmp_path):
     assert errors["shallow"] > max(error for rule, error in errors.items() if rule != "shallow") + 2, errors
 
 
+def test_noise_while_training_and_none_in_the_test(tmp_path):
+    clean = train(SHORT, tmp_path / "clean", data=DIGITS)
+    for name in ("input_noise", "activation_noise"):
+        noisy = train(dataclasses.replace(SHORT, **{name: 0.5}), tmp_path / name, data=DIGITS)
+        assert noisy["test_loss"] != clean["test_loss"]
+        first = [RunFolder(tmp_path / run).metrics.read()[0] for run in ("clean", name)]
+        assert first[0]["test_loss"] == first[1]["test_loss"]
+
+
 def test_schedulers_and_their_state(tmp_path):
     config = dataclasses.replace(SHORT, epochs=3, scheduler="MultiStepLR:milestones=[1,2],gamma=0.1")
     train(config, tmp_path / "run", data=DIGITS)
@@ -126,9 +135,10 @@ def test_schedulers_and_their_state(tmp_path):
     assert [rates[epoch] for epoch in (0, 1, 2, 3)] == pytest.approx([0.05, 0.005, 0.0005, 0.0005])
 
 
+@pytest.mark.parametrize("rule", ["dfa", "wm", "np", "sg"])
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
-def test_precisions(tmp_path, precision):
-    result = train(dataclasses.replace(SHORT, precision=precision, rule="dfa"), tmp_path / "run", data=DIGITS)
+def test_precisions(tmp_path, precision, rule):
+    result = train(dataclasses.replace(SHORT, precision=precision, rule=rule), tmp_path / "run", data=DIGITS)
     assert result["test_error"] < 60
     expected = torch.float64 if precision == "64-true" else torch.float32
     assert weights(tmp_path / "run")["1.weight"].dtype == expected
@@ -151,7 +161,10 @@ def test_the_run_folder_tells_the_whole_story(tmp_path):
 # Interruption ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", ["bp", "fa", "dfa", "kp", "brsf", "shallow"])
+PHASES = ("wm", "np", "np:solver=ridge,warmup=10", "np-direct", "sg-direct:solver=ridge", "reinforce")
+
+
+@pytest.mark.parametrize("rule", ["bp", "fa", "dfa", "kp", "brsf", "shallow", *PHASES])
 def test_a_run_that_stops_and_resumes_ends_bit_identical(tmp_path, rule):
     config = dataclasses.replace(
         SHORT, rule=rule, optimizer="Adam", learning_rate=0.003, scheduler="StepLR:step_size=1"

@@ -122,6 +122,7 @@ class _Session:
         model, self.learner = make(config, rule, config.seed, data)
         optimizer = make_optimizer(config, rule, model)
         self.net, self.optimizer = self.fabric.setup(model, optimizer)
+        self.dtype = next(model.parameters()).dtype
         self.scheduler = None
         if config.scheduler is not None:
             kind, options = scheduler_of(config.scheduler)
@@ -170,6 +171,7 @@ class _Session:
     def _learn(self, index: Tensor) -> None:
         share = index.tensor_split(self.fabric.world_size)[self.fabric.global_rank]
         x, y = self.data.train.batch(share, device=self.fabric.device)
+        x = x.to(self.dtype)
         if self.config.input_noise:
             x = torch.add(x, torch.randn_like(x), alpha=self.config.input_noise)
         self.net.train()
@@ -238,8 +240,7 @@ class _Session:
         index = torch.arange(min(ALIGNMENT_SAMPLES, len(self.data.test)))
         x, y = self.data.test.batch(index, device=self.fabric.device)
         self.net.eval()
-        weights = next(self.learner.model.parameters())
-        found = alignment(self.learner, x.to(weights.dtype), y, self.criterion)
+        found = alignment(self.learner, x.to(self.dtype), y, self.criterion)
         return {name: {k: _number(v) for k, v in a.asdict().items()} for name, a in found.items()}
 
     def finish(self, run: RunFolder, newest: dict[str, Any]) -> dict[str, Any]:
