@@ -193,7 +193,12 @@ def _samples(home: Path, runs: list[dict[str, Any]], data: ImageData) -> dict[st
 
 def _describe(text: str) -> dict[str, Any]:
     rule = rule_of(text)
-    return {"name": text, "title": rule.title, "cites": "; ".join(rule.citations)}
+    options = text.partition(":")[2]
+    return {
+        "name": text,
+        "title": f"{rule.title} ({options})" if options else rule.title,
+        "cites": "; ".join(rule.citations),
+    }
 
 
 def _plain(config: CompareConfig) -> dict[str, Any]:
