@@ -345,17 +345,16 @@ def _unchanged(learner: Learner) -> Iterator[None]:
     recorder = learner._recorder
     assert recorder is not None
     buffers = learner._buffers()
-    kept = [(buffer.clone(), buffer._version) for buffer in buffers]
+    kept = [buffer.clone() for buffer in buffers]
     paused, newest = recorder.paused, recorder.newest
     recorder.paused = True
     try:
         yield
     finally:
         recorder.paused, recorder.newest = paused, newest
-        for buffer, (value, version) in zip(buffers, kept, strict=True):
-            if buffer._version != version:
-                # Through .data: graphs of the passes inside may hold on to these buffers without reading their values.
-                buffer.data.copy_(value)
+        for buffer, value in zip(buffers, kept, strict=True):
+            # Through .data: graphs of the passes inside may hold on to these buffers without reading their values.
+            buffer.data.copy_(value)
 
 
 @contextmanager

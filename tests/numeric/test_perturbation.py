@@ -1,0 +1,471 @@
+"""Perturbation and gradient regression, and node perturbation, against lansdell2020's theorems (reference 1.15-1.17)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import apical
+from apical.losses import squared_error
+from apical.noise import POOL, Supply
+
+
+def half_square(outputs, targets):
+    """Half the squared error per sample."""
+    return (outputs - targets).square().flatten(1).sum(1) / 2
+
+
+def mlp(sizes, activation=nn.Tanh, bias=True) -> nn.Sequential:
+    layers = []
+    for before, after in pairwise(sizes):
+        layers += [nn.Linear(before, after, bias=bias), activation()]
+    return nn.Sequential(*layers[:-1]).double()
+
+
+def attach(net, rule, x, seed=1, **options) -> apical.Learner:
+    return apical.attach(
+        net, apical.rule(rule, **options), example_input=x, generator=torch.Generator().manual_seed(seed)
+    )
+
+
+def batch(n, inputs, outputs, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return (torch.randn(n, size, generator=g, dtype=torch.float64) for size in (inputs, outputs))
+
+
+# Feedback alignment is the rule at rate 0 --------------------------------------------------------------------------------
+
+
+def test_rate_zero_is_feedback_alignment():
+    def weights(rule, **options):
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2), nn.Tanh(),
+            nn.Flatten(), nn.Dropout(0.3), nn.Linear(16, 3),
+        )  # fmt: skip
+        x, y = torch.randn(8, 2, 6, 6), torch.randint(3, (8,))
+        learner = attach(net, rule, x, **options)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(5):
+            squared_error(net(x), y).mean().backward()
+            learner.adapt(x, y, squared_error)
+            optimizer.step()
+            optimizer.zero_grad()
+        return net.state_dict()
+
+    fa, own = weights("fa"), weights("np", rate=0)
+    assert fa.keys() == own.keys()
+    assert all(torch.equal(fa[key], own[key]) for key in fa)
+
+
+# Regression, in NumPy ----------------------------------------------------------------------------------------------------
+
+
+def numpy_signals(net, learner, x, y):
+    """Inputs, errors as the feedback brings them, and true gradients at every layer's input, layers in forward order."""
+    layers = [m for m in net if isinstance(m, nn.Linear)]
+    W = [m.weight.detach().numpy() for m in layers]
+    b = [m.bias.detach().numpy() for m in layers]
+    h, a = [x.numpy()], []
+    for w, bias in zip(W, b, strict=True):
+        a.append(h[-1] @ w.T + bias)
+        h.append(np.tanh(a[-1]))
+    e = a[-1] - y.numpy()
+    ours, true = [e], [e]
+    for k in range(len(W) - 1, 0, -1):
+        B = layers[k].feedback.numpy()
+        slope = 1 - h[k] ** 2
+        direct = B.shape != W[k].shape or learner.rule.pathway.name == "direct"
+        ours.insert(0, (e @ B if direct else ours[0] @ B) * slope)
+        true.insert(0, (true[0] @ W[k]) * slope)
+    lam = [true[k] @ W[k] for k in range(len(W))]
+    return e, ours, lam
+
+
+@pytest.mark.parametrize("loop", ["mean", "sum", "scaled", "other batch"])
+@pytest.mark.parametrize("rule", ["sg", "sg-direct"])
+def test_one_step_of_synthetic_gradients_is_the_formula(rule, loop):
+    torch.manual_seed(0)
+    net, rate = mlp([6, 5, 4, 3]), 0.3
+    x, y = batch(7, 6, 3)
+    learner = attach(net, rule, x, rate=rate)
+    e, ours, lam = numpy_signals(net, learner, x, y)
+    before = {k: learner.synapses[k].feedback.numpy().copy() for k in ("2", "4")}
+    losses = half_square(net(x.clone() if loop == "other batch" else x), y)
+    {"mean": losses.mean, "sum": losses.sum, "scaled": (7 * losses).mean, "other batch": losses.mean}[loop]().backward()
+    learner.adapt(x, y, half_square)
+    for k, name in ((1, "2"), (2, "4")):
+        error = e if rule == "sg-direct" else ours[k]
+        expected = before[name] - rate / 7 * error.T @ (error @ before[name] - lam[k])
+        np.testing.assert_allclose(learner.synapses[name].feedback.numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", ["sg", "sg-direct"])
+def test_ridge_is_the_normal_equation_of_all_batches(rule):
+    torch.manual_seed(0)
+    net, gamma = mlp([6, 5, 4, 3]), 0.2
+    x, _ = batch(7, 6, 3)
+    learner = attach(net, rule, x, solver="ridge", gamma=gamma)
+    sums = {name: [0.0, 0.0] for name in ("2", "4")}
+    for step in range(4):
+        x, y = batch(7, 6, 3, seed=step)
+        e, ours, lam = numpy_signals(net, learner, x, y)
+        half_square(net(x), y).mean().backward()
+        learner.adapt(x, y, half_square)
+        for k, name in ((1, "2"), (2, "4")):
+            error = e if rule == "sg-direct" else ours[k]
+            sums[name][0] = sums[name][0] + error.T @ error
+            sums[name][1] = sums[name][1] + error.T @ lam[k]
+        if step == 1:
+            # Through a checkpoint and on.
+            state, own = copy.deepcopy(net.state_dict()), learner.state_dict()
+            net = mlp([6, 5, 4, 3])
+            learner = attach(net, rule, x, seed=9, solver="ridge", gamma=gamma)
+            net.load_state_dict(state)
+            learner.load_state_dict(own)
+    for name, (V, S) in sums.items():
+        expected = np.linalg.solve(V + gamma * np.eye(len(V)), S)
+        np.testing.assert_allclose(learner.synapses[name].feedback.numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+CONVOLUTIONS = [
+    nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2),
+    nn.Conv2d(4, 6, 3, dilation=2, padding=2, padding_mode="circular"),
+    nn.Conv2d(4, 6, 2, padding="same"),
+    nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("layer", CONVOLUTIONS, ids=repr)
+def test_on_convolutions_the_step_is_the_derivative_of_the_squared_error(layer):
+    torch.manual_seed(0)
+    layer = copy.deepcopy(layer).double()
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1).double(), nn.Tanh(), layer, nn.Tanh(), nn.Flatten())
+    x = torch.randn(5, 2, 6, 6, dtype=torch.float64)
+    y = torch.randn_like(net(x))
+    plain = copy.deepcopy(net)
+    learner = attach(net, "sg", x, rate=0.5)
+    synapse = learner.synapses["2"]
+    before = synapse.feedback.clone()
+    half_square(net(x), y).mean().backward()
+    learner.adapt(x, y, half_square)
+    # The layer above the convolution is the loss itself, so its error is backpropagation's.
+    h = plain[1](plain[0](x)).detach().requires_grad_()
+    a = plain[2](h)
+    (delta,) = torch.autograd.grad(half_square(plain[4](plain[3](a)), y).sum(), a, retain_graph=True)
+    (lam,) = torch.autograd.grad(a, h, delta)
+    other = copy.deepcopy(plain[2])
+    B = before.clone().requires_grad_()
+
+    def carried(weight):
+        return torch.autograd.grad(
+            torch.func.functional_call(other, {"weight": weight}, (h,)), h, delta, create_graph=True
+        )[0]
+
+    error = (carried(B) - lam).square().sum() / 2
+    (gradient,) = torch.autograd.grad(error, B)
+    torch.testing.assert_close(synapse.feedback, before - 0.5 / 5 * gradient, rtol=1e-9, atol=1e-12)
+
+
+# The theorems ------------------------------------------------------------------------------------------------------------
+
+
+def regress(net, rule, c, T, outputs, seed, noise_batch=2000, feedback=()):
+    """Ridge regression over T samples with W fixed; the learner."""
+    inputs = net[0].in_features
+    example, _ = batch(2, inputs, outputs)
+    if isinstance(rule, str):
+        rule = apical.rule(rule, solver="ridge", noise=c, gamma=1e-6)
+    learner = apical.attach(net, rule, example_input=example, generator=torch.Generator().manual_seed(seed))
+    for name in feedback:
+        learner.synapses[name].feedback = feedback[name]
+    for step in range(T // noise_batch):
+        x, y = batch(noise_batch, inputs, outputs, seed=1000 * seed + step)
+        half_square(net(x), y).mean().backward()
+        learner.adapt(x, y, half_square)
+        net.zero_grad()
+    return learner
+
+
+def relative_error(B, W):
+    return float((B - W).norm() / W.norm())
+
+
+def slope_of(errors):
+    return np.polyfit(np.log(list(errors)), np.log([np.mean(values) for values in errors.values()]), 1)[0]
+
+
+def test_theorem_1_the_top_layer_of_a_tanh_network_converges_to_the_weights():
+    errors = {}
+    for T in (4000, 16000, 64000):
+        for seed in range(3):
+            torch.manual_seed(0)
+            net = mlp([5, 6, 4])
+            learner = regress(net, "np", 0.01, T, 4, seed)
+            errors.setdefault(T, []).append(relative_error(learner.synapses["2"].feedback, net[2].weight.detach()))
+    assert slope_of(errors) == pytest.approx(-0.5, abs=0.15)
+    assert np.mean(errors[64000]) < 0.05
+
+
+@pytest.mark.parametrize("c", [0.01, 1.0])
+def test_theorem_2_a_linear_network_learns_all_its_weights_without_bias_in_c(c):
+    errors = {"4": {}, "2": {}}
+    for T in (8000, 32000, 128000):
+        for seed in range(3):
+            torch.manual_seed(0)
+            net = mlp([4, 4, 4, 4], nn.Identity)
+            for layer in (net[2], net[4]):
+                nn.init.orthogonal_(layer.weight)
+            # Top-down, as the theorem has it: the layer above is known when the next one is estimated.
+            known = {}
+            for name in ("4", "2"):
+                rules = {"": "fa", name: apical.rule("np", solver="ridge", noise=c, gamma=1e-6)}
+                learner = regress(net, rules, c, T, 4, seed, feedback=known)
+                known[name] = learner.synapses[name].feedback.clone()
+                errors[name].setdefault(T, []).append(relative_error(known[name], net[int(name)].weight.detach()))
+                learner.detach()
+    for name, found in errors.items():
+        assert slope_of(found) == pytest.approx(-0.5, abs=0.15), (name, found)
+        assert np.mean(found[128000]) < 0.05
+
+
+def test_corollary_1_direct_feedback_converges_to_the_product_of_the_weights_above():
+    errors = {}
+    for T in (8000, 32000, 128000):
+        for seed in range(3):
+            torch.manual_seed(0)
+            net = mlp([4, 6, 5, 3], nn.Identity)
+            learner = regress(net, "np-direct", 0.1, T, 3, seed)
+            product = (net[4].weight @ net[2].weight).detach()
+            errors.setdefault(T, []).append(relative_error(learner.synapses["2"].feedback, product))
+    assert slope_of(errors) == pytest.approx(-0.5, abs=0.2)
+    assert np.mean(errors[128000]) < 0.08
+
+
+def test_the_bias_of_a_nonlinear_network_shrinks_with_the_noise():
+    def learned(rule, c=None):
+        torch.manual_seed(0)
+        net = nn.Sequential(*mlp([5, 6, 4]), nn.Tanh()).double()
+        with torch.no_grad():
+            net[0].weight.mul_(3)
+        options = {} if c is None else {"noise": c}
+        return (
+            regress(net, apical.rule(rule, solver="ridge", gamma=1e-6, **options), c, 60000, 4, 0)
+            .synapses["2"]
+            .feedback
+        )
+
+    # The limit of small noise is the regression on the true gradient.
+    limit = learned("sg-direct")
+    small, large = (relative_error(learned("np-direct", c), limit) for c in (0.05, 2.0))
+    assert small < 0.1
+    assert large > 2 * small
+
+
+def test_the_rank_condition_only_what_errors_span_is_identified():
+    torch.manual_seed(0)
+    # 6 > 2 outputs: errors at the hidden layer lie in a plane.
+    net = mlp([4, 6, 6, 2], nn.Identity)
+    learner = regress(net, "np", 0.1, 200_000, 2, 0)
+    B, W = learner.synapses["2"].feedback, net[2].weight.detach()
+    errors = torch.randn(50, 2, dtype=torch.float64) @ learner.synapses["4"].feedback
+    assert relative_error(errors @ B, errors @ W) < 0.1
+    assert relative_error(B, W) > 0.5
+
+
+# Node perturbation as a learner ----------------------------------------------------------------------------------------
+
+
+def gradients(net) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", ["mlp", "convolution"])
+def test_reinforce_estimates_the_gradient_without_bias(kind):
+    torch.manual_seed(0)
+    if kind == "mlp":
+        net, x, outputs = mlp([4, 5, 4, 3]), torch.randn(6, 4, dtype=torch.float64), 3
+    else:
+        net = nn.Sequential(
+            nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Conv2d(2, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)
+        ).double()
+        x, outputs = torch.randn(6, 1, 5, 5, dtype=torch.float64), 3
+    y = torch.randn(6, outputs, dtype=torch.float64)
+    half_square(net(x), y).mean().backward()
+    true = gradients(net)
+    learner = attach(net, "reinforce", x, noise=1e-4)
+    found = []
+    for _ in range(600):
+        net.zero_grad()
+        half_square(net(x), y).mean().backward()
+        learner.adapt(x, y, half_square)
+        found.append(gradients(net))
+    last = [name for name in true if name.startswith(str(len(net) - 1))]
+    for name, expected in true.items():
+        samples = torch.stack([one[name] for one in found])
+        if name in last:
+            torch.testing.assert_close(samples[0], expected)
+            continue
+        error = samples.std(0) / math.sqrt(len(samples))
+        assert ((samples.mean(0) - expected).abs() < 5 * error).all(), name
+
+
+@pytest.mark.parametrize("width", [3, 12, 40])
+def test_the_variance_of_reinforce_follows_the_number_of_units(width):
+    torch.manual_seed(0)
+    net = mlp([4, width, width, 3], nn.Identity)
+    x = torch.randn(4000, 4, dtype=torch.float64)
+    weights = torch.tensor([0.5, -1.0, 0.8], dtype=torch.float64)
+
+    def linear_loss(outputs, targets):
+        return outputs @ weights
+
+    # With a loss linear in the activities, L~ - L is exactly sum_k lambda_k xi_k c.
+    upper = weights @ net[4].weight.detach()
+    lower = upper @ net[2].weight.detach()
+    learner = attach(net, "reinforce", x, noise=0.1)
+    linear_loss(net(x), None).sum().backward()
+    learner.adapt(x, None, linear_loss)
+    # The bias gradient of a layer sums its deltas; single samples' estimates come from the places themselves.
+    from apical.perturbation import estimates
+    from apical.phase import Phase
+
+    linear_loss(net(x), None).sum().backward()
+    with torch.no_grad():
+        phase = Phase(learner, x, None, linear_loss)
+        phase.sites = learner._sites()
+        found = estimates(phase, ["2", "4"], 0.1, "gaussian")
+    for name, own, other in (("2", lower, upper), ("4", upper, lower)):
+        squares = found[name][0].tensor.square().sum(1)
+        own_power, other_power = float(own.square().sum()), float(other.square().sum())
+        expected = (width + 2) * own_power + width * other_power
+        error = float(squares.std()) / math.sqrt(len(squares))
+        assert float(squares.mean()) == pytest.approx(expected, abs=5 * error)
+
+
+# Dropout, normalization, randomness ------------------------------------------------------------------------------------
+
+
+def noisy_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)
+    ).double()
+
+
+def test_both_passes_have_the_same_masks_and_statistics():
+    x, y = batch(64, 4, 3)
+    seen = {}
+    for c in (1e-3, 1e-5):
+        net = noisy_net()
+        learner = attach(net, "np", x, noise=c, solver="ridge")
+        torch.manual_seed(3)
+        half_square(net(x), y).mean().backward()
+        learner.adapt(x, y, half_square)
+        seen[c] = net[6].cross.clone()
+    # Another mask or statistic would add a term that grows like 1 / c.
+    torch.testing.assert_close(seen[1e-3], seen[1e-5], rtol=0.05, atol=0.05 * float(seen[1e-5].abs().max()))
+
+
+@pytest.mark.parametrize("rule", ["np", "np-direct", "sg", "reinforce", "wm"])
+def test_statistics_and_random_state_are_as_without_the_phase(rule):
+    x, y = batch(16, 4, 3)
+
+    def after(adapt):
+        net = noisy_net()
+        learner = attach(net, rule, x)
+        torch.manual_seed(3)
+        half_square(net(x), y).mean().backward()
+        if adapt:
+            learner.adapt(x, y, half_square)
+        return net[1].running_mean, net[1].running_var, net[1].num_batches_tracked, torch.get_rng_state()
+
+    assert all(torch.equal(a, b) for a, b in zip(after(True), after(False), strict=True))
+
+
+@pytest.mark.parametrize("rule", ["np", "np-direct", "reinforce"])
+@pytest.mark.parametrize("source", ["generator", "numpy"])
+def test_randomness_beyond_the_global_generator_is_refused(rule, source):
+    class Random(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.generator, self.numbers = torch.Generator(), np.random.default_rng(0)
+
+        def forward(self, x):
+            if source == "numpy":
+                return x + torch.from_numpy(self.numbers.normal(size=x.shape))
+            return x + torch.randn(x.shape, generator=self.generator, dtype=x.dtype)
+
+    net = nn.Sequential(nn.Linear(4, 5), Random(), nn.Linear(5, 3)).double()
+    x, y = batch(8, 4, 3)
+    learner = attach(net, rule, x)
+    before = copy.deepcopy(net.state_dict())
+    half_square(net(x), y).mean().backward()
+    with pytest.raises(RuntimeError, match=r"PyTorch's global generator.*eval mode"):
+        learner.adapt(x, y, half_square)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+# Noise from a pool -----------------------------------------------------------------------------------------------------
+
+
+def test_pooled_noise_has_unit_variance_and_no_correlation_between_places():
+    shape = torch.Size([64, 16, 8, 8])
+    products = []
+    for seed in range(20):
+        g = torch.Generator().manual_seed(seed)
+        supply = Supply("gaussian", [shape.numel()] * 20, generator=g, device=torch.device("cpu"), dtype=torch.float32)
+        assert supply.pool is not None
+        assert len(supply.pool) == POOL
+        a, b = (values * signs for values, signs in (supply.take(shape) for _ in range(2)))
+        assert float(a.mean()) == pytest.approx(0, abs=5 / math.sqrt(a.numel()))
+        assert float(a.var()) == pytest.approx(1, abs=5 * math.sqrt(2 / a.numel()))
+        products.append(float((a * b).mean()))
+    # Where both places cover the same numbers, a sample's products all share one sign: 64 independent signs.
+    assert abs(np.mean(products)) < 5 / math.sqrt(64 * 20)
+
+
+# Bad input --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["np", "np-direct", "sg", "reinforce"])
+def test_a_scalar_criterion_is_refused(rule):
+    net = mlp([4, 5, 3])
+    x, y = batch(8, 4, 3)
+    learner = attach(net, rule, x)
+    half_square(net(x), y).mean().backward()
+    with pytest.raises(ValueError, match="one loss per sample"):
+        learner.adapt(x, y, nn.functional.mse_loss)
+
+
+@pytest.mark.parametrize("rule", ["np", "np-direct", "reinforce"])
+@pytest.mark.parametrize("noise", [0, -0.1, math.nan, "big", True])
+def test_noise_of_no_scale_is_refused(rule, noise):
+    with pytest.raises(ValueError, match="noise must be a positive number"):
+        apical.rule(rule, noise=noise)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"solver": "adam"}, "solver"), ({"rate": -1}, "rate"), ({"gamma": 0}, "gamma"), ({"warmup": 0.5}, "warmup")],
+)
+def test_bad_hyperparameters_are_named(options, says):
+    with pytest.raises(ValueError, match=says):
+        apical.rule("np", **options)
+
+
+def test_ridge_says_where_it_can_not_be():
+    wide = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1_000_000))
+    narrow = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1), nn.Flatten())
+    for net, x, says in ((wide, torch.zeros(1, 2), "GiB of sums for '1'"), (narrow, torch.zeros(1, 1, 2, 2), "Conv2d")):
+        with pytest.raises(ValueError, match=says):
+            apical.attach(net, apical.rule("np", solver="ridge"), example_input=x)
+        assert type(net[1]) in (nn.Linear, nn.Conv2d)
+        assert not list(net.buffers())
