@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import apical
+from apical.episode import Episode
 from apical.losses import squared_error
 from apical.noise import POOL, Supply
 
@@ -372,6 +373,28 @@ def test_both_passes_have_the_same_masks_and_statistics():
         seen[c] = net[6].cross.clone()
     # Another mask or statistic would add a term that grows like 1 / c.
     torch.testing.assert_close(seen[1e-3], seen[1e-5], rtol=0.05, atol=0.05 * float(seen[1e-5].abs().max()))
+
+
+def test_noise_in_one_sample_does_not_reach_another_through_batch_normalization():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)
+    ).double()
+    x, y = batch(16, 4, 3)
+    learner = attach(net, "np", x)
+    half_square(net(x), y).mean().backward()
+    with torch.no_grad():
+        episode = Episode(learner, x, y, half_square)
+
+        def one(place, call, activity):
+            changed = activity.clone()
+            changed[5] += 0.5
+            return changed
+
+        change = (episode.perturbed(one) - episode.losses).abs()
+    assert float(change[5]) > 1e-3
+    change[5] = 0
+    assert float(change.max()) < 1e-12
 
 
 @pytest.mark.parametrize("rule", ["np", "np-direct", "sg", "reinforce", "wm"])
