@@ -128,12 +128,15 @@ class _Normalized:
 
 def _statistics(module: _BatchNorm, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance [C] of a batch that a normalization has just seen."""
-    node = output.grad_fn
+    # Not through hooks: activation checkpointing would compute the block anew to answer.
+    hooked = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: True)(False)
+    node = None if hooked else output.grad_fn
     mean, deviation = getattr(node, "_saved_result1", None), getattr(node, "_saved_result2", None)
     if mean is not None and deviation is not None and mean.numel() == deviation.numel() == x.shape[1]:
         # Autograd has kept them; computing them again takes longer than the normalization.
         return mean.detach(), deviation.detach().pow(-2).sub_(module.eps).clamp_(min=0)
-    variance, mean = torch.var_mean(x.detach().float(), [d for d in range(x.dim()) if d != 1], correction=0)
+    x = x.detach() if x.dtype == torch.float64 else x.detach().float()
+    variance, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
     return mean, variance
 
 
@@ -273,19 +276,27 @@ class Episode:
         roots: list[Tensor] = []
 
         def look(place: str, call: int, activity: Tensor) -> Tensor:
+            # Activation checkpointing calls this again inside the backward, for values only.
+            again = torch._C._current_graph_task_id() != -1
             if not activity.requires_grad:
                 activity = activity.detach().requires_grad_()
-                roots.append(activity)
+                if not again:
+                    roots.append(activity)
             # An alias, so that other readers of the same activity don't add to its gradient.
             own = activity.view_as(activity)
-            own.register_hook(lambda signal: sink(place, call, signal))
+            if not again:
+                own.register_hook(lambda signal: sink(place, call, signal))
             return own
 
         # Weights' gradients are not wanted here, and take as long as the signals.
-        with self._again(), backpropagating(self.learner), _learning(self.learner, False), torch.enable_grad():
-            with perturbing(self.learner, look, places):
-                total = self._losses().sum()
-            torch.autograd.grad(total, roots, allow_unused=True)
+        with (
+            self._again(),
+            backpropagating(self.learner),
+            _learning(self.learner, False),
+            torch.enable_grad(),
+            perturbing(self.learner, look, places),
+        ):
+            torch.autograd.grad(self._losses().sum(), roots, allow_unused=True)
 
     @contextmanager
     def _again(self) -> Iterator[None]:

@@ -42,7 +42,8 @@ def replaying(learner: Learner, *, phases: bool = False) -> Iterator[Callable[[]
         with torch.no_grad():
             for buffer, value in zip(buffers, kept, strict=True):
                 if not torch.equal(buffer, value):
-                    buffer.copy_(value)
+                    # Through .data: a graph of the loop's own may hold on to it.
+                    buffer.data.copy_(value)
             for tensor, value in zip(learned, feedback, strict=True):
                 tensor.copy_(value)
         learner.adapted = adapted

@@ -1,0 +1,493 @@
+"""Rules with a phase of their own, under everything a training loop may do to them."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import os
+import pickle
+import socket
+import weakref
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+import apical
+from apical.losses import cross_entropy
+
+RULES = ("wm", "np", "np-direct", "sg", "sg-direct", "reinforce", "mirror-direct", "np-ridge", "mixed")
+X = torch.randn(12, 2, 6, 6, generator=torch.Generator().manual_seed(5))
+Y = torch.randint(3, (12,), generator=torch.Generator().manual_seed(6))
+
+
+def rule_of(name: str):
+    if name == "mirror-direct":
+        return apical.Rule("direct", "mirror")
+    if name == "np-ridge":
+        return {"": "np", "head": apical.rule("np", solver="ridge")}
+    if name == "mixed":
+        return {"": "wm", "block.conv2": "dfa", "head": "np"}
+    return name
+
+
+class Block(nn.Module):
+    """Residual, normalized after its ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn, self.conv2 = (
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.Conv2d(4, 4, 3, padding=1),
+        )
+
+    def forward(self, x):
+        return torch.relu_(x + self.conv2(self.bn(torch.relu(self.conv1(x)))))
+
+
+class Net(nn.Module):
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.stem = nn.Conv2d(2, 4, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.block = Block()
+        self.drop = nn.Dropout(0.25)
+        self.head = nn.Linear(36, 3)
+        self.checkpointed = False
+
+    def forward(self, x):
+        h = torch.tanh(self.norm(self.stem(x)))
+        h = checkpoint(self.block, h, use_reentrant=False) if self.checkpointed else self.block(h)
+        return self.head(self.drop(h.flatten(1)))
+
+
+def attach(model: nn.Module, rule: str, x=X, seed: int = 1, **options) -> apical.Learner:
+    return apical.attach(
+        model, rule_of(rule), example_input=x[:2], generator=torch.Generator().manual_seed(seed), **options
+    )
+
+
+def learn(model, learner, steps: int = 1, x=X, y=Y, optimizer=None, call=None) -> None:
+    for _ in range(steps):
+        cross_entropy((model if call is None else call)(x), y).mean().backward()
+        learner.adapt(x, y, cross_entropy)
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def feedback(learner) -> dict[str, torch.Tensor]:
+    found = {name: synapse.feedback for name, synapse in learner.synapses.items()}
+    found |= {name: block.feedback for name, block in learner.blocks.items()}
+    return {name: tensor.detach().clone() for name, tensor in found.items() if tensor is not None}
+
+
+def everything(model, learner) -> dict[str, torch.Tensor]:
+    grads = {f"{name}.grad": p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {**{k: v.clone() for k, v in model.state_dict().items()}, **grads}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert float((a[name] - b[name]).norm()) <= tolerance * float(b[name].norm()), name
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_training_lowers_the_loss(rule):
+    net = Net()
+    learner = attach(net, rule)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
+    before = float(cross_entropy(net.eval()(X), Y).mean().detach())
+    learn(net.train(), learner, 60, optimizer=optimizer)
+    assert float(cross_entropy(net.eval()(X), Y).mean().detach()) < 0.8 * before
+
+
+# Copies, checkpoints, memory --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+@pytest.mark.parametrize("moment", ["before", "after backward", "after adapt"])
+@pytest.mark.parametrize("rule", RULES)
+def test_copies_go_on_alike_and_apart(rule, moment, how):
+    net = Net()
+    learner = attach(net, rule)
+    learn(net, learner)
+    net.zero_grad()
+    if moment != "before":
+        cross_entropy(net(X), Y).mean().backward()
+    if moment == "after adapt":
+        learner.adapt(X, Y, cross_entropy)
+    other = copy.deepcopy(net) if how == "deepcopy" else pickle.loads(pickle.dumps(net))
+    its = apical.learner_of(other)
+    for model, own in ((net, learner), (other, its)):
+        torch.manual_seed(7)
+        model.zero_grad()
+        learn(model, own)
+    same(everything(net, learner), everything(other, its))
+    untouched = feedback(its)
+    learn(net, learner)
+    same(untouched, feedback(its))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_checkpoint_goes_on_bit_identically(rule):
+    net = Net()
+    learner = attach(net, rule)
+    learn(net, learner)
+    file = io.BytesIO()
+    torch.save((net.state_dict(), learner.state_dict()), file)
+    file.seek(0)
+    other = Net(3)
+    its = attach(other, rule, seed=9)
+    model_state, own_state = torch.load(file, weights_only=True)
+    other.load_state_dict(model_state)
+    its.load_state_dict(own_state)
+    for model, own in ((net, learner), (other, its)):
+        torch.manual_seed(7)
+        model.zero_grad()
+        learn(model, own, 2)
+    same(everything(net, learner), everything(other, its))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_nothing_of_a_batch_is_kept_after_its_phase_and_detach_leaves_the_plain_model(rule):
+    net = Net()
+    plain = {name: type(module) for name, module in net.named_modules()}
+    keys = set(net.state_dict())
+    learner = attach(net, rule)
+    x = X.clone()
+    seen = weakref.ref(x)
+    learn(net, learner, x=x)
+    del x
+    gc.collect()
+    assert seen() is None
+    learner.detach()
+    assert {name: type(module) for name, module in net.named_modules()} == plain
+    assert set(net.state_dict()) == keys
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    assert not any("feedback" in vars(m) or m._buffers.get("feedback") is not None for m in net.modules())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_measuring_between_steps_leaves_no_trace(rule):
+    def run(measure):
+        net = Net()
+        learner = attach(net, rule)
+        torch.manual_seed(2)
+        for _ in range(2):
+            cross_entropy(net(X), Y).mean().backward()
+            if measure:
+                apical.alignment(learner, X, Y, cross_entropy)
+                apical.audit(learner, X, Y, cross_entropy)
+            learner.adapt(X, Y, cross_entropy)
+        return everything(net, learner)
+
+    same(run(True), run(False))
+
+
+# What a loop may do -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("way", ["copy of the batch", "checkpointed", "all frozen", "auxiliary loss", "no backward"])
+def test_a_clean_pass_of_its_own_gives_the_same_phase(rule, way):
+    if rule == "reinforce" and way in ("all frozen", "auxiliary loss", "no backward"):
+        pytest.skip("learns from the loop's own loss")
+    if rule == "mirror-direct" and way == "checkpointed":
+        pytest.skip("PyTorch updates running statistics again when it recomputes a block, and this mirror reads them")
+
+    def run(odd):
+        net = Net().double()
+        net.drop.p = 0.0  # Masks of two passes would differ.
+        learner = attach(net, rule, X.double())
+        x = X.double()
+        net.checkpointed = odd and way == "checkpointed"
+        if odd and way == "all frozen":
+            net.requires_grad_(False)
+            net(x)
+        else:
+            output = net(x)
+            losses = cross_entropy(output, Y)
+            if odd and way == "auxiliary loss":
+                (losses.mean() + output.square().mean()).backward()
+            elif not (odd and way == "no backward"):
+                losses.mean().backward()
+        learner.adapt(x.clone() if odd and way == "copy of the batch" else x, Y, cross_entropy)
+        return feedback(learner)
+
+    close(run(True), run(False), 1e-9)
+
+
+def test_reinforce_says_that_the_loss_is_another_one():
+    net = Net()
+    learner = attach(net, "reinforce")
+    output = net(X)
+    (cross_entropy(output, Y).mean() + output.square().mean()).backward()
+    with pytest.raises(RuntimeError, match="criterion"):
+        learner.adapt(X, Y, cross_entropy)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_autocast_learns_nearly_the_same(rule):
+    def run(half):
+        net = Net()
+        options = {"mixed": "wm"}.get(rule, rule)
+        learner = attach(net, options)
+        torch.manual_seed(1)
+        for _ in range(3):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                losses = cross_entropy(net(X), Y)
+            losses.mean().backward()
+            learner.adapt(X, Y, cross_entropy)
+        assert all(bool(tensor.isfinite().all()) for tensor in everything(net, learner).values())
+        return feedback(learner)
+
+    found, expected = run(True), run(False)
+    assert all(tensor.dtype == torch.float32 for tensor in found.values())
+    if rule in ("wm", "sg", "sg-direct", "mirror-direct"):
+        close(found, expected, 0.05)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning",
+    "ignore:.*torch.jit.script_method:DeprecationWarning",
+    "ignore:The .grad attribute of a Tensor that is not a leaf",
+)
+@pytest.mark.parametrize("rule", ["wm", "np", "sg-direct", "reinforce"])
+def test_compiled_models_run_their_phase(rule):
+    net = Net()
+    learner = attach(net, rule)
+    compiled = torch.compile(net, backend="eager")
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
+    before = feedback(learner)
+    learn(net, learner, 3, optimizer=optimizer, call=compiled)
+    for name, value in feedback(learner).items():
+        assert not torch.equal(value, before[name]), name
+
+
+class Shared(nn.Module):
+    """One layer used twice, on [N, T, F], in a model that takes a dict of inputs and returns a dataclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.layer, self.head = nn.Embedding(7, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, ids, scale):
+        h = self.token(ids) * scale
+        return Output(self.head(torch.tanh(self.layer(torch.tanh(self.layer(h)))).mean(1)), h)
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+
+@pytest.mark.parametrize("rule", ["wm", "np", "sg", "reinforce"])
+def test_layers_used_twice_inputs_by_name_and_structured_outputs(rule):
+    torch.manual_seed(0)
+    net = Shared().double()
+    inputs = {"ids": torch.randint(7, (6, 4)), "scale": torch.tensor(1.5, dtype=torch.float64)}
+    learner = apical.attach(net, rule, example_input=inputs, output="logits")
+    before = feedback(learner)
+    for _ in range(3):
+        cross_entropy(net(**inputs).logits, Y[:6]).mean().backward()
+        learner.adapt(inputs, Y[:6], cross_entropy)
+    assert all(not torch.equal(value, before[name]) for name, value in feedback(learner).items())
+    assert net.layer.weight.grad is not None
+
+
+@pytest.mark.parametrize("rule", ["np-direct", "sg-direct", "mirror-direct"])
+def test_taps_at_blocks_learn(rule):
+    net = Net()
+    learner = apical.attach(net, rule_of(rule), example_input=X[:2], at=["norm", "block"])
+    before = feedback(learner)
+    assert list(learner.blocks) == ["norm", "block"]
+    learn(net, learner, 2)
+    changed = {name for name, value in feedback(learner).items() if not torch.equal(value, before[name])}
+    # Inside a block the signal goes layer by layer; no signal leaves what stands right behind a cut.
+    assert {"norm", "block"} <= changed
+    assert net.stem.weight.grad is not None
+
+
+def test_noisy_activations_and_inputs():
+    net = Net()
+    clean = net.eval()(X)
+    noise = apical.NoisyActivations(net, 0.5)
+    learner = attach(net, "np")
+    assert torch.equal(net(X), clean)
+    assert not torch.equal(net.train()(X), net(X))
+    learn(net, learner, 3)
+    noise.remove()
+    learner.detach()
+    assert not any(m._forward_pre_hooks for m in net.modules())
+    noisy = apical.NoisyInput(2.0)
+    assert torch.equal(noisy.eval()(X), X)
+    assert float((noisy.train()(X) - X).std()) == pytest.approx(2.0, rel=0.15)
+    for wrong in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="sd must be a positive number"):
+            apical.NoisyInput(wrong)
+        with pytest.raises(ValueError, match="sd must be a positive number"):
+            apical.NoisyActivations(net, wrong)
+
+
+# Audit ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_audit_sees_through_the_phase(rule):
+    net = Net()
+    report = apical.audit(attach(net, rule), X, Y, cross_entropy)
+    synapses = {name: report.transported[name] for name in ("stem", "block.conv1", "block.conv2", "head")}
+    assert set(synapses.values()) == ({"nothing", "weights"} if rule.startswith("sg") else {"nothing"})
+    scalar = rule.startswith(("np", "reinforce")) or rule == "mixed"
+    assert bool(report.broadcast) == scalar
+    assert ("one scalar per sample" in str(report)) == scalar
+
+
+@dataclass(frozen=True)
+class Thief(apical.Mirror):
+    """A mirror that looks at the weights of one layer."""
+
+    name: ClassVar[str] = "thief"
+    victim: str = "head"
+
+    def adapt(self, phase):
+        super().adapt(phase)
+        for site in phase.sites:
+            if site.name == self.victim:
+                site.feedback.add_(site.owner.weight.detach(), alpha=0.01)
+
+
+@pytest.mark.parametrize("victim", ["block.conv1", "block.conv2", "head"])
+def test_the_audit_catches_a_transport_inside_a_phase(victim):
+    net = Net()
+    learner = apical.attach(net, apical.Rule("layer-wise", Thief(victim=victim)), example_input=X[:2])
+    report = apical.audit(learner, X, Y, cross_entropy)
+    assert [name for name, kind in report.transported.items() if kind == "weights"] == [victim]
+
+
+# A rule per module ------------------------------------------------------------------------------------------------------
+
+
+def test_each_layer_takes_the_rule_of_the_nearest_module_named():
+    net = Net()
+    learner = apical.attach(net, {"": "kp", "block": "wm", "block.conv2": "fa", "head": "bp"}, example_input=X)
+    assert {name: rule.name for name, rule in learner.rules.items()} == {
+        "stem": "kp", "block.conv1": "wm", "block.conv2": "fa", "head": "bp",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="different rules"):
+        _ = learner.rule
+    report = apical.audit(learner, X, Y, cross_entropy)
+    assert [name for name, kind in report.transported.items() if kind == "weights"] == ["head"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "says"),
+    [
+        ({"": "fa", "hed": "wm"}, {}, "'hed', where the model has no layer"),
+        ({"head": "fa"}, {}, r"nothing about 'stem', 'block.conv1', 'block.conv2'; .* add '': "),
+        ({"": "fa", "norm": "wm"}, {}, "'norm', where the model has no layer that learns"),
+        ({"": "fa", "head": "ifa"}, {"example_input": X}, "can't be mixed"),
+        ({"": "fa", "head": "dfa"}, {}, "'dfa' needs example_input"),
+        ({"": "dfa", "head": "kp-direct"}, {"example_input": X, "at": ["block"]}, "at= goes with one rule"),
+        ({"": "fa", "head": "wmm"}, {}, "unknown rule 'wmm'; did you mean 'wm'"),
+        ({}, {}, "nothing about"),
+    ],
+)
+def test_bad_mappings_are_refused_and_the_model_stays_plain(rule, options, says):
+    net = Net()
+    kinds, keys = [type(m) for m in net.modules()], list(net.state_dict())
+    with pytest.raises(ValueError, match=says):
+        apical.attach(net, rule, **options)
+    assert [type(m) for m in net.modules()] == kinds
+    assert list(net.state_dict()) == keys
+
+
+@pytest.mark.parametrize(
+    ("pathway", "plasticity", "says"),
+    [
+        ("indirect", "mirror", "no weights to mirror"),
+        ("indirect", "perturbation", "no estimate of a gradient"),
+        ("scalar", "fixed", "no feedback weights"),
+    ],
+)
+def test_pairs_without_meaning(pathway, plasticity, says):
+    with pytest.raises(ValueError, match=says):
+        apical.Rule(pathway, plasticity)
+
+
+# Two processes ----------------------------------------------------------------------------------------------------------
+
+
+def train_on_half(rank: int, port: int, files) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    found = {}
+    for rule in RULES:
+        net = Net()
+        learner = attach(net, rule)
+        # Buffers are not broadcast, so that equal feedback is adapt's doing.
+        ranks = DistributedDataParallel(net, broadcast_buffers=False, find_unused_parameters=rule == "reinforce")
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
+        half = slice(6 * rank, 6 * rank + 6)
+        drawn = []
+        for _ in range(3):
+            torch.manual_seed(rank)
+            learn(net, learner, x=X[half], y=Y[half], call=ranks)
+            drawn.append(everything(net, learner)["head.weight.grad"])
+            optimizer.step()
+            optimizer.zero_grad()
+        state = {k: v for k, v in net.state_dict().items() if "running" not in k}
+        found[rule] = {k: v.clone() for k, v in state.items()}
+        learner.detach()
+    torch.save(found, files[rank])
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    files = [tmp_path_factory.mktemp("ranks") / f"{rank}.pt" for rank in range(2)]
+    mp.spawn(train_on_half, args=(port, files), nprocs=2)
+    return [torch.load(file, weights_only=True) for file in files]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_all_ranks_end_with_the_same_weights_and_feedback(rule, ranks):
+    first, second = (found[rule] for found in ranks)
+    same(first, second)
+
+
+def test_ranks_draw_noise_of_their_own(monkeypatch):
+    from apical.phase import Phase
+
+    net = Net()
+    learner = attach(net, "wm")
+    draws = []
+    for rank in range(2):
+        monkeypatch.setattr("apical.phase._together", lambda: True)
+        monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+        learner.generator.manual_seed(0)
+        draws.append(torch.rand(3, generator=Phase(learner, X, Y, cross_entropy).generator))
+    assert not torch.equal(*draws)
