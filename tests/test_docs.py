@@ -12,7 +12,7 @@ from apical.plasticity import INITS
 from apical.registry import _SYNAPSES
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [(page, code) for page in PAGES for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.S)]
 
 
@@ -52,6 +52,8 @@ def test_every_rule_is_in_the_readme_and_every_init_in_the_docs():
     assert all(f"`{name}`" in readme for name in apical.rules())
     page = (ROOT / "docs" / "rules.md").read_text()
     assert all(f"`{name}`" in page for name in (*apical.rules(), *INITS))
+    index = (ROOT / "docs" / "rules" / "README.md").read_text()
+    assert all(f"`{name}`" in index for name in apical.rules())
 
 
 def test_links_lead_somewhere():

@@ -129,7 +129,8 @@ class _Normalized:
 def _statistics(module: _BatchNorm, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance [C] of a batch that a normalization has just seen."""
     # Not through hooks: activation checkpointing would compute the block anew to answer.
-    hooked = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: True)(False)
+    autograd = getattr(torch._C, "_autograd", None)
+    hooked = getattr(autograd, "_top_saved_tensors_default_hooks", lambda _: True)(False)
     node = None if hooked else output.grad_fn
     mean, deviation = getattr(node, "_saved_result1", None), getattr(node, "_saved_result2", None)
     if mean is not None and deviation is not None and mean.numel() == deviation.numel() == x.shape[1]:
