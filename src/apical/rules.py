@@ -273,7 +273,12 @@ def rule(name: str, **hyperparameters: Any) -> Rule:
         ValueError: for an unknown name (the nearest ones are offered) or a hyperparameter that the rule doesn't have.
     """
     if not isinstance(name, str) or name not in _RULES:
-        near = difflib.get_close_matches(str(name).lower(), _RULES, n=3, cutoff=0.5)
+        # By its title, too: "feedback-alignment" is 'fa'.
+        known = {**{one.title.lower(): key for key, one in _RULES.items()}, **{key: key for key in _RULES}}
+        wanted = str(name).lower().replace("_", " ").strip()
+        close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
+        close += difflib.get_close_matches(wanted.replace("-", " "), known, n=3, cutoff=0.8)
+        near = list(dict.fromkeys(known[key] for key in close))[:3]
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise ValueError(f"unknown rule {name!r}; {hint}the rules are {', '.join(_RULES)}")
     found = _RULES[name]

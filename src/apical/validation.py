@@ -27,10 +27,10 @@ def layers(model: nn.Module, rule: Rules, example_input: Any, at: Sequence[str] 
     names = [name for name, module in modules.items() if synapse_type(module) is not None]
     if not names and not found:
         found.append("the model has no layer with weights, so there is nothing to learn")
-    if not isinstance(rule, Mapping):
-        as_rule(rule)  # A wrong name before faults of the model.
+    # Wrong names before faults of the model.
+    given = [as_rule(one) for one in (rule.values() if isinstance(rule, Mapping) else [rule])]
     chosen = shared_out(rule, names) if names else {}
-    different = list(dict.fromkeys(chosen.values()))
+    different = list(dict.fromkeys(chosen.values() if chosen else given))
     wired = next((one for one in different if one.pathway.wired), None)
     if wired is not None and example_input is None:
         found.append(
@@ -48,7 +48,7 @@ def layers(model: nn.Module, rule: Rules, example_input: Any, at: Sequence[str] 
         found += _block_faults(modules, different[0], at)
     if found:
         raise ValueError(
-            f"can't attach {', '.join(repr(one.name) for one in different) or 'a rule'} to {type(model).__name__}:\n"
+            f"can't attach {', '.join(repr(one.name) for one in different)} to {type(model).__name__}:\n"
             + "\n".join(f"- {f}" for f in found)
         )
     return chosen
