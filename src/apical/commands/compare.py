@@ -66,17 +66,20 @@ def table(comparison: dict[str, Any]) -> Table:
     data, seeds = comparison["data"], comparison["seeds"]
     plural = "s" if len(seeds) > 1 else ""
     result = Table(title=f"{data['name']}, {comparison['network']}, {len(seeds)} seed{plural}", title_justify="left")
-    result.add_column("rule", style="bold", no_wrap=True)
-    result.add_column("test error [%]", justify="right", no_wrap=True)
-    result.add_column("delta angle to bp, layer by layer [°]", justify="right")
-    result.add_column("time per step / bp", justify="right")
-    result.add_column("what is transported")
+    # Rules with many options are long; they fold before the figures give way.
+    result.add_column(
+        "rule", style="bold", overflow="fold", min_width=min(12, max(len(r["rule"]) for r in comparison["table"]))
+    )
+    result.add_column("test error [%]", justify="right", no_wrap=True, min_width=14)
+    result.add_column("delta angle to bp, layer by layer [°]", justify="right", min_width=12)
+    result.add_column("time per step / bp", justify="right", min_width=8)
+    result.add_column("what is transported", min_width=11)
     for row in comparison["table"]:
         error = "failed" if row["test_error_mean"] is None else f"{row['test_error_mean']:.2f}"
         if row["test_error_sem"] is not None:
             error += f" ± {row['test_error_sem']:.2f}"
         angles = " ".join("-" if angle is None else f"{angle:.0f}" for angle in row["angles"].values())
         ratio = "" if row["step_ratio"] is None else f"{row['step_ratio']:.2f}"
-        broadcast = f"; broadcast: {row['broadcast']}" if row["broadcast"] else ""
+        broadcast = f"; broadcast: {row['broadcast']}" if row.get("broadcast") else ""
         result.add_row(row["rule"], error, angles, ratio, row["transported"] + broadcast)
     return result
