@@ -3,6 +3,7 @@
 from apical.alignment import SynapseAlignment, alignment
 from apical.audit import AuditReport, audit
 from apical.learner import Learner, attach, learner_of
+from apical.local import LocalSGD
 from apical.noise import NoisyActivations, NoisyInput
 from apical.pathway import Direct, Indirect, LayerWise, NoPathway, Scalar
 from apical.plasticity import Fixed, Gradient, Hebbian, Mirror, Perturbation, Signs, Transport
@@ -35,6 +36,7 @@ __all__ = [
     "LayerWise",
     "Learner",
     "LinearSynapse",
+    "LocalSGD",
     "Mirror",
     "NoPathway",
     "NoisyActivations",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from apical.local import ordinary
 from apical.outputs import pick
 from apical.probe import run
 
@@ -249,6 +250,7 @@ class Episode:
         # Frozen layers carry errors as well; but only those that learn may get gradients out of "reinforce".
         with (
             _unchanged(learner),
+            ordinary(learner),
             _learning(learner, None if learner._wiring.pathway.adapts else True) as parameters,
             torch.enable_grad(),
             conditions.again(),

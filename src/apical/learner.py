@@ -277,6 +277,8 @@ class Learner:
         if self.adapted <= max(getattr(part, "warmup", 0) for part, _ in parts):
             for parameter in self.forward_parameters():
                 parameter.grad = None
+            if self._wiring.local is not None:
+                self._wiring.local.drop()
 
     def _phases(self) -> list[tuple[Plasticity | Pathway, list[Site]]]:
         """Everything that has a phase of its own, with the places where its signal enters."""

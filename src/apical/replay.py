@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from apical.episode import check_losses
 from apical.learner import Criterion, Learner
+from apical.local import ordinary
 from apical.outputs import pick
 from apical.pathway import LayerWise
 from apical.plasticity import Transport
@@ -60,7 +61,8 @@ def replaying(learner: Learner, *, phases: bool = False) -> Iterator[Callable[[]
     if recorder is not None:
         recorder.paused = not phases
     try:
-        yield again
+        with ordinary(learner):
+            yield again
     finally:
         again()
         if recorder is not None and before is not None:

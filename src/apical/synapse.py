@@ -50,6 +50,8 @@ class _Learn(torch.autograd.Function):
         ctx.save_for_backward(x if need_weight else None, feedback if need_x else None)
         current = synapse.wiring.current
         ctx.call = current.call(synapse.label) if current is not None and synapse.plasticity.listens else None
+        local = synapse.wiring.local
+        ctx.local = local.expect(synapse) if local is not None and need_weight else None
         ctx.synapse, ctx.geometry, ctx.shape = synapse, geometry, x.shape
         return synapse.transmit(x, weight if synapse.clean_weight is None else synapse.clean_weight, bias, geometry)
 
@@ -71,9 +73,13 @@ class _Learn(torch.autograd.Function):
                 feedback = plasticity.resolve(synapse, feedback, memory)
             if feedback.dtype != delta.dtype:
                 feedback = feedback.to(delta.dtype)
+        local = ctx.local
         signal, product, bias = synapse.respond(
-            x, delta, feedback if need_x else None, ctx.shape, ctx.geometry, need_weight, need_bias
+            x, delta, feedback if need_x else None, ctx.shape, ctx.geometry, need_weight and local is None, need_bias
         )
+        if local is not None:
+            # After the signal, which belongs to the weights as they were.
+            local.take(synapse, x, delta, ctx.geometry, need_feedback)
         if ctx.call is not None:
             ctx.call.hear(delta, signal, ctx.geometry)
         # Feedback follows the weights: it stands still where they are frozen.
@@ -105,6 +111,8 @@ class Synapse(nn.Module):
     """False where no teaching signal ever leaves the synapse, because its input is data."""
     large: bool = False
     """Whether results of the weights' size are worth keeping memory for (see `recycle`)."""
+    fuses: ClassVar[bool] = False
+    """Whether `hebbian` of two-dimensional activities is the matrix product delta^T x, so that it can be added in place."""
     clean_weight: Tensor | None = None
     """While `apical.audit` has poisoned `weight`, the values that only `transmit` may read."""
     plain: ClassVar[type[nn.Module]]
@@ -251,6 +259,7 @@ class LinearSynapse(Synapse, nn.Linear):
     """`nn.Linear` with any leading dimensions: x [*, in], y [*, out], W and B [out, in]."""
 
     plain = nn.Linear
+    fuses = True
 
     def transmit(self, x: Float[Tensor, "*n i"], weight, bias, geometry=()) -> Float[Tensor, "*n o"]:  # noqa: D102
         return F.linear(x, weight, bias)

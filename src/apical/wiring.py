@@ -21,6 +21,7 @@ from apical.recycle import Recycler
 
 if TYPE_CHECKING:
     from apical.episode import Pass
+    from apical.local import Updates
     from apical.pathway import Pathway
     from apical.plasticity import Plasticity
     from apical.synapse import Synapse
@@ -92,11 +93,13 @@ class Wiring:
         self.last_output: GradientEdge | None = None
         self.muted = False
         self.memory = Recycler()
+        self.local: Updates | None = None
+        """Where synapses bring their updates, if an optimizer applies them in the backward pass."""
         self.current: Pass | None = None
         """The pass of the whole model that is being recorded for a phase of its own, while it is open."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "taps": None, "last_output": None, "current": None}
+        return {**self.__dict__, "taps": None, "last_output": None, "current": None, "local": None}
 
     def begin(self) -> None:
         """Open a forward pass of the whole model."""

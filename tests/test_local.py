@@ -1,0 +1,202 @@
+"""LocalSGD against torch.optim.SGD, step for step."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import apical
+from apical.losses import cross_entropy
+
+RULES = tuple(apical.rules())
+SETTINGS = {
+    "plain": {},
+    "decay": {"weight_decay": 0.01},
+    "momentum": {"momentum": 0.9},
+    "momentum and decay": {"momentum": 0.9, "weight_decay": 0.01},
+    "dampening": {"momentum": 0.8, "dampening": 0.3, "weight_decay": 0.02},
+    "nesterov": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+}
+X = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+Y = torch.randint(3, (8,), generator=torch.Generator().manual_seed(2))
+
+
+def chain() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(72, 9), nn.BatchNorm1d(9), nn.Tanh(), nn.Linear(9, 9), nn.Tanh(), nn.Linear(9, 3)
+    ).double()
+
+
+def convolutions() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, groups=2), nn.ReLU(),
+        nn.ConvTranspose2d(4, 4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(36, 3),
+    ).double()  # fmt: skip
+
+
+class Twice(nn.Module):
+    """One layer used twice, on [N, T, F]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.again, self.head = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.double()
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x.flatten(2)[:, :, :6]))
+        return self.head(torch.tanh(self.again(torch.tanh(self.again(h)))).mean(1))
+
+
+def attach(net, rule) -> apical.Learner:
+    return apical.attach(net, rule, example_input=X, generator=torch.Generator().manual_seed(3))
+
+
+def run(make, rule, optimizer, steps=5, schedule=False):
+    net = make()
+    learner = attach(net, rule)
+    moves = optimizer(learner)
+    scheduler = torch.optim.lr_scheduler.StepLR(moves, 2, 0.5) if schedule else None
+    torch.manual_seed(4)
+    for _ in range(steps):
+        cross_entropy(net(X), Y).mean().backward()
+        learner.adapt(X, Y, cross_entropy)
+        moves.step()
+        moves.zero_grad()
+        if scheduler is not None:
+            scheduler.step()
+    return net, learner, moves
+
+
+def equal(a: nn.Module, b: nn.Module) -> None:
+    mine, theirs = a.state_dict(), b.state_dict()
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-12, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("make", [chain, convolutions, Twice])
+def test_equal_to_torch_step_for_step(make, rule, settings):
+    if rule == "ifa" and make is not chain:
+        pytest.skip("needs a chain that keeps shape")
+    local, _, _ = run(make, rule, lambda learner: apical.LocalSGD(learner, 0.05, **settings), schedule=True)
+    plain, _, _ = run(
+        make, rule, lambda learner: torch.optim.SGD(learner.model.parameters(), 0.05, **settings), schedule=True
+    )
+    equal(local, plain)
+
+
+def test_no_gradient_is_kept_and_hebbian_feedback_follows():
+    net = chain()
+    learner = attach(net, "kp")
+    moves = apical.LocalSGD(learner, 0.1)
+    before = net[4].feedback.detach().clone()
+    cross_entropy(net(X), Y).mean().backward()
+    for synapse in learner.synapses.values():
+        assert synapse.weight.grad is None
+    assert net[4].feedback.grad is None
+    assert not torch.equal(net[4].feedback, before)
+    assert net[4].bias.grad is not None
+    moves.step()
+
+
+def test_groups_have_options_of_their_own():
+    def groups(learner):
+        inner = [p for name, p in learner.model.named_parameters() if not name.startswith("6")]
+        outer = [p for name, p in learner.model.named_parameters() if name.startswith("6")]
+        return [{"params": inner}, {"params": outer, "lr": 0.2, "momentum": 0.5}]
+
+    local, _, _ = run(chain, "kp", lambda learner: apical.LocalSGD(learner, 0.05, params=groups(learner)))
+    plain, _, _ = run(chain, "kp", lambda learner: torch.optim.SGD(groups(learner), 0.05))
+    equal(local, plain)
+
+
+def test_a_state_goes_on_as_if_it_had_never_stopped():
+    whole, _, _ = run(chain, "fa", lambda learner: apical.LocalSGD(learner, 0.05, 0.9), steps=6)
+    net, _, moves = run(chain, "fa", lambda learner: apical.LocalSGD(learner, 0.05, 0.9), steps=3)
+    state, own = copy.deepcopy(net.state_dict()), copy.deepcopy(moves.state_dict())
+    other = chain()
+    its = attach(other, "fa")
+    other.load_state_dict(state)
+    again = apical.LocalSGD(its, 0.05, 0.9)
+    again.load_state_dict(own)
+    for _ in range(3):
+        cross_entropy(other(X), Y).mean().backward()
+        again.step()
+        again.zero_grad()
+    equal(other, whole)
+
+
+def test_frozen_left_out_and_tied_weights_are_as_with_torch():
+    def freeze(learner, optimizer):
+        learner.model[4].requires_grad_(False)
+        return optimizer([p for name, p in learner.model.named_parameters() if not name.startswith("6")])
+
+    local, _, _ = run(chain, "fa", lambda one: freeze(one, lambda ps: apical.LocalSGD(one, 0.05, 0.9, params=ps)))
+    plain, _, _ = run(chain, "fa", lambda one: freeze(one, lambda ps: torch.optim.SGD(ps, 0.05, 0.9)))
+    equal(local, plain)
+
+    def tied():
+        net = chain()
+        net[4].weight = nn.Parameter(net[4].weight.detach().clone())
+        net.insert(5, nn.Linear(9, 9).double())
+        net[5].weight = net[4].weight
+        return net
+
+    for rule in ("bp", "fa"):
+        local, _, _ = run(tied, rule, lambda learner: apical.LocalSGD(learner, 0.05, 0.9))
+        plain, _, _ = run(tied, rule, lambda learner: torch.optim.SGD(learner.model.parameters(), 0.05, 0.9))
+        equal(local, plain)
+
+
+def test_measuring_and_passes_without_backward_move_nothing():
+    net = chain()
+    learner = attach(net, "np")
+    moves = apical.LocalSGD(learner, 0.1, 0.9)
+    before = copy.deepcopy(net.state_dict())
+    net.eval()
+    net(X)
+    apical.alignment(learner, X, Y, cross_entropy)
+    apical.audit(learner, X, Y, cross_entropy)
+    moves.step()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_what_it_can_not_do_is_refused():
+    net = chain()
+    learner = attach(net, "fa")
+    moves = apical.LocalSGD(learner, 0.1)
+    cross_entropy(net(X), Y).mean().backward()
+    after = copy.deepcopy(net.state_dict())
+    with pytest.raises(RuntimeError, match=r"second backward pass before step\(\).*torch.optim.SGD"):
+        cross_entropy(net.eval()(X), Y).mean().backward()
+    assert all(torch.equal(value, after[name]) for name, value in net.state_dict().items())
+    moves.step()
+    (cross_entropy(net(X), Y).mean() + net[1].weight.sum()).backward()
+    with pytest.raises(RuntimeError, match="'1' got a gradient besides"):
+        moves.step()
+    for options, says in (
+        ({"lr": -1}, "lr"), ({"lr": 0.1, "momentum": -0.1}, "momentum"), ({"lr": 0.1, "weight_decay": "x"}, "weight_decay"),
+        ({"lr": 0.1, "nesterov": True}, "nesterov"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=says):
+            apical.LocalSGD(learner, **options)
+    with pytest.raises(TypeError, match=r"apical\.attach"):
+        apical.LocalSGD(net, 0.1)
+
+
+def test_a_copy_learns_with_an_optimizer_of_its_own():
+    net, _, _ = run(chain, "kp", lambda learner: apical.LocalSGD(learner, 0.05, 0.9))
+    other = copy.deepcopy(net)
+    cross_entropy(other(X), Y).mean().backward()
+    assert other[4].weight.grad is not None
+    before = net[4].weight.detach().clone()
+    torch.optim.SGD(other.parameters(), 0.1).step()
+    assert torch.equal(net[4].weight, before)
