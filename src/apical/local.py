@@ -15,7 +15,7 @@ from torch.optim.sgd import sgd
 
 if TYPE_CHECKING:
     from apical.learner import Learner
-    from apical.synapse import Geometry, Synapse
+    from apical.synapse import Synapse
 
 
 class LocalSGD(Optimizer):
@@ -110,7 +110,7 @@ class _Pending:
     """What a synapse has heard in this step: calls to come, and what has come and waits."""
 
     expected: int = 0
-    waiting: list[tuple[Tensor, Tensor, Geometry]] = field(default_factory=list)
+    waiting: list[_Product] = field(default_factory=list)
     feedback: bool = False
     done: bool = False
 
@@ -141,15 +141,15 @@ class Updates:
             self.groups = {id(p): group for group in groups for p in group["params"] if id(p) not in self.tied}
         return self.groups.get(id(parameter))
 
-    def take(self, synapse: Synapse, x: Tensor, delta: Tensor, geometry: Geometry, feedback: bool) -> None:
-        """The factors of one call's update, in the backward pass."""
+    def take(self, synapse: Synapse, x: Tensor, delta: Tensor, product: Tensor | None, *, feedback: bool) -> None:
+        """One call's update, in the backward pass: its factors, and their product where it is made already."""
         pending = self.pending.setdefault(synapse, _Pending())
         if pending.done:
             raise RuntimeError(
                 f"'{synapse.label}' got a second backward pass before step(), but LocalSGD has applied the first one's update "
                 "already; call step() after each, or accumulate gradients with torch.optim.SGD"
             )
-        pending.waiting.append((x, delta, geometry))
+        pending.waiting.append(_Product(delta, x, product))
         pending.feedback |= feedback
         pending.expected -= 1
         if pending.expected <= 0 and not self.waits:
@@ -176,23 +176,21 @@ class Updates:
         waiting, pending.waiting = pending.waiting, []
         weight, feedback = synapse.weight, synapse._parameters.get("feedback")
         moves = feedback if pending.feedback and feedback is not None and self._group(feedback) is not None else None
-        product = _Product(synapse, waiting, shared=moves is not None)
-        # Feedback first: its share is computed from the same product, which the weights' update may use up.
+        product = waiting[0]
+        if len(waiting) > 1 or moves is not None or weight.dtype != product.dtype:
+            # In full, where it is needed more than once.
+            total = product.tensor if len(waiting) == 1 else sum(one.tensor for one in waiting)
+            product = _Product.of(total.to(weight.dtype))  # type: ignore[union-attr]
         if moves is not None:
-            self._move(moves, product, synapse.plasticity.increment)
-        self._move(weight, product, None)
+            own = synapse.plasticity.increment(product.tensor)
+            if own is not None:
+                self._move(moves, _Product.of(own))
+        self._move(weight, product)
 
-    def _move(
-        self, parameter: nn.Parameter, product: _Product, share: Callable[[Tensor], Tensor | None] | None
-    ) -> None:
+    def _move(self, parameter: nn.Parameter, product: _Product) -> None:
         group = self._group(parameter)
         assert group is not None
         lr, m, decay = group["lr"], group["momentum"], group["weight_decay"]
-        if share is not None:
-            own = share(product.tensor)
-            if own is None:
-                return
-            product = _Product.of(own)
         # In place, so that autograd tells if something else in the graph still needs the weights as they were.
         value = parameter
         if not m:
@@ -223,48 +221,43 @@ class Updates:
 
 
 class _Product:
-    """delta^T x of one synapse, summed over its calls; for a linear layer made only where it is needed."""
+    """delta^T x of one call of a synapse; made only where it has to be."""
 
-    def __init__(self, synapse: Synapse, calls: list[tuple[Tensor, Tensor, Geometry]], *, shared: bool) -> None:
-        self.synapse, self.calls = synapse, calls
-        x, delta, _ = calls[0]
-        # addmm writes straight into the weights, but makes the product anew for every tensor it goes to.
-        self.direct = (
-            not shared and len(calls) == 1 and synapse.fuses and x.dim() == 2 and x.dtype == synapse.weight.dtype
-        )
-        self.factors = (delta, x)
-        self._tensor: Tensor | None = None
+    def __init__(self, delta: Tensor, x: Tensor, made: Tensor | None) -> None:
+        self.factors = (delta, x) if made is None else None
+        self.made = made
 
     @classmethod
     def of(cls, tensor: Tensor) -> _Product:
         """A product that is made already."""
-        found = cls.__new__(cls)
-        found.direct, found._tensor = False, tensor
-        return found
+        return cls(tensor, tensor, tensor)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the factors."""
+        return self.factors[0].dtype if self.made is None else self.made.dtype  # type: ignore[index]
 
     @property
     def tensor(self) -> Tensor:
         """In full, shaped like the weights."""
-        if self._tensor is None:
-            total: Tensor | None = None
-            for x, delta, geometry in self.calls:
-                found = self.synapse.hebbian(x, delta, geometry).to(self.synapse.weight.dtype)
-                total = found if total is None else total + found
-            assert total is not None
-            self._tensor = total
-        return self._tensor
+        if self.made is None:
+            assert self.factors is not None
+            delta, x = self.factors
+            self.made = torch.mm(delta.t(), x)
+        return self.made
 
     def into(self, target: Tensor, beta: float, alpha: float) -> None:
         """Make `target` beta times itself plus alpha times the product."""
-        if self.direct:
+        if self.made is None:
+            assert self.factors is not None
             delta, x = self.factors
             target.addmm_(delta.t(), x, beta=beta, alpha=alpha)
         elif beta == 0:
-            torch.mul(self.tensor, alpha, out=target)
+            torch.mul(self.made, alpha, out=target)
         else:
             if beta != 1:
                 target.mul_(beta)
-            target.add_(self.tensor, alpha=alpha)
+            target.add_(self.made, alpha=alpha)
 
 
 @contextmanager

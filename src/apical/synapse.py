@@ -74,12 +74,15 @@ class _Learn(torch.autograd.Function):
             if feedback.dtype != delta.dtype:
                 feedback = feedback.to(delta.dtype)
         local = ctx.local
+        # A product that can be added to the weights in place is not made here.
+        makes = need_weight and (local is None or not (synapse.fuses and delta.dim() == 2))
         signal, product, bias = synapse.respond(
-            x, delta, feedback if need_x else None, ctx.shape, ctx.geometry, need_weight and local is None, need_bias
+            x, delta, feedback if need_x else None, ctx.shape, ctx.geometry, makes, need_bias
         )
         if local is not None:
             # After the signal, which belongs to the weights as they were.
-            local.take(synapse, x, delta, ctx.geometry, need_feedback)
+            local.take(synapse, x, delta, product, feedback=need_feedback)
+            product = None
         if ctx.call is not None:
             ctx.call.hear(delta, signal, ctx.geometry)
         # Feedback follows the weights: it stands still where they are frozen.
