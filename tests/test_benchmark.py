@@ -115,8 +115,9 @@ def test_timed_steps_of_backpropagation_end_where_plain_training_does(name, rule
     assert any(not torch.equal(found[key], before[key]) for key in found)
 
 
+@pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize("rule", ["fa", "dfa", "kp", "usf"])
-def test_timed_steps_of_other_rules_learn_as_attached_training_does(rule):
+def test_timed_steps_of_other_rules_learn_as_attached_training_does(rule, local):
     import apical
 
     torch.manual_seed(0)
@@ -125,7 +126,7 @@ def test_timed_steps_of_other_rules_learn_as_attached_training_does(rule):
     by_hand = copy.deepcopy(model)
     apical.attach(by_hand, rule, example_input=x, generator=torch.Generator().manual_seed(1))
     expected = trained_by_hand(by_hand, x, y, 5)
-    step = training_step(model, rule, x, y, optimizer="SGD:momentum=0.9", learning_rate=0.01)
+    step = training_step(model, rule, x, y, optimizer="SGD:momentum=0.9", learning_rate=0.01, local=local)
     for _ in range(5):
         step()
     torch.testing.assert_close(dict(model.state_dict()), dict(expected))
@@ -173,7 +174,7 @@ def test_contenders_start_from_the_same_weights_and_see_the_same_batch(tiny, mon
     for _, state, x, y, options in everything:
         assert x is reference[2]
         assert y is reference[3]
-        assert options == {"optimizer": "SGD:momentum=0.9"}
+        assert options == {"optimizer": "SGD:momentum=0.9", "local": False, "setting": None}
         for key, value in reference[1].items():
             assert torch.equal(state[key], value), key
 
@@ -380,6 +381,8 @@ def test_command_refuses_a_folder_before_timing(tmp_path, monkeypatch):
         ({"networks": ("784-800-10",)}, "did you mean .*'784-1000-10'"),
         ({"rules": ("fa", "dfaa")}, "unknown rule 'dfaa'; did you mean 'dfa'"),
         ({"rules": ("urfb:epsilom=0.5",)}, "no hyperparameter 'epsilom'"),
+        ({"optimizer": "Adam", "local": True}, "local needs SGD"),
+        ({"optimizer": "SGD:fused=True", "local": True}, "local needs SGD"),
         ({"optimizer": "SDG"}, "unknown optimizer 'SDG'; did you mean 'SGD'"),
         ({"rules": ()}, "at least one"),
         ({"networks": ()}, "at least one"),

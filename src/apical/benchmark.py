@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from apical.data import ImageData
 from apical.learner import attach
+from apical.local import LocalSGD
 from apical.losses import LOSSES, cross_entropy
 from apical.networks import lansdell2020_cnn, mlp, parse_sizes, resnet20
 from apical.spec import nearest, optimizer_of, rule_of
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 PLAIN = "plain"
 TURN = 0.05
 """Seconds that a turn of the first contender is to last at least."""
+
+SETTINGS = {"for-loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+"""Implementations of plain SGD; the fastest one is what LocalSGD is compared with."""
 
 Step = Callable[[], None]
 Maker = Callable[[], Step]
@@ -87,6 +91,8 @@ class BenchmarkConfig:
     """Rules to time against plain PyTorch backpropagation."""
     optimizer: str = "SGD:momentum=0.9"
     """Of every contender: a class of torch.optim with options."""
+    local: bool = False
+    """Rules under LocalSGD, against plain SGD in its fastest setting (for-loop, foreach or fused)."""
     seconds: float = 30.0
     """Time per network, over all contenders and repeats; more where three rounds per repeat need more."""
     repeats: int = 4
@@ -102,7 +108,11 @@ class BenchmarkConfig:
                 raise ValueError(f"unknown network {network!r} to benchmark; {nearest(network, SUBJECTS)}")
         for rule in self.rules:
             rule_of(rule)
-        optimizer_of(self.optimizer)
+        kind, options = optimizer_of(self.optimizer)
+        if self.local and (
+            kind is not torch.optim.SGD or {"maximize", "foreach", "fused", "differentiable"} & set(options)
+        ):
+            raise ValueError(f"local needs SGD with none but its numbers, got optimizer {self.optimizer!r}")
         if not self.networks or not self.rules:
             raise ValueError("networks and rules need at least one entry each")
         if self.seconds <= 0 or self.repeats < 1 or (self.threads is not None and self.threads < 1):
@@ -199,8 +209,13 @@ def training_step(
     optimizer: str,
     learning_rate: float = 1e-4,
     criterion: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    local: bool = False,
+    setting: dict[str, bool] | None = None,
 ) -> Step:
-    """The whole step of a training loop: forward, loss, backward, adapt, optimizer; `rule` None for plain PyTorch."""
+    """The whole step of a training loop: forward, loss, backward, adapt, optimizer; `rule` None for plain PyTorch.
+
+    local: update inside the backward pass. setting: implementation of PyTorch's optimizer, e.g. {"fused": True}.
+    """
     model.train()
     learner = (
         None
@@ -208,7 +223,10 @@ def training_step(
         else attach(model, rule_of(rule), example_input=x[:2], generator=torch.Generator().manual_seed(1))
     )
     kind, options = optimizer_of(optimizer, lr=learning_rate)
-    stepper = kind(model.parameters(), **options)
+    if local and learner is not None:
+        stepper: torch.optim.Optimizer = LocalSGD(learner, **options)
+    else:
+        stepper = kind(model.parameters(), **{**options, **(setting or {})})
 
     def step() -> None:
         criterion(model(x), y).mean().backward()
@@ -281,10 +299,17 @@ def _measure(config: BenchmarkConfig, network: str) -> list[Measurement]:
         x = torch.randn(subject.batch, *subject.shape, device=config.device)
         y = torch.randint(10, (subject.batch,), device=config.device)
 
-        def maker(rule: str | None) -> Maker:
-            return lambda: training_step(copy.deepcopy(model), rule, x, y, optimizer=config.optimizer)
+        def maker(rule: str | None, setting: dict[str, bool] | None = None) -> Maker:
+            return lambda: training_step(
+                copy.deepcopy(model), rule, x, y, optimizer=config.optimizer, local=config.local, setting=setting
+            )
 
-        makers = {PLAIN: maker(None), **{rule: maker(rule) for rule in config.rules}}
+        fastest: dict[str, bool] | None = None
+        if config.local:
+            plain = {name: maker(None, setting) for name, setting in SETTINGS.items()}
+            found = contest(plain, seconds=config.seconds / 4, repeats=config.repeats, device=config.device)
+            fastest = SETTINGS[min(found, key=lambda name: found[name].milliseconds)]
+        makers = {PLAIN: maker(None, fastest), **{rule: maker(rule) for rule in config.rules}}
         timings = contest(makers, seconds=config.seconds, repeats=config.repeats, device=config.device)
         memory = {name: peak_memory(make, config.device) for name, make in makers.items()}
     return [

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 class LocalSGD(Optimizer):
     """Stochastic gradient descent that applies each synapse's update the moment it is known; no gradient is ever stored.
 
-    Equal to `torch.optim.SGD` with the same arguments, step for step. ``loss.backward()`` changes the weights of synapses (and
-    layer-wise Hebbian feedback, by the same product); ``step()`` moves everything else (biases, normalization) and closes the
-    step, so that schedulers work as usual. For rules with a phase of their own, which compare passes under one set of weights,
-    the updates wait for ``step()``; their factors are kept, not their product.
+    Equal to `torch.optim.SGD` with the same arguments, step for step. ``loss.backward()`` changes the weights and biases of
+    synapses (and layer-wise Hebbian feedback, by the same product); ``step()`` moves everything else (normalization) and
+    closes the step, so that schedulers work as usual. For rules with a phase of their own, which compare passes under one
+    set of weights, the updates wait for ``step()``; their factors are kept, not their product.
 
     What it can't do, because there is no gradient to wait for: several backward passes per step (refused), clipping by a
     global norm, gradient scaling, and DistributedDataParallel (refused). Use `torch.optim.SGD` there.
@@ -111,6 +111,7 @@ class _Pending:
 
     expected: int = 0
     waiting: list[_Product] = field(default_factory=list)
+    bias: Tensor | None = None
     feedback: bool = False
     done: bool = False
 
@@ -141,8 +142,20 @@ class Updates:
             self.groups = {id(p): group for group in groups for p in group["params"] if id(p) not in self.tied}
         return self.groups.get(id(parameter))
 
-    def take(self, synapse: Synapse, x: Tensor, delta: Tensor, product: Tensor | None, *, feedback: bool) -> None:
-        """One call's update, in the backward pass: its factors, and their product where it is made already."""
+    def take(
+        self,
+        synapse: Synapse,
+        x: Tensor,
+        delta: Tensor,
+        product: Tensor | None,
+        bias: Tensor | None,
+        *,
+        feedback: bool,
+    ) -> Tensor | None:
+        """One call's update, in the backward pass: its factors, and their product where it is made already.
+
+        Returns the bias's gradient if it is to go the ordinary way.
+        """
         pending = self.pending.setdefault(synapse, _Pending())
         if pending.done:
             raise RuntimeError(
@@ -151,15 +164,20 @@ class Updates:
             )
         pending.waiting.append(_Product(delta, x, product))
         pending.feedback |= feedback
+        if bias is not None and self._group(synapse._parameters["bias"]) is not None:
+            pending.bias = bias if pending.bias is None else pending.bias + bias
+            bias = None
         pending.expected -= 1
         if pending.expected <= 0 and not self.waits:
             self._apply(synapse, pending)
             pending.done = True
+        return bias
 
     def close(self) -> None:
         """End a step: apply what waits."""
         for synapse, pending in self.pending.items():
-            if synapse.weight.grad is not None and (pending.done or pending.waiting):
+            beside = [synapse.weight.grad, None if pending.bias is None else synapse.bias.grad]  # type: ignore[union-attr]
+            if any(grad is not None for grad in beside) and (pending.done or pending.waiting):
                 raise RuntimeError(
                     f"the weights of '{synapse.label}' got a gradient besides their synapse's own update (from a penalty on "
                     "weights?), and LocalSGD can't add the two; use its weight_decay, or torch.optim.SGD"
@@ -186,6 +204,10 @@ class Updates:
             if own is not None:
                 self._move(moves, _Product.of(own))
         self._move(weight, product)
+        if pending.bias is not None:
+            own_bias = synapse._parameters["bias"]
+            assert own_bias is not None
+            self._move(own_bias, _Product.of(pending.bias.to(own_bias.dtype)))
 
     def _move(self, parameter: nn.Parameter, product: _Product) -> None:
         group = self._group(parameter)

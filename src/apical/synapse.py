@@ -81,7 +81,7 @@ class _Learn(torch.autograd.Function):
         )
         if local is not None:
             # After the signal, which belongs to the weights as they were.
-            local.take(synapse, x, delta, product, feedback=need_feedback)
+            bias = local.take(synapse, x, delta, product, bias, feedback=need_feedback)
             product = None
         if ctx.call is not None:
             ctx.call.hear(delta, signal, ctx.geometry)

@@ -44,6 +44,7 @@ class Benchmark:
         threads = self.config.threads or torch.get_num_threads()
         console.print(
             f"{machine()}; PyTorch {torch.__version__} with {threads} threads, float32, {self.config.optimizer}"
+            + (", local updates against the fastest plain SGD" if self.config.local else "")
         )
         if self.json is not None:
             write_json(
