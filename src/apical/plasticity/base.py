@@ -48,10 +48,17 @@ class Plasticity:
         """The feedback weights, from what was kept; written to `out` where they are computed at all."""
         return kept
 
+    def gain(self, owner: nn.Module) -> float:
+        """A factor of the feedback that `resolve` leaves out, because it is cheaper to apply to the signal."""
+        return 1.0
+
     def weight(self, owner: nn.Module) -> Tensor | None:
         """The feedback weights that a backward pass built now will use."""
         kept = self.keeps(owner)
-        return None if kept is None else self.resolve(owner, kept)
+        if kept is None:
+            return None
+        found, gain = self.resolve(owner, kept), self.gain(owner)
+        return found if gain == 1 else found * gain
 
     def available(self, owner: nn.Module) -> bool:
         """Whether everything `prepare` stored is still there."""

@@ -57,20 +57,21 @@ class Signs(Plasticity):
 
     def keeps(self, owner: nn.Module) -> Tensor:  # noqa: D102
         weight: Tensor = owner._parameters["weight"].detach()  # type: ignore[union-attr]
-        return torch.sign(weight).mul_(self._magnitude(owner)) if self.redraws else weight
+        return torch.sign(weight).mul_(owner._buffers["magnitudes"]) if self.redraws else weight  # type: ignore[arg-type]
 
     def resolve(self, owner: nn.Module, kept: Tensor, out: Tensor | None = None) -> Tensor:  # noqa: D102
-        return kept if self.redraws else torch.sign(kept, out=out).mul_(self._magnitude(owner))
+        if self.redraws:
+            return kept
+        signs = torch.sign(kept, out=out)
+        return signs if self.magnitudes == "uniform" else signs.mul_(owner._buffers["magnitudes"])  # type: ignore[arg-type]
+
+    def gain(self, owner: nn.Module) -> float:  # noqa: D102
+        if self.magnitudes != "uniform":
+            return 1.0
+        return self.scale if self.scale is not None else (2 / sum(owner.fans())) ** 0.5  # type: ignore[operator]
 
     def available(self, owner: nn.Module) -> bool:  # noqa: D102
         return self.magnitudes == "uniform" or super().available(owner)
-
-    def _magnitude(self, owner: nn.Module) -> Tensor | float:
-        if self.magnitudes != "uniform":
-            return owner._buffers["magnitudes"]  # type: ignore[return-value]
-        if self.scale is not None:
-            return self.scale
-        return (2 / sum(owner.fans())) ** 0.5  # type: ignore[operator]
 
     def redraw(self, owner: nn.Module, generator: torch.Generator) -> None:  # noqa: D102
         # Drawn for every synapse, so that the stream does not depend on which ones a signal leaves.
