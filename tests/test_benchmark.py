@@ -306,6 +306,21 @@ def test_peak_memory_of_a_step_is_repeatable_and_holds_what_the_rule_adds():
     assert memory("kp") - plain == pytest.approx(3 * feedback, rel=0.05)
 
 
+def test_direct_signals_do_not_wait_for_each_other():
+    """Made all at once, signals to twelve layers would take twelve activities' memory."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(12) for layer in (nn.Conv2d(4, 4, 3, padding=1), nn.Tanh())]
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Tanh(), *layers, nn.Flatten(), nn.Linear(4 * 256, 10))
+    x, y = torch.randn(64, 1, 16, 16), torch.randint(10, (64,))
+
+    def memory(rule):
+        return peak_memory(lambda: training_step(copy.deepcopy(model), rule, x, y, optimizer="SGD"))
+
+    activity = 64 * 4 * 256 * 4 / 2**20
+    feedback = 13 * 10 * 4 * 256 * 4 / 2**20
+    assert memory("dfa") < memory(None) + feedback + 2 * activity
+
+
 # The whole -------------------------------------------------------------------------------------------------------------
 
 

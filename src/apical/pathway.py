@@ -1,7 +1,7 @@
 """How a teaching signal reaches a synapse. It enters at the synapse's input, the only place where pathways differ.
 
 Layer-wise, the signal is delta B of the synapse itself. For the direct pathway every synapse takes ``x.detach()`` and leaves
-``x`` as a tap; the network's output then passes through one broadcast node (see `wiring`) with an edge to every tap.
+``x`` as a tap; the network's output then passes through one broadcast node (see `wiring`) that tells every tap its error.
 """
 
 from __future__ import annotations
@@ -54,12 +54,11 @@ class Pathway:
         feedbacks: Sequence[Tensor | None],
         weights: Sequence[Tensor],
     ) -> list[Tensor]:
-        """For a wired pathway: the teaching signal at every tap.
+        """For a chained pathway: the teaching signal at every tap.
 
         Args:
             e: the output's error [N, outputs]. taps: in the order of the forward pass.
-            xs: each tap's activity, with its graph. feedbacks: each tap's D, or None.
-            weights: for a chained pathway, the weights of each tap's synapse.
+            xs: each tap's activity, with its graph. feedbacks: each tap's D, or None. weights: of each tap's synapse.
         """
         raise NotImplementedError
 
@@ -107,9 +106,6 @@ class Direct(Pathway):
         synapse.wiring.tap(synapse, synapse.label, synapse.plasticity, x)
         return x.detach(), None
 
-    def signals(self, e, taps, xs, feedbacks, weights):  # noqa: D102
-        return [carry(e, D, x) for D, x in zip(feedbacks, xs, strict=True) if D is not None]
-
 
 @dataclass(frozen=True)
 class Indirect(Direct):
@@ -129,9 +125,10 @@ class Indirect(Direct):
 
     def signals(self, e, taps, xs, feedbacks, weights):  # noqa: D102
         assert feedbacks[0] is not None
-        signals = [carry(e, feedbacks[0], xs[0])]
+        signals = [carry(e, feedbacks[0], xs[0].shape)]
         for here, x, weight, after in zip(taps, xs, weights, xs[1:], strict=False):
             # delta at the previous synapse's output: one local step of autograd over what lies between.
+            assert here.before is not None
             (delta,) = torch.autograd.grad(x, here.before, signals[-1], retain_graph=True, allow_unused=True)
             if delta is None:
                 raise RuntimeError(

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from apical.outputs import Which, pick, substitute
+from apical.product import product
 from apical.recycle import Recycler
 
 if TYPE_CHECKING:
@@ -29,58 +29,94 @@ if TYPE_CHECKING:
 
 @dataclass
 class Tap:
-    """A place where a teaching signal enters: activity x [N, *features] and feedback D [outputs, *features] of its owner."""
+    """A place where a teaching signal enters, with the feedback D [outputs, *features] of its owner."""
 
     owner: nn.Module
     label: str
-    plasticity: Plasticity
-    x: Tensor | None
-    feedback: Tensor | None
+    rows: int
+    outputs: int | None
+    handle: Tensor | None = None
+    """Stands for the tap in the graph, where it has a node of its own."""
+    x: Tensor | None = None
+    """For chained pathways, the activity [N, *features], D and where the output of the synapse called before lies."""
+    feedback: Tensor | None = None
     before: GradientEdge | None = None
-    """Where the output of the synapse called before lies in the graph, for chained pathways."""
 
 
-def carry(e: Float[Tensor, "n outputs"], D: Tensor, x: Tensor) -> Tensor:
-    """Teaching signal e D at a tap, shaped and laid out like its activity x."""
+class _Error:
+    """The output's error [N, outputs] of one forward pass, once its backward pass knows it."""
+
+    value: Tensor
+
+
+def carry(e: Float[Tensor, "n outputs"], D: Tensor, shape: torch.Size, *, channels_last: bool = False) -> Tensor:
+    """Teaching signal e D at a tap, shaped and laid out like its activity."""
     if D.dtype != e.dtype:
         D = D.to(e.dtype)
-    if D.dim() == 2:
-        return torch.mm(e, D)
-    if D.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-        n, channels, height, width = x.shape
-        return torch.mm(e, D.permute(0, 2, 3, 1).flatten(1)).view(n, height, width, channels).permute(0, 3, 1, 2)
-    return torch.mm(e, D.flatten(1)).view(x.shape)
+    if channels_last:
+        n, channels, height, width = shape
+        return product(e, D.permute(0, 2, 3, 1).flatten(1)).view(n, height, width, channels).permute(0, 3, 1, 2)
+    return product(e, D.flatten(1)).view(shape)
 
 
-class _Broadcast(torch.autograd.Function):
-    """Forward: the output, unchanged. Backward: the output's error to the output, and its share to every tap."""
+class _Enter(torch.autograd.Function):
+    """Backward: the teaching signal at one tap, made when autograd comes by, so that no two of them wait at once."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, pathway: Pathway, taps: list[Tap], *edges: Tensor) -> Tensor:
-        ctx.pathway, ctx.taps = pathway, taps
+    def forward(ctx: Any, x: Tensor, D: Tensor, owner: nn.Module, plasticity: Plasticity, error: _Error) -> Tensor:
+        ctx.owner, ctx.plasticity, ctx.error, ctx.shape = owner, plasticity, error, x.shape
+        ctx.channels_last = (
+            D.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        )
+        ctx.save_for_backward(D, x if ctx.needs_input_grad[1] else None)
+        return x.new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, nothing: Tensor) -> tuple[Tensor | None, ...]:
+        e = ctx.error.value
+        D, x = ctx.saved_tensors
+        increment = None
+        weight = ctx.owner._parameters.get("weight")
+        if x is not None and (weight is None or weight.requires_grad):
+            hebbian = product(e.t(), x.flatten(1).to(e.dtype))
+            increment = ctx.plasticity.increment(hebbian.view(D.shape))
+        signal = carry(e, D, ctx.shape, channels_last=ctx.channels_last) if ctx.needs_input_grad[0] else None
+        return signal, increment, None, None, None
+
+
+class _Chain(torch.autograd.Function):
+    """Backward: the teaching signals at all taps of a chained pathway, each made from the one before."""
+
+    @staticmethod
+    def forward(ctx: Any, pathway: Pathway, error: _Error, taps: list[Tap], *edges: Tensor) -> Tensor:
+        ctx.pathway, ctx.error, ctx.taps = pathway, error, taps
         ctx.save_for_backward(*edges)
         for tap in taps:
             tap.x = tap.feedback = None  # Autograd alone keeps them, and lets them go after the backward.
+        return edges[0].new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, nothing: Tensor) -> tuple[Tensor | None, ...]:
+        edges, n = ctx.saved_tensors, len(ctx.taps)
+        xs, feedbacks, weights = edges[:n], edges[n : 2 * n], edges[2 * n :]
+        signals = ctx.pathway.signals(ctx.error.value, ctx.taps, xs, feedbacks, weights)
+        return None, None, None, *signals, *(None for _ in feedbacks), *(None for _ in weights)
+
+
+class _Broadcast(torch.autograd.Function):
+    """Forward: the output, unchanged. Backward: its error to the output, and word of it to every tap."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, error: _Error, *handles: Tensor) -> Tensor:
+        ctx.error = error
         # Not a view: the model's output may be changed in place.
         return output.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, e: Tensor) -> tuple[Tensor | None, ...]:
-        taps: list[Tap] = ctx.taps
-        edges = ctx.saved_tensors
-        n = len(taps)
-        xs, feedbacks, weights = edges[:n], edges[n : 2 * n], edges[2 * n :]
-        error = e if e.dim() == 2 else e.reshape(len(e), -1)
-        signals = ctx.pathway.signals(error, taps, xs, feedbacks, weights)
-        increments: list[Tensor | None] = [None] * len(taps)
-        for i, (tap, x, D) in enumerate(zip(taps, xs, feedbacks, strict=True)):
-            weight = tap.owner._parameters.get("weight")
-            frozen = weight is not None and not weight.requires_grad
-            if ctx.needs_input_grad[3 + len(taps) + i] and not frozen:
-                product = torch.mm(error.t(), x.flatten(1).to(error.dtype))
-                increments[i] = tap.plasticity.increment(product.view(D.shape))
-        return e, None, None, *signals, *increments, *(None for _ in weights)
+        ctx.error.value = e if e.dim() == 2 else e.reshape(len(e), -1)
+        word = e.new_empty(0)
+        return e, None, *(word for _ in ctx.needs_input_grad[2:])
 
 
 class Wiring:
@@ -90,6 +126,7 @@ class Wiring:
         self.pathway = pathway
         self.output = output
         self.taps: list[Tap] | None = None
+        self.error = _Error()
         self.last_output: GradientEdge | None = None
         self.muted = False
         self.memory = Recycler()
@@ -99,18 +136,19 @@ class Wiring:
         """The pass of the whole model that is being recorded for a phase of its own, while it is open."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "taps": None, "last_output": None, "current": None, "local": None}
+        return {**self.__dict__, "taps": None, "error": _Error(), "last_output": None, "current": None, "local": None}
 
     def begin(self) -> None:
         """Open a forward pass of the whole model."""
         self.taps = [] if torch.is_grad_enabled() and not self.muted else None
+        self.error = _Error()
         self.last_output = None
 
     def tap(self, owner: nn.Module, label: str, plasticity: Plasticity, x: Tensor) -> None:
         """Leave x, the activity at `owner`, as a tap."""
-        if self.taps is None:
-            if torch._C._current_graph_task_id() != -1:
-                return  # Activation checkpointing computes the pass again inside the backward; the taps are there already.
+        # Activation checkpointing computes the pass again inside the backward; the taps are there already.
+        again = self.taps is None and torch._C._current_graph_task_id() != -1
+        if self.taps is None and not again:
             raise RuntimeError(
                 f"'{label}' was called on its own, but a {self.pathway.name} teaching signal comes from the output of the "
                 "whole model: call the model that was given to apical.attach, or attach to the part you call"
@@ -118,8 +156,7 @@ class Wiring:
         if not x.requires_grad:
             return
         feedback = plasticity.weight(owner) if getattr(owner, "sends_back", True) else None
-        chained = self.pathway.chained and bool(self.taps)
-        if feedback is None and not chained:
+        if feedback is None and not (self.pathway.chained and (again or self.taps)):
             raise RuntimeError(
                 f"a gradient is asked for at the input of '{label}', but example_input showed no signal to carry there; "
                 "attach with an example_input that goes the same way through the model"
@@ -129,7 +166,14 @@ class Wiring:
                 f"activity at '{label}' has shape {list(x.shape)}, but its direct feedback was made for "
                 f"[N, {', '.join(map(str, feedback.shape[1:]))}]; attach with an example_input of the size you train on"
             )
-        self.taps.append(Tap(owner, label, plasticity, x, feedback, self.last_output))
+        tap = Tap(owner, label, len(x), None if feedback is None else len(feedback))
+        if self.pathway.chained:
+            tap.x, tap.feedback, tap.before = x, feedback, self.last_output
+        else:
+            # Made again as well: checkpointing counts what is kept for the backward.
+            tap.handle = _Enter.apply(x, feedback, owner, plasticity, self.error)  # type: ignore[assignment]
+        if self.taps is not None:
+            self.taps.append(tap)
 
     def see_output(self, synapse: Synapse, args: tuple[Any, ...], output: Tensor) -> None:
         """Forward hook of every synapse of a chained pathway."""
@@ -153,18 +197,20 @@ class Wiring:
         tensor = pick(output, self.output)
         outputs = tensor[0].numel() if len(tensor) else None
         for tap in taps:
-            assert tap.x is not None
-            if len(tap.x) != len(tensor):
+            if tap.rows != len(tensor):
                 raise RuntimeError(
-                    f"activity at '{tap.label}' has {len(tap.x)} rows but the output has {len(tensor)}; a direct signal needs "
+                    f"activity at '{tap.label}' has {tap.rows} rows but the output has {len(tensor)}; a direct signal needs "
                     "the batch in the first dimension throughout (name whole blocks with at=[...])"
                 )
-            if tap.feedback is not None and outputs not in (None, len(tap.feedback)):
+            if tap.outputs is not None and outputs not in (None, tap.outputs):
                 raise RuntimeError(
                     f"the model's output has {outputs} values per sample, but the direct feedback of '{tap.label}' was made "
-                    f"for {len(tap.feedback)}; attach with an example_input of the size you train on"
+                    f"for {tap.outputs}; attach with an example_input of the size you train on"
                 )
-        weights = [tap.owner.weight for tap in taps] if self.pathway.chained else []
-        edges = (*(tap.x for tap in taps), *(tap.feedback for tap in taps), *weights)
-        connected = _Broadcast.apply(tensor, self.pathway, taps, *edges)
-        return substitute(output, tensor, connected)
+        if self.pathway.chained:
+            weights = [tap.owner.weight for tap in taps]
+            edges = (*(tap.x for tap in taps), *(tap.feedback for tap in taps), *weights)
+            handles = [_Chain.apply(self.pathway, self.error, taps, *edges)]
+        else:
+            handles = [tap.handle for tap in taps]
+        return substitute(output, tensor, _Broadcast.apply(tensor, self.error, *handles))

@@ -1,0 +1,34 @@
+"""Products of unequal sides against double precision."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apical.product import product
+
+
+@given(
+    rows=st.sampled_from((1, 2, 7, 10, 31, 32, 40, 50, 60, 64, 128)),
+    inner=st.sampled_from((1, 2, 10, 32, 33, 63, 64, 100)),
+    columns=st.sampled_from((1, 3, 64, 399, 400, 1024)),
+    layouts=st.tuples(st.sampled_from("cts"), st.sampled_from("cts")),
+    dtype=st.sampled_from((torch.float32, torch.float64)),
+)
+@settings(deadline=None, max_examples=200)
+def test_product_is_right_for_every_shape_and_stride(rows, inner, columns, layouts, dtype):
+    def made(shape, layout):
+        if layout == "t":
+            return torch.randn(shape[::-1], dtype=dtype).t()
+        return (
+            torch.randn(shape[0], 2 * shape[1], dtype=dtype)[:, ::2]
+            if layout == "s"
+            else torch.randn(shape, dtype=dtype)
+        )
+
+    a, b = made((rows, inner), layouts[0]), made((inner, columns), layouts[1])
+    found, exact = product(a, b), a.double() @ b.double()
+    assert found.dtype == dtype
+    assert found.shape == exact.shape
+    assert found.is_contiguous()
+    scale = (a.double().abs() @ b.double().abs()).clamp_min(1e-30)
+    assert ((found.double() - exact).abs() / scale).max() < 4 * inner**0.5 * torch.finfo(dtype).eps
