@@ -135,6 +135,17 @@ def test_a_state_goes_on_as_if_it_had_never_stopped():
     equal(other, whole)
 
 
+def test_a_loaded_state_brings_its_learning_rate_even_after_a_step():
+    net, _, moves = run(chain, "fa", lambda learner: apical.LocalSGD(learner, 0.05), steps=1)
+    state = copy.deepcopy(moves.state_dict())
+    state["param_groups"][0]["lr"] = 0.0
+    moves.load_state_dict(state)
+    before = copy.deepcopy(net[4].weight)
+    cross_entropy(net(X), Y).mean().backward()
+    moves.step()
+    assert torch.equal(net[4].weight, before)
+
+
 def test_frozen_left_out_and_tied_weights_are_as_with_torch():
     def freeze(learner, optimizer):
         learner.model[4].requires_grad_(False)

@@ -124,6 +124,7 @@ class Learner:
         self.adapted = 0
         different = list(dict.fromkeys(rules.values()))
         leading = next((one for one in different if one.pathway.wired), different[0])
+        self._adapts = any(one.pathway.adapts or one.plasticity.adapts for one in different)
         self._wiring = Wiring(leading.pathway, output)
         self._recorder: Recorder | None = None
         self._features: dict[tuple[torch.Size, ...], dict[str, torch.Size]] = {}
@@ -261,6 +262,8 @@ class Learner:
             ValueError: if a rule needs losses and the criterion does not give one per sample.
             RuntimeError: if a rule compares passes, and the model is random beyond PyTorch's global generator.
         """
+        if not self._adapts:
+            return
         parts = self._phases()
         if not parts:
             return

@@ -73,9 +73,26 @@ class LocalSGD(Optimizer):
         self._updates = Updates(self, learner, waits=waits)
         learner._wiring.local = self._updates
 
-    @torch.no_grad()
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients that parameters outside synapses got."""
+        if not set_to_none:
+            return super().zero_grad(set_to_none=False)
+        # The base class's way takes as long as a small layer's product.
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad = None
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move all that has not been moved in the backward pass, and close the step."""
+        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks:
+            return _with_hooks(self, closure)
+        return self._step(closure)
+
+    # The base class would wrap it in a profiler's record and in hooks, which take as long as three small layers' updates.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -87,6 +104,7 @@ class LocalSGD(Optimizer):
                 self._ordinary(moved, group)
         return loss
 
+    @torch.no_grad()
     def _ordinary(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         buffers = [self.state[p].get("momentum_buffer") for p in parameters]
         sgd(
@@ -105,42 +123,56 @@ class LocalSGD(Optimizer):
                 self.state[parameter]["momentum_buffer"] = buffer
 
 
-@dataclass
-class _Pending:
-    """What a synapse has heard in this step: calls to come, and what has come and waits."""
+_with_hooks = Optimizer.profile_hook_step(LocalSGD._step)
 
+
+_Update = tuple[Tensor, Tensor, Tensor | None]
+"""One call's delta and x, and their product delta^T x where it is made already."""
+
+
+@dataclass(slots=True, eq=False)
+class _Site:
+    """What a synapse has heard in this step: how many calls are to come, and what has come and waits."""
+
+    synapse: Synapse
     expected: int = 0
-    waiting: list[_Product] = field(default_factory=list)
+    waiting: list[_Update] = field(default_factory=list)
     bias: Tensor | None = None
     feedback: bool = False
+    heard: bool = False
     done: bool = False
+
+    def reset(self) -> None:
+        """Ready for the next step."""
+        self.expected, self.bias, self.feedback, self.heard, self.done = 0, None, False, False, False
+        self.waiting.clear()
 
 
 class Updates:
-    """The synapses' side of `LocalSGD`."""
+    """The synapses' side of `LocalSGD`. Small layers take no longer than the calls in here, so these are few."""
 
     def __init__(self, optimizer: LocalSGD, learner: Learner, *, waits: bool) -> None:
         self.optimizer, self.waits = optimizer, waits
         self.paused = False
-        self.pending: dict[Synapse, _Pending] = {}
-        self.groups: dict[int, dict[str, Any]] = {}
+        self.sites: dict[Synapse, _Site] = {synapse: _Site(synapse) for synapse in learner.synapses.values()}
+        self._groups: dict[int, dict[str, Any]] = {}
+        self._seen: list[dict[str, Any]] = []
         # Weights that several modules hold hear from all of them before they may move.
         held = [id(p) for module in learner.model.modules() for p in module._parameters.values() if p is not None]
         self.tied = {one for one, times in Counter(held).items() if times > 1}
 
     def expect(self, synapse: Synapse) -> Updates | None:
         """A call of `synapse` in a forward pass with a graph; None if its weights are to get an ordinary gradient."""
-        if self.paused or torch.compiler.is_compiling() or self._group(synapse._parameters["weight"]) is None:
+        groups = self.optimizer.param_groups
+        # A state that is loaded brings groups of its own.
+        if len(groups) != len(self._seen) or groups[0] is not self._seen[0]:
+            self._seen = list(groups)
+            self._groups = {id(p): group for group in groups for p in group["params"] if id(p) not in self.tied}
+        if self.paused or id(synapse._parameters["weight"]) not in self._groups or torch.compiler.is_compiling():
             return None
         if torch._C._current_graph_task_id() == -1:  # Else activation checkpointing computes a pass anew.
-            self.pending.setdefault(synapse, _Pending()).expected += 1
+            self.sites[synapse].expected += 1
         return self
-
-    def _group(self, parameter: nn.Parameter | None) -> dict[str, Any] | None:
-        if id(parameter) not in self.groups:
-            groups = self.optimizer.param_groups
-            self.groups = {id(p): group for group in groups for p in group["params"] if id(p) not in self.tied}
-        return self.groups.get(id(parameter))
 
     def take(
         self,
@@ -149,137 +181,117 @@ class Updates:
         delta: Tensor,
         product: Tensor | None,
         bias: Tensor | None,
-        *,
         feedback: bool,
     ) -> Tensor | None:
         """One call's update, in the backward pass: its factors, and their product where it is made already.
 
-        Returns the bias's gradient if it is to go the ordinary way.
+        feedback: whether trainable feedback is to move by the same product. Returns the bias's gradient if it is to go the
+        ordinary way.
         """
-        pending = self.pending.setdefault(synapse, _Pending())
-        if pending.done:
+        site = self.sites[synapse]
+        if site.done:
             raise RuntimeError(
                 f"'{synapse.label}' got a second backward pass before step(), but LocalSGD has applied the first one's update "
                 "already; call step() after each, or accumulate gradients with torch.optim.SGD"
             )
-        pending.waiting.append(_Product(delta, x, product))
-        pending.feedback |= feedback
-        if bias is not None and self._group(synapse._parameters["bias"]) is not None:
-            pending.bias = bias if pending.bias is None else pending.bias + bias
+        site.heard = True
+        if bias is not None and id(synapse._parameters["bias"]) in self._groups:
+            site.bias = bias if site.bias is None else site.bias + bias
             bias = None
-        pending.expected -= 1
-        if pending.expected <= 0 and not self.waits:
-            self._apply(synapse, pending)
-            pending.done = True
+        site.feedback |= feedback
+        site.waiting.append((delta, x, product))
+        site.expected -= 1
+        if site.expected <= 0 and not self.waits:
+            self._apply(site)
+            site.done = True
         return bias
 
     def close(self) -> None:
         """End a step: apply what waits."""
-        for synapse, pending in self.pending.items():
-            beside = [synapse.weight.grad, None if pending.bias is None else synapse.bias.grad]  # type: ignore[union-attr]
-            if any(grad is not None for grad in beside) and (pending.done or pending.waiting):
-                raise RuntimeError(
-                    f"the weights of '{synapse.label}' got a gradient besides their synapse's own update (from a penalty on "
-                    "weights?), and LocalSGD can't add the two; use its weight_decay, or torch.optim.SGD"
-                )
-            if pending.waiting:
-                self._apply(synapse, pending)
-        self.pending.clear()
+        for site in self.sites.values():
+            if site.heard:
+                own = site.synapse._parameters
+                beside = own["weight"].grad if site.bias is None else (own["weight"].grad, own["bias"].grad)  # type: ignore[union-attr]
+                if beside is not None and beside != (None, None):
+                    raise RuntimeError(
+                        f"the weights of '{site.synapse.label}' got a gradient besides their synapse's own update (from a "
+                        "penalty on weights?), and LocalSGD can't add the two; use its weight_decay, or torch.optim.SGD"
+                    )
+                if site.waiting:
+                    with torch.no_grad():
+                        self._apply(site)
+                site.reset()
+            elif site.expected:
+                site.reset()
 
     def drop(self) -> None:
         """Let go of what waits, without learning from it."""
-        self.pending.clear()
+        for site in self.sites.values():
+            site.reset()
 
-    def _apply(self, synapse: Synapse, pending: _Pending) -> None:
-        waiting, pending.waiting = pending.waiting, []
-        weight, feedback = synapse.weight, synapse._parameters.get("feedback")
-        moves = feedback if pending.feedback and feedback is not None and self._group(feedback) is not None else None
-        product = waiting[0]
-        if len(waiting) > 1 or moves is not None or weight.dtype != product.dtype:
+    def _apply(self, site: _Site) -> None:
+        own, waiting = site.synapse._parameters, site.waiting
+        weight, feedback = own["weight"], own.get("feedback")
+        assert weight is not None
+        delta, x, product = waiting[0]
+        moves = feedback is not None and site.feedback and id(feedback) in self._groups
+        if moves or len(waiting) > 1 or weight.dtype != delta.dtype:
             # In full, where it is needed more than once.
-            total = product.tensor if len(waiting) == 1 else sum(one.tensor for one in waiting)
-            product = _Product.of(total.to(weight.dtype))  # type: ignore[union-attr]
-        if moves is not None:
-            own = synapse.plasticity.increment(product.tensor)
-            if own is not None:
-                self._move(moves, _Product.of(own))
-        self._move(weight, product)
-        if pending.bias is not None:
-            own_bias = synapse._parameters["bias"]
-            assert own_bias is not None
-            self._move(own_bias, _Product.of(pending.bias.to(own_bias.dtype)))
+            made = [torch.mm(d.t(), a) if p is None else p for d, a, p in waiting]
+            product = sum(made[1:], made[0]).to(weight.dtype)
+        waiting.clear()
+        if moves:
+            assert feedback is not None
+            increment = site.synapse.plasticity.increment(product)
+            if increment is not None:
+                self._move(feedback, delta, x, increment)
+        self._move(weight, delta, x, product)
+        if site.bias is not None:
+            bias = own["bias"]
+            assert bias is not None
+            self._move(bias, delta, x, site.bias if site.bias.dtype == bias.dtype else site.bias.to(bias.dtype))
 
-    def _move(self, parameter: nn.Parameter, product: _Product) -> None:
-        group = self._group(parameter)
-        assert group is not None
+    def _move(self, parameter: nn.Parameter, delta: Tensor, x: Tensor, product: Tensor | None) -> None:
+        group = self._groups[id(parameter)]
         lr, m, decay = group["lr"], group["momentum"], group["weight_decay"]
         # In place, so that autograd tells if something else in the graph still needs the weights as they were.
-        value = parameter
         if not m:
-            product.into(value, 1 - lr * decay, -lr)
+            _add(parameter, 1 - lr * decay, delta, x, product, -lr)
             return
         state = self.optimizer.state[parameter]
         velocity = state.get("momentum_buffer")
         if velocity is None:
-            velocity = state["momentum_buffer"] = torch.empty_like(value)
-            product.into(velocity, 0, 1)
+            velocity = state["momentum_buffer"] = torch.empty_like(parameter)
+            _add(velocity, 0, delta, x, product, 1)
             if decay:
-                velocity.add_(value, alpha=decay)
-            value.add_(velocity, alpha=-lr * (1 + m) if group["nesterov"] else -lr)
+                velocity.add_(parameter, alpha=decay)
+            parameter.add_(velocity, alpha=-lr * (1 + m) if group["nesterov"] else -lr)
             return
         if group["nesterov"]:
             # g + m v_new = (1 + m) v_new - m v_old, without keeping g: the old velocity's share goes first.
-            value.add_(velocity, alpha=lr * m)
-            product.into(velocity, m * (1 - lr * decay), 1)
+            parameter.add_(velocity, alpha=lr * m)
+            _add(velocity, m * (1 - lr * decay), delta, x, product, 1)
             if decay:
-                velocity.add_(value, alpha=decay)
-            value.add_(velocity, alpha=-lr * (1 + m))
+                velocity.add_(parameter, alpha=decay)
+            parameter.add_(velocity, alpha=-lr * (1 + m))
             return
         keep = 1 - group["dampening"]
-        product.into(velocity, m, keep)
+        _add(velocity, m, delta, x, product, keep)
         if decay:
-            velocity.add_(value, alpha=decay * keep)
-        value.add_(velocity, alpha=-lr)
+            velocity.add_(parameter, alpha=decay * keep)
+        parameter.add_(velocity, alpha=-lr)
 
 
-class _Product:
-    """delta^T x of one call of a synapse; made only where it has to be."""
-
-    def __init__(self, delta: Tensor, x: Tensor, made: Tensor | None) -> None:
-        self.factors = (delta, x) if made is None else None
-        self.made = made
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> _Product:
-        """A product that is made already."""
-        return cls(tensor, tensor, tensor)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the factors."""
-        return self.factors[0].dtype if self.made is None else self.made.dtype  # type: ignore[index]
-
-    @property
-    def tensor(self) -> Tensor:
-        """In full, shaped like the weights."""
-        if self.made is None:
-            assert self.factors is not None
-            delta, x = self.factors
-            self.made = torch.mm(delta.t(), x)
-        return self.made
-
-    def into(self, target: Tensor, beta: float, alpha: float) -> None:
-        """Make `target` beta times itself plus alpha times the product."""
-        if self.made is None:
-            assert self.factors is not None
-            delta, x = self.factors
-            target.addmm_(delta.t(), x, beta=beta, alpha=alpha)
-        elif beta == 0:
-            torch.mul(self.made, alpha, out=target)
-        else:
-            if beta != 1:
-                target.mul_(beta)
-            target.add_(self.made, alpha=alpha)
+def _add(target: Tensor, beta: float, delta: Tensor, x: Tensor, product: Tensor | None, alpha: float) -> None:
+    """Make `target` beta times itself plus alpha times the product delta^T x."""
+    if product is None:
+        target.addmm_(delta.t(), x, beta=beta, alpha=alpha)
+    elif beta == 0:
+        torch.mul(product, alpha, out=target)
+    else:
+        if beta != 1:
+            target.mul_(beta)
+        target.add_(product, alpha=alpha)
 
 
 @contextmanager

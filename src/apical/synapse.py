@@ -86,7 +86,7 @@ class _Learn(torch.autograd.Function):
             signal = signal.mul_(gain)
         if local is not None:
             # After the signal, which belongs to the weights as they were.
-            bias = local.take(synapse, x, delta, product, bias, feedback=need_feedback)
+            bias = local.take(synapse, x, delta, product, bias, need_feedback)
             product = None
         if ctx.call is not None:
             ctx.call.hear(delta, signal, ctx.geometry)
