@@ -135,6 +135,34 @@ def test_a_state_goes_on_as_if_it_had_never_stopped():
     equal(other, whole)
 
 
+@pytest.mark.parametrize("change", [{"weight_decay": 0.1}, {"momentum": 0.5}, {"nesterov": True}])
+@pytest.mark.parametrize("group", [0, 1])
+def test_a_velocity_that_weights_and_feedback_share_parts_when_their_options_do(group, change):
+    def groups(learner):
+        feedback = learner.feedback_parameters()
+        return [{"params": learner.forward_parameters()}, {"params": feedback, "lr": 0.02}]
+
+    def train(optimizer):
+        net = chain()
+        learner = attach(net, "kp")
+        moves = optimizer(learner)
+        for step in range(6):
+            if step == 3:
+                if optimizer is local:
+                    ours = [moves.state[p]["momentum_buffer"] for p in (net[4].weight, net[4]._parameters["feedback"])]
+                    assert ours[0] is ours[1]
+                moves.param_groups[group].update(change)
+            cross_entropy(net(X), Y).mean().backward()
+            moves.step()
+            moves.zero_grad()
+        return net
+
+    def local(learner):
+        return apical.LocalSGD(learner, 0.05, 0.9, params=groups(learner))
+
+    equal(train(local), train(lambda learner: torch.optim.SGD(groups(learner), 0.05, 0.9)))
+
+
 def test_a_loaded_state_brings_its_learning_rate_even_after_a_step():
     net, _, moves = run(chain, "fa", lambda learner: apical.LocalSGD(learner, 0.05), steps=1)
     state = copy.deepcopy(moves.state_dict())

@@ -76,7 +76,8 @@ class LocalSGD(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients that parameters outside synapses got."""
         if not set_to_none:
-            return super().zero_grad(set_to_none=False)
+            super().zero_grad(set_to_none=False)
+            return
         # The base class's way takes as long as a small layer's product.
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -235,21 +236,48 @@ class Updates:
         assert weight is not None
         delta, x, product = waiting[0]
         moves = feedback is not None and site.feedback and id(feedback) in self._groups
-        if moves or len(waiting) > 1 or weight.dtype != delta.dtype:
+        together = moves and self._together(site.synapse, delta)
+        if (moves and not together) or len(waiting) > 1 or weight.dtype != delta.dtype:
             # In full, where it is needed more than once.
             made = [torch.mm(d.t(), a) if p is None else p for d, a, p in waiting]
             product = sum(made[1:], made[0]).to(weight.dtype)
         waiting.clear()
-        if moves:
-            assert feedback is not None
+        if moves and not together:
             increment = site.synapse.plasticity.increment(product)
             if increment is not None:
-                self._move(feedback, delta, x, increment)
+                self._move(feedback, delta, x, increment)  # type: ignore[arg-type]
         self._move(weight, delta, x, product)
+        if together:
+            velocity = self._velocity(weight)["momentum_buffer"]
+            self._velocity(feedback)["momentum_buffer"] = velocity
+            feedback.add_(velocity, alpha=-self._groups[id(feedback)]["lr"])  # type: ignore[union-attr]
         if site.bias is not None:
             bias = own["bias"]
             assert bias is not None
             self._move(bias, delta, x, site.bias if site.bias.dtype == bias.dtype else site.bias.to(bias.dtype))
+
+    def _velocity(self, parameter: Any) -> dict[str, Any]:
+        return self.optimizer.state[parameter]
+
+    def _together(self, synapse: Synapse, delta: Tensor) -> bool:
+        """Whether weights and trainable feedback have one velocity: the same sum of products, kept once."""
+        weight, feedback = synapse._parameters["weight"], synapse._parameters["feedback"]
+        one, other = self._groups[id(weight)], self._groups[id(feedback)]
+        if not (one["momentum"] or other["momentum"]):
+            return False
+        mine, its = self._velocity(weight), self._velocity(feedback)
+        velocity, another = mine.get("momentum_buffer"), its.get("momentum_buffer")
+        alike = (
+            one["momentum"] == other["momentum"]
+            and one["dampening"] == other["dampening"]
+            and not (one["weight_decay"] or other["weight_decay"] or one["nesterov"] or other["nesterov"])
+            and synapse.plasticity.increment(delta) is delta
+        )
+        if velocity is another:
+            if velocity is not None and not alike:
+                its["momentum_buffer"] = velocity.clone()
+            return alike
+        return False
 
     def _move(self, parameter: nn.Parameter, delta: Tensor, x: Tensor, product: Tensor | None) -> None:
         group = self._groups[id(parameter)]
@@ -288,6 +316,8 @@ def _add(target: Tensor, beta: float, delta: Tensor, x: Tensor, product: Tensor 
         target.addmm_(delta.t(), x, beta=beta, alpha=alpha)
     elif beta == 0:
         torch.mul(product, alpha, out=target)
+    elif alpha == 1:
+        torch.add(product, target, alpha=beta, out=target)
     else:
         if beta != 1:
             target.mul_(beta)
