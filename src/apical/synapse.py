@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apical.product import product
+from apical.product import affine, product
 
 if TYPE_CHECKING:
     from apical.pathway import Pathway
@@ -160,11 +160,15 @@ class Synapse(nn.Module):
                 self.wiring.refuse_without_graph(self.label, input)
             if self.clean_weight is not None:
                 return self.conduct(*self.prepare(input, *args))
-            return super().forward(input, *args)
+            return self.infer(input, *args)
         x, feedback = self.pathway.enter(self, input)
         x, geometry = self.prepare(x, *args)
         own = self._parameters  # Read directly: nn.Module's attribute access is slow enough to show on small layers.
         return _Learn.apply(x, own["weight"], own["bias"], feedback, self, geometry)  # type: ignore[return-value]
+
+    def infer(self, input: Tensor, *args: Any) -> Tensor:
+        """The plain layer's forward pass, where no graph is built."""
+        return super().forward(input, *args)
 
     def prepare(self, x: Tensor, *args: Any) -> tuple[Tensor, Geometry]:
         """Input as `transmit` takes it, and the call's geometry. Differentiable, and free of weights."""
@@ -269,8 +273,12 @@ class LinearSynapse(Synapse, nn.Linear):
     plain = nn.Linear
     fuses = True
 
+    def infer(self, input: Tensor, *args: Any) -> Tensor:  # noqa: D102
+        # To the last bit what a pass with a graph gives: node perturbation compares the two.
+        return self.transmit(input, self.weight, self.bias)
+
     def transmit(self, x: Float[Tensor, "*n i"], weight, bias, geometry=()) -> Float[Tensor, "*n o"]:  # noqa: D102
-        return F.linear(x, weight, bias)
+        return affine(x, weight, bias)
 
     def feed_back(self, delta: Float[Tensor, "*n o"], feedback, shape, geometry=()) -> Float[Tensor, "*n i"]:  # noqa: D102
         return torch.matmul(delta, feedback)
