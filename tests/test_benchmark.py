@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
-from apical import benchmark
+from apical import benchmark, timing
 from apical.benchmark import (
     PLAIN,
     SUBJECTS,
@@ -55,7 +55,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(benchmark, "time", clock)
+    monkeypatch.setattr(timing, "time", clock)
     return clock
 
 
@@ -304,6 +304,18 @@ def test_peak_memory_of_a_step_is_repeatable_and_holds_what_the_rule_adds():
     assert memory("bp") == pytest.approx(plain, rel=0.01)
     assert memory("fa") - plain == pytest.approx(feedback, rel=0.05)
     assert memory("kp") - plain == pytest.approx(3 * feedback, rel=0.05)
+
+
+def test_products_of_a_step_are_counted_and_the_share_of_the_floor_follows(tiny, monkeypatch):
+    model = mlp([6, 5, 10])
+    x, y = torch.randn(4, 6), torch.randint(10, (4,))
+    # Forward and update of both layers, the signal of the second: 2 n i o each.
+    expected = 2 * 4 * (2 * 6 * 5 + 3 * 5 * 10)
+    assert timing.products(training_step(model, None, x, y, optimizer="SGD")) == expected
+    assert timing.matrix_rate() > 1e8
+    monkeypatch.setattr(benchmark, "matrix_rate", lambda device: 1e6)
+    for m in run(BenchmarkConfig(networks=("tiny",), rules=("fa",), seconds=0.01)):
+        assert m.share == pytest.approx(1000 * 2 * 4 * (2 * 30 + 3 * 20 + 3 * 40) / 1e6 / m.timing.milliseconds)
 
 
 def test_direct_signals_do_not_wait_for_each_other():

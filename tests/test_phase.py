@@ -491,3 +491,25 @@ def test_ranks_draw_noise_of_their_own(monkeypatch):
         learner.generator.manual_seed(0)
         draws.append(torch.rand(3, generator=Phase(learner, X, Y, cross_entropy).generator))
     assert not torch.equal(*draws)
+
+
+@pytest.mark.parametrize("rule", ["sg", "np"])
+def test_a_gradient_that_somebody_has_kept_stays_as_it_was(rule):
+    """The regression writes its residual to the signal's own memory, but only where nobody else holds it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    learner = apical.attach(net, rule)
+    x, y = torch.randn(8, 6), torch.randint(3, (8,))
+    kept = []
+
+    def keep(module, args, h):
+        if h.requires_grad:
+            h.register_hook(kept.append)
+
+    for layer in (net[1], net[3]):
+        layer.register_forward_hook(keep)
+    apical.losses.cross_entropy(net(x), y).mean().backward()
+    before = [gradient.clone() for gradient in kept]
+    assert len(before) == 2
+    learner.adapt(x, y, apical.losses.cross_entropy)
+    assert all(torch.equal(a, b) for a, b in zip(kept[:2], before, strict=True))

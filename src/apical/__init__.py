@@ -8,6 +8,7 @@ from apical.noise import NoisyActivations, NoisyInput
 from apical.pathway import Direct, Indirect, LayerWise, NoPathway, Scalar
 from apical.plasticity import Fixed, Gradient, Hebbian, Mirror, Perturbation, Signs, Transport
 from apical.registry import register_synapse
+from apical.replicate import Replicas, replicate
 from apical.rules import Rule, rule, rules
 from apical.synapse import (
     Conv1dSynapse,
@@ -42,6 +43,7 @@ __all__ = [
     "NoisyActivations",
     "NoisyInput",
     "Perturbation",
+    "Replicas",
     "Rule",
     "Scalar",
     "Signs",
@@ -53,6 +55,7 @@ __all__ = [
     "audit",
     "learner_of",
     "register_synapse",
+    "replicate",
     "rule",
     "rules",
 ]

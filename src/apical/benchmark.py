@@ -1,20 +1,13 @@
 """Timing a whole training step of every rule against plain PyTorch backpropagation.
 
-All contenders of a network start from the same weights, see the same batch and use the same optimizer. They take turns, in an
-order that rotates; a round's ratio is a contender's time over the plain step's of the same round, and the figure is the median
-over all rounds. A turn is several steps where steps are short, because training repeats one model: alternating single steps
-would find every cache emptied by the others, which slows the plain step most and flatters the rest by up to 4 percent. Models
-are made anew several times, because where memory happens to lie shifts a contender's time by percents.
+All contenders of a network start from the same weights, see the same batch and use the same optimizer; how they are timed, see
+`timing`. The floor is the plain network's matrix products alone, at the rate of the machine's best ones.
 """
 
 from __future__ import annotations
 
 import copy
-import gc
 import math
-import os
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,19 +22,14 @@ from apical.local import LocalSGD
 from apical.losses import LOSSES, cross_entropy
 from apical.networks import lansdell2020_cnn, mlp, parse_sizes, resnet20
 from apical.spec import nearest, optimizer_of, rule_of
+from apical.timing import Maker, Step, Timing, contest, matrix_rate, peak_memory, products
 
 if TYPE_CHECKING:
     from apical.training.compare import CompareConfig
 
 PLAIN = "plain"
-TURN = 0.05
-"""Seconds that a turn of the first contender is to last at least."""
-
 SETTINGS = {"for-loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 """Implementations of plain SGD; the fastest one is what LocalSGD is compared with."""
-
-Step = Callable[[], None]
-Maker = Callable[[], Step]
 
 
 @dataclass(frozen=True)
@@ -126,22 +114,11 @@ class BenchmarkConfig:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """One contender's time per step.
-
-    milliseconds: median. ratio: median over rounds of its time over the plain step's. low, high: quartiles of that.
-    """
-
-    milliseconds: float
-    ratio: float
-    low: float
-    high: float
-    rounds: int
-
-
-@dataclass(frozen=True)
 class Measurement:
-    """One rule on one network. peak_memory: MiB; memory_ratio: to the plain step's."""
+    """One rule on one network.
+
+    peak_memory: MiB; memory_ratio: to the plain step's. share: of the floor, its time over the step's.
+    """
 
     network: str
     batch: int
@@ -149,55 +126,11 @@ class Measurement:
     timing: Timing
     peak_memory: float
     memory_ratio: float
+    share: float = math.nan
 
     def asdict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
-
-
-def contest(makers: dict[str, Maker], *, seconds: float, repeats: int = 1, device: str = "cpu") -> dict[str, Timing]:
-    """Time contenders in turn. `makers` gives each one's training step; the first is what the others are compared with."""
-    names = list(makers)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    share = seconds / repeats
-    for _ in range(repeats):
-        steps = {name: make() for name, make in makers.items()}
-        warm = [[_time(step, device), _time(step, device)] for step in steps.values()]
-        # Not so long that fewer than some ten rounds fit.
-        length = max(1, math.ceil(min(TURN, share / (10 * len(names))) / warm[0][1]))
-        gc.collect()
-        until, turn = time.perf_counter() + share, 0
-        while turn < 3 or time.perf_counter() < until:
-            for place in range(len(names)):
-                name = names[(place + turn) % len(names)]
-                times[name].append(_turn(steps[name], length, device))
-            turn += 1
-    reference = times[names[0]]
-    return {name: _timing(own, reference) for name, own in times.items()}
-
-
-def _turn(step: Step, length: int, device: str) -> float:
-    """Seconds per step over a turn; where it has several, one more goes first to fill the caches."""
-    if length > 1:
-        step()
-    return _time(step, device, length)
-
-
-def _time(step: Step, device: str, length: int = 1) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(length):
-        step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) / length
-
-
-def _timing(times: list[float], reference: list[float]) -> Timing:
-    ratios = [own / plain for own, plain in zip(times, reference, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return Timing(1000 * statistics.median(times), middle, low, high, len(ratios))
 
 
 def training_step(
@@ -238,44 +171,6 @@ def training_step(
     return step
 
 
-def peak_memory(make: Maker, device: str = "cpu") -> float:
-    """Most MiB alive at once in PyTorch's allocator during a contender's first three steps.
-
-    Weights, feedback, optimizer state, gradients and activations; not the interpreter, nor what kernels keep for themselves.
-    """
-    gc.collect()
-    if device == "cuda":
-        before = torch.cuda.memory_allocated()
-        step = make()
-        torch.cuda.reset_peak_memory_stats()
-        _three(step)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    steps: list[Step] = []
-    standing, _ = _allocated(lambda: steps.append(make()))
-    _, peak = _allocated(lambda: _three(steps[0]))
-    return (standing + peak) / 2**20
-
-
-def _three(step: Step) -> None:
-    for _ in range(3):
-        step()
-
-
-def _allocated(act: Callable[[], None]) -> tuple[int, int]:
-    """Bytes that `act` leaves allocated, and the most above the start at any moment of it."""
-    # PyTorch's profiler announces itself on stderr at any other level.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        act()
-    assert profiler.profiler is not None
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
-    alive = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        alive += event.nbytes()  # type: ignore[attr-defined]
-        peak = max(peak, alive)
-    return alive, peak
-
-
 def run(config: BenchmarkConfig, watcher: Callable[[str], None] = lambda network: None) -> list[Measurement]:
     """Time every network under every rule; `watcher(network)` is called before each network."""
     threads = torch.get_num_threads()
@@ -283,15 +178,16 @@ def run(config: BenchmarkConfig, watcher: Callable[[str], None] = lambda network
         torch.set_num_threads(config.threads)
     try:
         found = []
+        rate = matrix_rate(config.device)
         for network in config.networks:
             watcher(network)
-            found += _measure(config, network)
+            found += _measure(config, network, rate)
         return found
     finally:
         torch.set_num_threads(threads)
 
 
-def _measure(config: BenchmarkConfig, network: str) -> list[Measurement]:
+def _measure(config: BenchmarkConfig, network: str, rate: float) -> list[Measurement]:
     subject = SUBJECTS[network]
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -312,14 +208,26 @@ def _measure(config: BenchmarkConfig, network: str) -> list[Measurement]:
         makers = {PLAIN: maker(None, fastest), **{rule: maker(rule) for rule in config.rules}}
         timings = contest(makers, seconds=config.seconds, repeats=config.repeats, device=config.device)
         memory = {name: peak_memory(make, config.device) for name, make in makers.items()}
+        floor = 1000 * products(makers[PLAIN]()) / rate
     return [
-        Measurement(network, subject.batch, name, timing, memory[name], memory[name] / memory[PLAIN])
+        Measurement(
+            network,
+            subject.batch,
+            name,
+            timing,
+            memory[name],
+            memory[name] / memory[PLAIN],
+            floor / timing.milliseconds,
+        )
         for name, timing in timings.items()
     ]
 
 
 def table(measurements: list[Measurement]) -> Table:
-    """Ratios to the plain step, a row per rule and a column per network; peak memory's ratio in brackets."""
+    """Ratios to the plain step, a row per rule and a column per network; peak memory's ratio in brackets.
+
+    The row of the plain step has milliseconds, MiB, and its share of the floor.
+    """
     networks = list(dict.fromkeys(m.network for m in measurements))
     rules = list(dict.fromkeys(m.rule for m in measurements))
     result = Table(
@@ -338,7 +246,8 @@ def table(measurements: list[Measurement]) -> Table:
 
 def _cell(m: Measurement) -> str:
     if m.rule == PLAIN:
-        return f"{m.timing.milliseconds:.2f} ms\n{m.peak_memory:.{0 if m.peak_memory >= 10 else 1}f} MiB"
+        share = "" if math.isnan(m.share) else f"\n{100 * m.share:.0f} % of floor"
+        return f"{m.timing.milliseconds:.2f} ms\n{m.peak_memory:.{0 if m.peak_memory >= 10 else 1}f} MiB{share}"
     return f"{m.timing.ratio:.2f} ({m.memory_ratio:.2f})"
 
 

@@ -77,8 +77,8 @@ class Conditions:
     random: Tensor
     random_cuda: list[tuple[int, Tensor]]
     autocast: tuple[str, torch.dtype] | None
-    normalized: dict[nn.Module, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
-    """Mean and variance that each batch normalization took from the batch, call by call."""
+    normalized: dict[nn.Module, list[_Statistics]] = field(default_factory=dict)
+    """What each batch normalization took from the batch, call by call."""
 
     @classmethod
     def now(cls, devices: list[int], kind: str) -> Conditions:
@@ -115,20 +115,36 @@ class Conditions:
                 vars(module).pop("forward", None)
 
 
+@dataclass(frozen=True)
+class _Statistics:
+    """Mean [C] of a batch, with its variance [C] or, as autograd keeps it, one over the standard deviation."""
+
+    mean: Tensor
+    variance: Tensor | None
+    precision: Tensor | None = None
+
+    def squared(self, eps: float) -> Tensor:
+        """The variance; computed here, since not every phase asks for it."""
+        if self.variance is not None:
+            return self.variance
+        assert self.precision is not None
+        return self.precision.pow(-2).sub_(eps).clamp_(min=0)
+
+
 class _Normalized:
     """A batch normalization that takes its statistics, call by call, from a pass before."""
 
-    def __init__(self, module: _BatchNorm, statistics: list[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, module: _BatchNorm, statistics: list[_Statistics]) -> None:
         self.module, self.statistics = module, iter(statistics)
 
     def __call__(self, x: Tensor) -> Tensor:
-        mean, variance = next(self.statistics)
-        module = self.module
-        return F.batch_norm(x, mean, variance, module.weight, module.bias, training=False, eps=module.eps)
+        found, module = next(self.statistics), self.module
+        variance = found.squared(module.eps)
+        return F.batch_norm(x, found.mean, variance, module.weight, module.bias, training=False, eps=module.eps)
 
 
-def _statistics(module: _BatchNorm, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance [C] of a batch that a normalization has just seen."""
+def _statistics(x: Tensor, output: Tensor) -> _Statistics:
+    """Of a batch that a normalization has just seen."""
     # Not through hooks: activation checkpointing would compute the block anew to answer.
     autograd = getattr(torch._C, "_autograd", None)
     hooked = getattr(autograd, "_top_saved_tensors_default_hooks", lambda _: True)(False)
@@ -136,10 +152,10 @@ def _statistics(module: _BatchNorm, x: Tensor, output: Tensor) -> tuple[Tensor, 
     mean, deviation = getattr(node, "_saved_result1", None), getattr(node, "_saved_result2", None)
     if mean is not None and deviation is not None and mean.numel() == deviation.numel() == x.shape[1]:
         # Autograd has kept them; computing them again takes longer than the normalization.
-        return mean.detach(), deviation.detach().pow(-2).sub_(module.eps).clamp_(min=0)
+        return _Statistics(mean.detach(), None, deviation.detach())
     x = x.detach() if x.dtype == torch.float64 else x.detach().float()
     variance, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
-    return mean, variance
+    return _Statistics(mean, variance)
 
 
 class Recorder:
@@ -200,7 +216,7 @@ class Recorder:
         mixes = module.training or module.running_mean is None
         current = self.learner._wiring.current
         if current is not None and mixes and not torch.compiler.is_compiling():
-            found = _statistics(module, args[0], output)
+            found = _statistics(args[0], output)
             current.conditions.normalized.setdefault(module, []).append(found)
 
 

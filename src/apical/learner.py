@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from apical.registry import synapse_type
 from apical.rules import Rule, Rules
 from apical.synapse import Synapse
 from apical.wiring import Wiring
+
+if TYPE_CHECKING:
+    from apical.replicate import Replicas
 
 ExampleInput = Tensor | Sequence[Any] | Mapping[str, Any]
 Criterion = Callable[[Any, Any], Tensor]
@@ -45,7 +48,7 @@ def attach(
     add trainable feedback to ``model.parameters()``.
 
     Args:
-        model: any network whose weights lie in layers that apical knows; see `register_synapse`.
+        model: any network whose weights lie in layers that apical knows (see `register_synapse`), or `Replicas` of one.
         rule: a name from `apical.rules`, or a `Rule`; or a dict from module names to these, where each layer takes the
             rule of the nearest module around it ("" is the whole model): {"": "kp", "layer1": "wm", "fc": "bp"}.
         example_input: one input batch as the model takes it: a tensor, a tuple of arguments, or a dict of keyword
@@ -68,6 +71,11 @@ def attach(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if (replicas := _replicas(model)) is not None:
+        shown = None if example_input is None else replicas.fold(example_input)
+        learner = attach(replicas.model, rule, example_input=shown, at=at, generator=generator, output=output)
+        vars(replicas)["_example"], learner._fold = example_input, replicas.fold
+        return learner
     rules = validation.layers(model, rule, example_input, at)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
@@ -95,10 +103,17 @@ def learner_of(model: nn.Module) -> Learner:
     Raises:
         ValueError: if nothing is attached to `model`.
     """
-    found = model.__dict__.get(_LEARNER)
+    replicas = _replicas(model)
+    found = (model if replicas is None else replicas.model).__dict__.get(_LEARNER)
     if found is None:
         raise ValueError("nothing is attached to this model; call apical.attach(model, rule)")
     return found
+
+
+def _replicas(model: nn.Module) -> Replicas | None:
+    from apical.replicate import Replicas
+
+    return model if isinstance(model, Replicas) else None
 
 
 class Learner:
@@ -111,6 +126,7 @@ class Learner:
         blocks: module name -> module, for direct signals that enter at blocks; its `feedback` is [outputs, *features].
         generator: source of all randomness of the feedback.
         adapted: how many times `adapt` was called.
+        copies: how many networks lie side by side in the model (see `replicate`).
     """
 
     def __init__(
@@ -125,7 +141,10 @@ class Learner:
         different = list(dict.fromkeys(rules.values()))
         leading = next((one for one in different if one.pathway.wired), different[0])
         self._adapts = any(one.pathway.adapts or one.plasticity.adapts for one in different)
-        self._wiring = Wiring(leading.pathway, output)
+        self.copies: int = getattr(model, "copies", 1)
+        self._fold: Callable[[Any], Any] | None = None
+        """How the batches of copies that lie side by side become one (see `replicate`)."""
+        self._wiring = Wiring(leading.pathway, output, self.copies)
         self._recorder: Recorder | None = None
         self._features: dict[tuple[torch.Size, ...], dict[str, torch.Size]] = {}
         self._forward: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -171,7 +190,7 @@ class Learner:
         for name in at or ():
             assert shown is not None
             block, plasticity = self.model.get_submodule(name), self.rule.plasticity
-            shape = shown.feedback_shape(shown.blocks[name])
+            shape = shown.feedback_shape(shown.blocks[name], self.copies)
             plasticity.check(block, name, shape)
             plasticity.prepare(block, shape, self.generator)
             block.register_load_state_dict_post_hook(_ignore_missing_feedback)
@@ -201,7 +220,7 @@ class Learner:
             synapse.sends_back = signal is not None and name in shown.receivers(chained=synapse.pathway.chained)
             if signal is None or not synapse.sends_back:
                 return
-            shape = shown.feedback_shape(signal)
+            shape = shown.feedback_shape(signal, self.copies)
         silent = shown is not None and signal is None and not _tracks(synapse)
         if not silent:
             synapse.plasticity.check(synapse, name, shape)
@@ -269,7 +288,7 @@ class Learner:
             return
         try:
             with torch.no_grad():
-                phase = Phase(self, inputs, targets, criterion)
+                phase = Phase(self, inputs if self._fold is None else self._fold(inputs), targets, criterion)
                 for part, sites in parts:
                     phase.sites = sites
                     part.adapt(phase)

@@ -231,22 +231,23 @@ class Updates:
             site.reset()
 
     def _apply(self, site: _Site) -> None:
-        own, waiting = site.synapse._parameters, site.waiting
+        synapse, waiting = site.synapse, site.waiting
+        own = synapse._parameters
         weight, feedback = own["weight"], own.get("feedback")
         assert weight is not None
         delta, x, product = waiting[0]
         moves = feedback is not None and site.feedback and id(feedback) in self._groups
-        together = moves and self._together(site.synapse, delta)
+        together = moves and self._together(synapse, delta)
         if (moves and not together) or len(waiting) > 1 or weight.dtype != delta.dtype:
             # In full, where it is needed more than once.
-            made = [torch.mm(d.t(), a) if p is None else p for d, a, p in waiting]
+            made = [synapse.hebbian(a, d) if p is None else p for d, a, p in waiting]
             product = sum(made[1:], made[0]).to(weight.dtype)
         waiting.clear()
         if moves and not together:
-            increment = site.synapse.plasticity.increment(product)
+            increment = synapse.plasticity.increment(product)
             if increment is not None:
-                self._move(feedback, delta, x, increment)  # type: ignore[arg-type]
-        self._move(weight, delta, x, product)
+                self._move(feedback, synapse, delta, x, increment)  # type: ignore[arg-type]
+        self._move(weight, synapse, delta, x, product)
         if together:
             velocity = self._velocity(weight)["momentum_buffer"]
             self._velocity(feedback)["momentum_buffer"] = velocity
@@ -254,7 +255,9 @@ class Updates:
         if site.bias is not None:
             bias = own["bias"]
             assert bias is not None
-            self._move(bias, delta, x, site.bias if site.bias.dtype == bias.dtype else site.bias.to(bias.dtype))
+            self._move(
+                bias, synapse, delta, x, site.bias if site.bias.dtype == bias.dtype else site.bias.to(bias.dtype)
+            )
 
     def _velocity(self, parameter: Any) -> dict[str, Any]:
         return self.optimizer.state[parameter]
@@ -279,18 +282,20 @@ class Updates:
             return alike
         return False
 
-    def _move(self, parameter: nn.Parameter, delta: Tensor, x: Tensor, product: Tensor | None) -> None:
+    def _move(
+        self, parameter: nn.Parameter, synapse: Synapse, delta: Tensor, x: Tensor, product: Tensor | None
+    ) -> None:
         group = self._groups[id(parameter)]
         lr, m, decay = group["lr"], group["momentum"], group["weight_decay"]
         # In place, so that autograd tells if something else in the graph still needs the weights as they were.
         if not m:
-            _add(parameter, 1 - lr * decay, delta, x, product, -lr)
+            _add(parameter, 1 - lr * decay, synapse, delta, x, product, -lr)
             return
         state = self.optimizer.state[parameter]
         velocity = state.get("momentum_buffer")
         if velocity is None:
             velocity = state["momentum_buffer"] = torch.empty_like(parameter)
-            _add(velocity, 0, delta, x, product, 1)
+            _add(velocity, 0, synapse, delta, x, product, 1)
             if decay:
                 velocity.add_(parameter, alpha=decay)
             parameter.add_(velocity, alpha=-lr * (1 + m) if group["nesterov"] else -lr)
@@ -298,22 +303,24 @@ class Updates:
         if group["nesterov"]:
             # g + m v_new = (1 + m) v_new - m v_old, without keeping g: the old velocity's share goes first.
             parameter.add_(velocity, alpha=lr * m)
-            _add(velocity, m * (1 - lr * decay), delta, x, product, 1)
+            _add(velocity, m * (1 - lr * decay), synapse, delta, x, product, 1)
             if decay:
                 velocity.add_(parameter, alpha=decay)
             parameter.add_(velocity, alpha=-lr * (1 + m))
             return
         keep = 1 - group["dampening"]
-        _add(velocity, m, delta, x, product, keep)
+        _add(velocity, m, synapse, delta, x, product, keep)
         if decay:
             velocity.add_(parameter, alpha=decay * keep)
         parameter.add_(velocity, alpha=-lr)
 
 
-def _add(target: Tensor, beta: float, delta: Tensor, x: Tensor, product: Tensor | None, alpha: float) -> None:
+def _add(
+    target: Tensor, beta: float, synapse: Synapse, delta: Tensor, x: Tensor, product: Tensor | None, alpha: float
+) -> None:
     """Make `target` beta times itself plus alpha times the product delta^T x."""
     if product is None:
-        target.addmm_(delta.t(), x, beta=beta, alpha=alpha)
+        synapse.add_hebbian(target, x, delta, beta, alpha)
     elif beta == 0:
         torch.mul(product, alpha, out=target)
     elif alpha == 1:

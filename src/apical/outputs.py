@@ -83,8 +83,19 @@ def _substitute(output: Any, old: Tensor, new: Tensor) -> Any | None:
         return None
     replaced = {key: _substitute(value, old, new) for key, value in items.items()}
     replaced = {key: value for key, value in replaced.items() if value is not None}
-    if not replaced:
-        return None
+    return _rebuilt(output, items, replaced) if replaced else None
+
+
+def over_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with every tensor in it changed; containers are copied, not changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    items = _items(value)
+    return _rebuilt(value, items, {key: over_tensors(one, change) for key, one in items.items()}) if items else value
+
+
+def _rebuilt(output: Any, items: dict[Any, Any], replaced: dict[Any, Any]) -> Any:
+    """A copy of the container `output` with some of its items replaced."""
     if isinstance(output, tuple):
         values = [replaced.get(key, value) for key, value in items.items()]
         return type(output)(*values) if hasattr(output, "_fields") else tuple(values)

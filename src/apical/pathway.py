@@ -125,7 +125,7 @@ class Indirect(Direct):
 
     def signals(self, e, taps, xs, feedbacks, weights):  # noqa: D102
         assert feedbacks[0] is not None
-        signals = [carry(e, feedbacks[0], xs[0].shape)]
+        signals = [carry(e, feedbacks[0], xs[0].shape, copies=taps[0].owner.copies)]  # type: ignore[arg-type]
         for here, x, weight, after in zip(taps, xs, weights, xs[1:], strict=False):
             # delta at the previous synapse's output: one local step of autograd over what lies between.
             assert here.before is not None

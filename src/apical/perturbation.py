@@ -26,11 +26,12 @@ class Estimate:
         """In full."""
         return self.values if self.factors is None else self.values * self.factors
 
-    def taken_from(self, signal: Tensor, scale: float = 1.0) -> Tensor:
-        """Signal - scale * estimate, in one pass over memory."""
+    def taken_from(self, signal: Tensor, scale: float = 1.0, *, own: bool = False) -> Tensor:
+        """Signal - scale * estimate, in one pass over memory; own: into the signal's."""
+        out = signal if own else None
         if self.factors is None:
-            return torch.sub(signal, self.values, alpha=scale)
-        return torch.addcmul(signal, self.values, self.factors, value=-scale)
+            return torch.sub(signal, self.values, alpha=scale, out=out)
+        return torch.addcmul(signal, self.values, self.factors, value=-scale, out=out)
 
 
 def estimates(phase: Phase, places: list[str], c: float, distribution: Distribution) -> dict[str, list[Estimate]]:

@@ -48,10 +48,10 @@ class Probed:
         names = [call.name for call in self.calls if call.signal]
         return names[:1] if chained else names
 
-    def feedback_shape(self, features: torch.Size) -> torch.Size:
-        """Shape of direct feedback to activity of `features`: [outputs, *features]."""
+    def feedback_shape(self, features: torch.Size, copies: int = 1) -> torch.Size:
+        """Shape of direct feedback to activity of `features`: [outputs, *features], with a copy's own outputs."""
         assert self.outputs is not None
-        return torch.Size([self.outputs, *features])
+        return torch.Size([self.outputs // copies, *features])
 
 
 def run(model: nn.Module, example_input: Any) -> Any:

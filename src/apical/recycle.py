@@ -32,7 +32,7 @@ class Recycler:
             return None
         blocks = self._blocks.setdefault(name, [])
         blocks[:] = [block for block in blocks if block.shape == like.shape and block.dtype == like.dtype]
-        block = next((block for block in blocks if not _in_use(block)), None)
+        block = next((block for block in blocks if not in_use(block)), None)
         if block is None:
             block = torch.empty(like.shape, dtype=like.dtype)
             blocks[:] = [*blocks[1 - BLOCKS :], block]
@@ -40,7 +40,8 @@ class Recycler:
         return block.detach()
 
 
-def _in_use(block: Tensor) -> bool:
+def in_use(block: Tensor) -> bool:
+    """Whether anything but this tensor holds its memory."""
     storage = block.untyped_storage()
-    # One count is the block's, one this function's.
+    # One count is the tensor's, one this function's.
     return torch._C._storage_Use_Count(storage._cdata) > 2

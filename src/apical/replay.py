@@ -27,6 +27,11 @@ def replaying(learner: Learner, *, phases: bool = False) -> Iterator[Callable[[]
 
     phases: passes inside are recorded for `Learner.adapt`, and feedback that it changes is put back as well.
     """
+    if learner.copies > 1:
+        raise ValueError(
+            "angles and audits are those of one network, and these are copies side by side; take them apart with "
+            "replicas.split() and ask apical.learner_of(copy)"
+        )
     model = learner.model
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     buffers = [b for m in model.modules() if not isinstance(m, Synapse) for b in m.buffers(recurse=False)]

@@ -89,7 +89,8 @@ class _Learn(torch.autograd.Function):
             bias = local.take(synapse, x, delta, product, bias, need_feedback)
             product = None
         if ctx.call is not None:
-            ctx.call.hear(delta, signal, ctx.geometry)
+            # Aliases, so that counts of who holds the memory tell of anybody else.
+            ctx.call.hear(delta, None if signal is None else signal.detach(), ctx.geometry)
         # Feedback follows the weights: it stands still where they are frozen.
         own = synapse.plasticity.increment(product) if need_feedback and need_weight else None
         if (
@@ -120,7 +121,9 @@ class Synapse(nn.Module):
     large: bool = False
     """Whether results of the weights' size are worth keeping memory for (see `recycle`)."""
     fuses: ClassVar[bool] = False
-    """Whether `hebbian` of two-dimensional activities is the matrix product delta^T x, so that it can be added in place."""
+    """Whether `add_hebbian` adds the product of two-dimensional activities in place."""
+    copies: int = 1
+    """How many networks lie side by side in the channels (see `replicate`)."""
     clean_weight: Tensor | None = None
     """While `apical.audit` has poisoned `weight`, the values that only `transmit` may read."""
     plain: ClassVar[type[nn.Module]]
@@ -203,6 +206,10 @@ class Synapse(nn.Module):
         """Sum over the batch (and positions) of delta^T x, shaped like the weight."""
         raise NotImplementedError
 
+    def add_hebbian(self, target: Tensor, x: Tensor, delta: Tensor, beta: float, alpha: float) -> None:
+        """Make `target` beta times itself plus alpha times `hebbian` of two-dimensional activities."""
+        raise NotImplementedError
+
     def respond(
         self,
         x: Tensor | None,
@@ -229,7 +236,7 @@ class Synapse(nn.Module):
     def fans(self) -> tuple[int, int]:
         """(fan in, fan out) of the weights, kernel positions included."""
         outward, inward, *kernel = self.weight.shape
-        return inward * math.prod(kernel), outward * math.prod(kernel)
+        return inward * math.prod(kernel), outward // self.copies * math.prod(kernel)
 
     def extra_repr(self) -> str:
         """The plain layer's description, with how its feedback is carried and learned."""
@@ -289,6 +296,9 @@ class LinearSynapse(Synapse, nn.Linear):
         signal = None if feedback is None else product(delta, feedback)
         hebbian = product(delta.t(), x) if need_weight and x is not None else None
         return signal, hebbian, delta.sum(0) if need_bias else None
+
+    def add_hebbian(self, target, x, delta, beta, alpha):  # noqa: D102
+        target.addmm_(delta.t(), x, beta=beta, alpha=alpha)
 
     def hebbian(self, x: Float[Tensor, "*n i"], delta: Float[Tensor, "*n o"], geometry=()) -> Float[Tensor, "o i"]:  # noqa: D102
         if x.dim() != 2:

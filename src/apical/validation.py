@@ -37,6 +37,12 @@ def layers(model: nn.Module, rule: Rules, example_input: Any, at: Sequence[str] 
             f"rule '{wired.name}' needs example_input, one batch as the model takes it: its feedback has the shape of the "
             "activities it reaches"
         )
+    if getattr(model, "copies", 1) > 1:
+        found += [
+            f"rule '{one.name}' compares losses of whole networks, which copies side by side would share; train them one by one"
+            for one in different
+            if one.pathway.listens or one.plasticity.listens or (one.pathway.wired and one.plasticity.adapts)
+        ]
     chained = next((one for one in different if one.pathway.chained), None)
     if chained is not None and len(different) > 1:
         found.append(

@@ -48,15 +48,35 @@ class _Error:
 
     value: Tensor
 
+    def __init__(self, copies: int) -> None:
+        self.copies = copies
 
-def carry(e: Float[Tensor, "n outputs"], D: Tensor, shape: torch.Size, *, channels_last: bool = False) -> Tensor:
-    """Teaching signal e D at a tap, shaped and laid out like its activity."""
+
+def carry(
+    e: Float[Tensor, "n outputs"], D: Tensor, shape: torch.Size, *, channels_last: bool = False, copies: int = 1
+) -> Tensor:
+    """Teaching signal e D at a tap, shaped and laid out like its activity; for copies side by side, each one's own."""
     if D.dtype != e.dtype:
         D = D.to(e.dtype)
+    if copies > 1:
+        errors, own = (
+            e.unflatten(1, (copies, -1)).transpose(0, 1),
+            D.flatten(1).unflatten(1, (copies, -1)).transpose(0, 1),
+        )
+        signal = torch.bmm(errors, own).transpose(0, 1).reshape(shape)
+        return signal.contiguous(memory_format=torch.channels_last) if channels_last else signal
     if channels_last:
         n, channels, height, width = shape
         return product(e, D.permute(0, 2, 3, 1).flatten(1)).view(n, height, width, channels).permute(0, 3, 1, 2)
     return product(e, D.flatten(1)).view(shape)
+
+
+def _hebbian(e: Float[Tensor, "n outputs"], x: Float[Tensor, "n features"], copies: int) -> Tensor:
+    """e^T x, shaped like direct feedback [outputs, features]; for copies side by side, each one's own."""
+    if copies == 1:
+        return product(e.t(), x)
+    errors, rows = e.unflatten(1, (copies, -1)), x.unflatten(1, (copies, -1))
+    return torch.bmm(errors.permute(1, 2, 0), rows.transpose(0, 1)).transpose(0, 1).flatten(1)
 
 
 class _Enter(torch.autograd.Function):
@@ -65,6 +85,7 @@ class _Enter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, D: Tensor, owner: nn.Module, plasticity: Plasticity, error: _Error) -> Tensor:
         ctx.owner, ctx.plasticity, ctx.error, ctx.shape = owner, plasticity, error, x.shape
+        ctx.copies = error.copies
         ctx.channels_last = (
             D.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         )
@@ -78,9 +99,11 @@ class _Enter(torch.autograd.Function):
         increment = None
         weight = ctx.owner._parameters.get("weight")
         if x is not None and (weight is None or weight.requires_grad):
-            hebbian = product(e.t(), x.flatten(1).to(e.dtype))
+            hebbian = _hebbian(e, x.flatten(1).to(e.dtype), ctx.copies)
             increment = ctx.plasticity.increment(hebbian.view(D.shape))
-        signal = carry(e, D, ctx.shape, channels_last=ctx.channels_last) if ctx.needs_input_grad[0] else None
+        signal = None
+        if ctx.needs_input_grad[0]:
+            signal = carry(e, D, ctx.shape, channels_last=ctx.channels_last, copies=ctx.copies)
         return signal, increment, None, None, None
 
 
@@ -122,11 +145,12 @@ class _Broadcast(torch.autograd.Function):
 class Wiring:
     """What the synapses of one learner share: the taps of the forward pass that is going on."""
 
-    def __init__(self, pathway: Pathway, output: Which = None) -> None:
+    def __init__(self, pathway: Pathway, output: Which = None, copies: int = 1) -> None:
         self.pathway = pathway
         self.output = output
         self.taps: list[Tap] | None = None
-        self.error = _Error()
+        self.copies = copies
+        self.error = _Error(copies)
         self.last_output: GradientEdge | None = None
         self.muted = False
         self.memory = Recycler()
@@ -136,12 +160,19 @@ class Wiring:
         """The pass of the whole model that is being recorded for a phase of its own, while it is open."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "taps": None, "error": _Error(), "last_output": None, "current": None, "local": None}
+        return {
+            **self.__dict__,
+            "taps": None,
+            "error": _Error(self.copies),
+            "last_output": None,
+            "current": None,
+            "local": None,
+        }
 
     def begin(self) -> None:
         """Open a forward pass of the whole model."""
         self.taps = [] if torch.is_grad_enabled() and not self.muted else None
-        self.error = _Error()
+        self.error = _Error(self.copies)
         self.last_output = None
 
     def tap(self, owner: nn.Module, label: str, plasticity: Plasticity, x: Tensor) -> None:
@@ -166,7 +197,7 @@ class Wiring:
                 f"activity at '{label}' has shape {list(x.shape)}, but its direct feedback was made for "
                 f"[N, {', '.join(map(str, feedback.shape[1:]))}]; attach with an example_input of the size you train on"
             )
-        tap = Tap(owner, label, len(x), None if feedback is None else len(feedback))
+        tap = Tap(owner, label, len(x), None if feedback is None else len(feedback) * self.copies)
         if self.pathway.chained:
             tap.x, tap.feedback, tap.before = x, feedback, self.last_output
         else:

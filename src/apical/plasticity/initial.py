@@ -109,9 +109,14 @@ def draw_for(
     """
     weight = owner._parameters.get("weight")
     layerwise = weight is not None and weight.shape == shape and hasattr(owner, "fans")
-    fans = owner.fans() if layerwise else (math.prod(shape[1:]), shape[0])  # type: ignore[operator]
+    # Copies side by side draw one after the other, each as a network of its own would.
+    copies = getattr(owner, "copies", 1)
+    dimension = 0 if layerwise else 1
+    own = torch.Size([*shape[:dimension], shape[dimension] // copies, *shape[dimension + 1 :]])
+    fans = owner.fans() if layerwise else (math.prod(own[1:]), own[0])  # type: ignore[operator]
     reference = weight if weight is not None else next(owner.parameters(), None)
     device = None if reference is None else reference.device
     dtype = None if reference is None else reference.dtype
-    like = weight if layerwise and mirror else None
-    return draw(init, shape, fans=fans, generator=generator, like=like, device=device, dtype=dtype)
+    likes = weight.chunk(copies) if layerwise and mirror else [None] * copies  # type: ignore[union-attr]
+    drawn = [draw(init, own, fans=fans, generator=generator, like=like, device=device, dtype=dtype) for like in likes]
+    return drawn[0] if copies == 1 else torch.cat(drawn, dimension)

@@ -14,6 +14,7 @@ from apical.noise import Distribution, check_distribution, check_noise
 from apical.perturbation import Estimate, estimates
 from apical.plasticity.base import Plasticity, keep_buffer
 from apical.plasticity.initial import Init, draw_for
+from apical.recycle import in_use
 from apical.synapse import LinearSynapse, Synapse
 
 if TYPE_CHECKING:
@@ -146,13 +147,15 @@ class Regression(Plasticity):
 
     def _gradient(self, phase: Phase, site: Site, call: Call, delta: Tensor, target: Estimate, scale: float) -> Tensor:
         synapse = site.synapse
-        heard = call.signal
+        heard, own = call.signal, False
         if heard is not None and heard.shape == target.values.shape:
             signal, geometry = heard.to(phase.dtype), call.geometry
+            # Gradients are handed on without a copy, so somebody else may still hold this one.
+            own = signal is heard and signal.is_contiguous() and not in_use(heard)
         else:
             # The layer pads its input itself, so what the backward pass had is larger than the activity.
             signal, geometry = synapse.feed_back(delta, site.feedback.to(phase.dtype), target.values.shape), ()
-        return synapse.hebbian(target.taken_from(signal, scale), delta, geometry)
+        return synapse.hebbian(target.taken_from(signal, scale, own=own), delta, geometry)
 
     def _learn(self, phase: Phase, site: Site, sums: list[Tensor]) -> None:
         if self.solver == "sgd":

@@ -1,0 +1,141 @@
+"""Time, memory and arithmetic of training steps.
+
+Contenders take turns, in an order that rotates; a round's ratio is a contender's time over the first one's of the same round, and
+the figure is the median over all rounds. A turn is several steps where steps are short, because training repeats one model:
+alternating single steps would find every cache emptied by the others, which slows the plain step most and flatters the rest by
+up to 4 percent. Models are made anew several times, because where memory happens to lie shifts a contender's time by percents.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+TURN = 0.05
+"""Seconds that a turn of the first contender is to last at least."""
+
+Step = Callable[[], None]
+Maker = Callable[[], Step]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One contender's time per step.
+
+    milliseconds: median. ratio: median over rounds of its time over the plain step's. low, high: quartiles of that.
+    """
+
+    milliseconds: float
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+
+
+def contest(makers: dict[str, Maker], *, seconds: float, repeats: int = 1, device: str = "cpu") -> dict[str, Timing]:
+    """Time contenders in turn. `makers` gives each one's training step; the first is what the others are compared with."""
+    names = list(makers)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    share = seconds / repeats
+    for _ in range(repeats):
+        steps = {name: make() for name, make in makers.items()}
+        warm = [[_time(step, device), _time(step, device)] for step in steps.values()]
+        # Not so long that fewer than some ten rounds fit.
+        length = max(1, math.ceil(min(TURN, share / (10 * len(names))) / warm[0][1]))
+        gc.collect()
+        until, turn = time.perf_counter() + share, 0
+        while turn < 3 or time.perf_counter() < until:
+            for place in range(len(names)):
+                name = names[(place + turn) % len(names)]
+                times[name].append(_turn(steps[name], length, device))
+            turn += 1
+    reference = times[names[0]]
+    return {name: _timing(own, reference) for name, own in times.items()}
+
+
+def _turn(step: Step, length: int, device: str) -> float:
+    """Seconds per step over a turn; where it has several, one more goes first to fill the caches."""
+    if length > 1:
+        step()
+    return _time(step, device, length)
+
+
+def _time(step: Step, device: str, length: int = 1) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(length):
+        step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / length
+
+
+def _timing(times: list[float], reference: list[float]) -> Timing:
+    ratios = [own / plain for own, plain in zip(times, reference, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return Timing(1000 * statistics.median(times), middle, low, high, len(ratios))
+
+
+def peak_memory(make: Maker, device: str = "cpu") -> float:
+    """Most MiB alive at once in PyTorch's allocator during a contender's first three steps.
+
+    Weights, feedback, optimizer state, gradients and activations; not the interpreter, nor what kernels keep for themselves.
+    """
+    gc.collect()
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        step = make()
+        torch.cuda.reset_peak_memory_stats()
+        _three(step)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    steps: list[Step] = []
+    standing, _ = _allocated(lambda: steps.append(make()))
+    _, peak = _allocated(lambda: _three(steps[0]))
+    return (standing + peak) / 2**20
+
+
+def _three(step: Step) -> None:
+    for _ in range(3):
+        step()
+
+
+def _allocated(act: Callable[[], None]) -> tuple[int, int]:
+    """Bytes that `act` leaves allocated, and the most above the start at any moment of it."""
+    # PyTorch's profiler announces itself on stderr at any other level.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        act()
+    assert profiler.profiler is not None
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    alive = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        alive += event.nbytes()  # type: ignore[attr-defined]
+        peak = max(peak, alive)
+    return alive, peak
+
+
+def products(step: Step) -> int:
+    """Floating-point operations of a step's matrix products and convolutions, an addition and a multiplication each."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def matrix_rate(device: str = "cpu") -> float:
+    """Most floating-point operations per second that a matrix product reaches here, among large square ones."""
+    rates = []
+    for side in (512, 1024, 2048):
+        a, b = torch.ones(side, side, device=device), torch.ones(side, side, device=device)
+        out = torch.mm(a, b)
+        times = [_time(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device) for _ in range(9)]  # type: ignore[misc]
+        rates.append(2 * side**3 / statistics.median(times))
+    return max(rates)
