@@ -174,7 +174,7 @@ def test_contenders_start_from_the_same_weights_and_see_the_same_batch(tiny, mon
     for _, state, x, y, options in everything:
         assert x is reference[2]
         assert y is reference[3]
-        assert options == {"optimizer": "SGD:momentum=0.9", "local": False, "setting": None}
+        assert options == {"optimizer": "SGD:momentum=0.9", "local": False, "setting": None, "mixed": False}
         for key, value in reference[1].items():
             assert torch.equal(state[key], value), key
 
@@ -316,6 +316,16 @@ def test_products_of_a_step_are_counted_and_the_share_of_the_floor_follows(tiny,
     monkeypatch.setattr(benchmark, "matrix_rate", lambda device: 1e6)
     for m in run(BenchmarkConfig(networks=("tiny",), rules=("fa",), seconds=0.01)):
         assert m.share == pytest.approx(1000 * 2 * 4 * (2 * 30 + 3 * 20 + 3 * 40) / 1e6 / m.timing.milliseconds)
+
+
+def test_mixed_precision_is_a_contender_of_its_own(tiny):
+    found = run(BenchmarkConfig(networks=("small",), rules=("fa", "dfa"), mixed=True, seconds=0.01))
+    assert [m.rule for m in found] == [PLAIN, "fa", "dfa", "plain, bfloat16", "fa, bfloat16", "dfa, bfloat16"]
+    seen = []
+    model = TINY["small"].build()
+    model[0].register_forward_hook(lambda module, args, output: seen.append((args[0].stride(1), output.dtype)))
+    training_step(model, "fa", torch.randn(3, 2, 6, 6), torch.tensor([0, 1, 2]), optimizer="SGD", mixed=True)()
+    assert seen[-1] == (1, torch.bfloat16)
 
 
 def test_direct_signals_do_not_wait_for_each_other():

@@ -81,6 +81,8 @@ class BenchmarkConfig:
     """Of every contender: a class of torch.optim with options."""
     local: bool = False
     """Rules under LocalSGD, against plain SGD in its fastest setting (for-loop, foreach or fused)."""
+    mixed: bool = False
+    """Also every contender under bfloat16 autocast with channels_last, in the same run."""
     seconds: float = 30.0
     """Time per network, over all contenders and repeats; more where three rounds per repeat need more."""
     repeats: int = 4
@@ -144,12 +146,16 @@ def training_step(
     criterion: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     local: bool = False,
     setting: dict[str, bool] | None = None,
+    mixed: bool = False,
 ) -> Step:
     """The whole step of a training loop: forward, loss, backward, adapt, optimizer; `rule` None for plain PyTorch.
 
-    local: update inside the backward pass. setting: implementation of PyTorch's optimizer, e.g. {"fused": True}.
+    local: update inside the backward pass. mixed: bfloat16 autocast and, for images, channels_last.
+    setting: implementation of PyTorch's optimizer, e.g. {"fused": True}.
     """
     model.train()
+    if mixed and x.dim() == 4:
+        model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)  # type: ignore[call-overload]
     learner = (
         None
         if rule is None
@@ -162,7 +168,9 @@ def training_step(
         stepper = kind(model.parameters(), **{**options, **(setting or {})})
 
     def step() -> None:
-        criterion(model(x), y).mean().backward()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=mixed):
+            loss = criterion(model(x), y).mean()
+        loss.backward()
         if learner is not None:
             learner.adapt(x, y, criterion)
         stepper.step()
@@ -195,9 +203,16 @@ def _measure(config: BenchmarkConfig, network: str, rate: float) -> list[Measure
         x = torch.randn(subject.batch, *subject.shape, device=config.device)
         y = torch.randint(10, (subject.batch,), device=config.device)
 
-        def maker(rule: str | None, setting: dict[str, bool] | None = None) -> Maker:
+        def maker(rule: str | None, setting: dict[str, bool] | None = None, *, mixed: bool = False) -> Maker:
             return lambda: training_step(
-                copy.deepcopy(model), rule, x, y, optimizer=config.optimizer, local=config.local, setting=setting
+                copy.deepcopy(model),
+                rule,
+                x,
+                y,
+                optimizer=config.optimizer,
+                local=config.local,
+                setting=setting,
+                mixed=mixed,
             )
 
         fastest: dict[str, bool] | None = None
@@ -206,6 +221,9 @@ def _measure(config: BenchmarkConfig, network: str, rate: float) -> list[Measure
             found = contest(plain, seconds=config.seconds / 4, repeats=config.repeats, device=config.device)
             fastest = SETTINGS[min(found, key=lambda name: found[name].milliseconds)]
         makers = {PLAIN: maker(None, fastest), **{rule: maker(rule) for rule in config.rules}}
+        if config.mixed:
+            makers[f"{PLAIN}, bfloat16"] = maker(None, fastest, mixed=True)
+            makers |= {f"{rule}, bfloat16": maker(rule, mixed=True) for rule in config.rules}
         timings = contest(makers, seconds=config.seconds, repeats=config.repeats, device=config.device)
         memory = {name: peak_memory(make, config.device) for name, make in makers.items()}
         floor = 1000 * products(makers[PLAIN]()) / rate
