@@ -3,6 +3,8 @@ from __future__ import annotations
 import copy
 import io
 import json
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -480,3 +482,46 @@ def test_a_comparisons_own_step_is_timed_with_its_loss_optimizer_and_batch(monke
     options = {"optimizer": "RMSprop", "learning_rate": 0.003, "criterion": squared_error}
     assert seen == [(rule, (16, 1, 8, 8), (16,), options) for rule in (None, *ratios)] * 2
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# The figure ------------------------------------------------------------------------------------------------------------
+
+
+def test_figure_has_a_panel_per_network_and_a_dot_per_rule_at_its_ratio(tiny, tmp_path):
+    json_file, svg, again = tmp_path / "figures.json", tmp_path / "costs.svg", tmp_path / "again.svg"
+    config = BenchmarkConfig(networks=("tiny", "small"), rules=("bp", "fa"), seconds=0.01)
+    Benchmark(config, json=json_file, figure=svg).run()
+    root = ElementTree.fromstring(svg.read_text())
+    namespace = {"svg": "http://www.w3.org/2000/svg"}
+    panels = root.findall("svg:g", namespace)
+    assert [panel.findtext("svg:text", namespaces=namespace) for panel in panels] == ["tiny, batch 4", "small, batch 3"]
+    measured = {
+        (m["network"], m["rule"]): m["timing"]["ratio"] for m in json.loads(json_file.read_text())["measurements"]
+    }
+    for panel, network in zip(panels, ("tiny", "small"), strict=True):
+        places = [float(dot.get("cx", "nan")) for dot in panel.findall("svg:circle", namespace)]
+        ratios = [measured[network, rule] for rule in ("bp", "fa")]
+        assert len(places) == 2
+        assert (places[0] < places[1]) == (ratios[0] < ratios[1]) or places[0] == places[1]
+    Benchmark(config, read=json_file, figure=again).run()
+    assert again.read_text() == svg.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"figure": Path("costs.png")}, "ends in .svg"),
+        ({"read": Path("figures.json")}, "goes with --figure"),
+        ({"read": Path("missing.json"), "figure": Path("costs.svg")}, "can't be read"),
+        ({"read": Path("list.json"), "figure": Path("costs.svg")}, "holds no figures"),
+        ({"read": Path("empty.json"), "figure": Path("costs.svg")}, "holds no measurements"),
+    ],
+)
+def test_a_figure_that_can_not_be_drawn_is_refused_before_timing(options, match, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("list.json").write_text("[]")
+    Path("empty.json").write_text("{}")
+    monkeypatch.setattr(benchmark, "run", lambda *a: pytest.fail("timed"))
+    with pytest.raises(ValueError, match=match):
+        Benchmark(BenchmarkConfig(), **options).run()
+    assert not Path("costs.svg").exists()
