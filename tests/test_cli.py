@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from apical.cli import main
+from apical.commands import terminal
 
 
 def run(*arguments, capsys=None, code=None):
@@ -146,3 +147,9 @@ def test_two_processes_by_torchrun(tmp_path):
     result = json.loads((tmp_path / "both" / "result.json").read_text())
     assert result["steps"] == 23
     assert result["test_error"] < 70
+
+
+def test_a_long_message_stays_on_one_line_so_that_its_paths_can_be_copied(capsys):
+    path = "/".join(["folder"] * 40)
+    terminal._say("stopped", f"the run in {path} can be resumed")
+    assert f"the run in {path} can be resumed" in capsys.readouterr().err

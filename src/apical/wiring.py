@@ -1,8 +1,9 @@
 """Taps and the broadcast node: the direct pathway as edges of autograd's graph.
 
-During a forward pass of the whole model each cut leaves a tap. At its end the output passes through one node that has an edge
-to every tap, so ``loss.backward()`` delivers the output error e through the feedback D of each tap, and autograd does the
-rest between a tap and the synapse before it: activations, pooling, dropout, normalization, residual sums.
+During a forward pass of the whole model each cut leaves a tap, a node of autograd's graph. At the end the output passes through
+one more node with an edge to every tap: ``loss.backward()`` leaves the output's error e there, and each tap makes its signal e D
+when autograd comes by. Autograd does the rest between a tap and the synapse before it: activations, pooling, dropout,
+normalization, residual sums.
 """
 
 from __future__ import annotations

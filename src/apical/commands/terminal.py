@@ -113,4 +113,5 @@ def plain_errors() -> Iterator[None]:
 
 def _say(what: str, message: object) -> None:
     errors.print(f"[bold red]apical: {what}:[/]", end=" ")
-    errors.print(str(message), markup=False, highlight=False)
+    # Words are kept whole on a terminal; elsewhere a line is kept whole, with the paths in it.
+    errors.print(str(message), markup=False, highlight=False, soft_wrap=not errors.is_terminal)
