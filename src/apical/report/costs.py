@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from apical.report.colours import GRID, HUES, MUTED, PAPER, REFERENCE, TEXT
 from apical.report.picture import Axis
+from apical.report.templates import template
 
 COLUMNS, PITCH = 2, 21
 LEFT, RIGHT = 130, 400  # the axis of a panel; values in figures stand right of it
@@ -47,18 +45,11 @@ def costs(document: Mapping[str, Any]) -> str:
                 "rows": [_row(own[rule], axis, 14 + PITCH * at) for at, rule in enumerate(rules) if rule in own],
             }
         )
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     versions = document.get("versions", {})
     against = (
         "the fastest plain SGD, rules under LocalSGD" if document.get("config", {}).get("local") else "plain PyTorch"
     )
-    return environment.get_template("costs.svg.jinja").render(
+    return template("costs.svg.jinja").render(
         width=WIDTH,
         height=TOP + math.ceil(len(networks) / COLUMNS) * (depth + BETWEEN) - 24,
         left=LEFT,

@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
@@ -20,6 +19,7 @@ from apical.report.atomic import write_text
 from apical.report.colours import darkened, inks
 from apical.report.comparison import Comparison, ReportError, Samples, read
 from apical.report.figures import ANGLES, CURVES, angles, final_errors, learning_curves
+from apical.report.templates import template
 
 HERE = Path(__file__).parent
 CHIPS = {"nothing": "good", "signs": "mild", "normalization scale": "mild", "weights": "bad"}
@@ -47,16 +47,8 @@ def write(folder: Path, *, destination: Path | None = None) -> Path:
 
 def render(comparison: Comparison) -> str:
     """The page as text."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(count=wording.count)
     curves, panels = _curves(comparison), _panels(comparison)
-    return environment.get_template("page.html.jinja").render(
+    return template("page.html.jinja", count=wording.count).render(
         comparison=comparison,
         headline=wording.headline(comparison),
         setting=wording.setting(comparison),

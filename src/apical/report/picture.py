@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from apical.report import wording
 from apical.report.atomic import write_text
 from apical.report.colours import GRID, MUTED, PAPER, TEXT, inks
 from apical.report.comparison import Comparison, ReportError, read
 from apical.report.scales import decades, logarithmic, marks
+from apical.report.templates import template
 
 WIDTH = 960
 TOP, BOTTOM = 92, 66
@@ -67,14 +66,7 @@ def render(comparison: Comparison) -> str:
     first, last = min([0.0, *starts]), max(ends, default=1.0)
     x = Axis(first, last if last > first else first + 1, LEFT, MIDDLE)
     chosen = inks(comparison)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("picture.svg.jinja").render(
+    return template("picture.svg.jinja").render(
         width=WIDTH,
         height=height,
         top=TOP,
