@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import apical
+from apical import registry
 from apical.losses import cross_entropy
 
 RULES = tuple(apical.rules())
@@ -240,3 +241,33 @@ def test_a_copy_learns_with_an_optimizer_of_its_own():
     before = net[4].weight.detach().clone()
     torch.optim.SGD(other.parameters(), 0.1).step()
     assert torch.equal(net[4].weight, before)
+
+
+class Doubled(nn.Linear):
+    """Computes what nn.Linear does; its synapse learns twice as fast."""
+
+
+class DoubledSynapse(apical.LinearSynapse, Doubled):
+    def hebbian(self, x, delta, geometry=()):
+        return 2 * super().hebbian(x, delta, geometry)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_kind_that_changes_the_product_is_heard(momentum, monkeypatch):
+    monkeypatch.setattr(registry, "_SYNAPSES", dict(registry._SYNAPSES))
+    apical.register_synapse(Doubled, DoubledSynapse)
+
+    def train(kind, optimizer):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), kind(72, 9, bias=False), nn.Tanh(), kind(9, 3, bias=False)).double()
+        moves = optimizer(attach(net, "kp"))
+        cross_entropy(net(X), Y).mean().backward()
+        moves.step()
+        return net
+
+    def plain(rate):
+        return lambda learner: torch.optim.SGD(learner.model.parameters(), rate, momentum)
+
+    twice = train(nn.Linear, plain(0.2))
+    equal(train(Doubled, plain(0.1)), twice)
+    equal(train(Doubled, lambda learner: apical.LocalSGD(learner, 0.1, momentum)), twice)

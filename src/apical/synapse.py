@@ -130,6 +130,11 @@ class Synapse(nn.Module):
     unit_dim: ClassVar[int] = -1
     """Dimension of inputs and outputs that counts units (channels); all but it and the batch share the weights."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "hebbian" in vars(cls) and "add_hebbian" not in vars(cls):
+            cls.fuses = False  # What the parent adds is another product.
+
     @property
     def feedback(self) -> Tensor | None:
         """Feedback weights as the next backward will use them.
@@ -288,14 +293,7 @@ class LinearSynapse(Synapse, nn.Linear):
         return affine(x, weight, bias)
 
     def feed_back(self, delta: Float[Tensor, "*n o"], feedback, shape, geometry=()) -> Float[Tensor, "*n i"]:  # noqa: D102
-        return torch.matmul(delta, feedback)
-
-    def respond(self, x, delta, feedback, shape, geometry, need_weight, need_bias):  # noqa: D102
-        if delta.dim() != 2 or self.large:
-            return super().respond(x, delta, feedback, shape, geometry, need_weight, need_bias)
-        signal = None if feedback is None else product(delta, feedback)
-        hebbian = product(delta.t(), x) if need_weight and x is not None else None
-        return signal, hebbian, delta.sum(0) if need_bias else None
+        return product(delta, feedback) if delta.dim() == 2 else torch.matmul(delta, feedback)
 
     def add_hebbian(self, target, x, delta, beta, alpha):  # noqa: D102
         target.addmm_(delta.t(), x, beta=beta, alpha=alpha)
@@ -303,6 +301,8 @@ class LinearSynapse(Synapse, nn.Linear):
     def hebbian(self, x: Float[Tensor, "*n i"], delta: Float[Tensor, "*n o"], geometry=()) -> Float[Tensor, "o i"]:  # noqa: D102
         if x.dim() != 2:
             x, delta = x.reshape(-1, x.shape[-1]), delta.reshape(-1, delta.shape[-1])
+        if not self.large:
+            return product(delta.t(), x)
         return torch.mm(delta.t(), x, out=self.memory("product", self.weight) if x.dtype == self.weight.dtype else None)
 
 
