@@ -103,11 +103,16 @@ def learner_of(model: nn.Module) -> Learner:
     Raises:
         ValueError: if nothing is attached to `model`.
     """
-    replicas = _replicas(model)
-    found = (model if replicas is None else replicas.model).__dict__.get(_LEARNER)
+    found = attached(model)
     if found is None:
         raise ValueError("nothing is attached to this model; call apical.attach(model, rule)")
     return found
+
+
+def attached(model: nn.Module) -> Learner | None:
+    """The learner of `model`, if it has one."""
+    replicas = _replicas(model)
+    return vars(model if replicas is None else replicas.model).get(_LEARNER)
 
 
 def _replicas(model: nn.Module) -> Replicas | None:

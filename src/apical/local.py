@@ -69,8 +69,7 @@ class LocalSGD(Optimizer):
             "nesterov": nesterov,
         }
         super().__init__(learner.model.parameters() if params is None else params, defaults)
-        waits = any(rule.pathway.adapts or rule.plasticity.adapts for rule in learner.rules.values())
-        self._updates = Updates(self, learner, waits=waits)
+        self._updates = Updates(self, learner, waits=learner._adapts)
         learner._wiring.local = self._updates
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -212,8 +211,8 @@ class Updates:
         for site in self.sites.values():
             if site.heard:
                 own = site.synapse._parameters
-                beside = own["weight"].grad if site.bias is None else (own["weight"].grad, own["bias"].grad)  # type: ignore[union-attr]
-                if beside is not None and beside != (None, None):
+                taken = [own["weight"]] if site.bias is None else [own["weight"], own["bias"]]
+                if any(p is not None and p.grad is not None for p in taken):
                     raise RuntimeError(
                         f"the weights of '{site.synapse.label}' got a gradient besides their synapse's own update (from a "
                         "penalty on weights?), and LocalSGD can't add the two; use its weight_decay, or torch.optim.SGD"
@@ -221,9 +220,7 @@ class Updates:
                 if site.waiting:
                     with torch.no_grad():
                         self._apply(site)
-                site.reset()
-            elif site.expected:
-                site.reset()
+            site.reset()
 
     def drop(self) -> None:
         """Let go of what waits, without learning from it."""
@@ -249,8 +246,8 @@ class Updates:
                 self._move(feedback, synapse, delta, x, increment)  # type: ignore[arg-type]
         self._move(weight, synapse, delta, x, product)
         if together:
-            velocity = self._velocity(weight)["momentum_buffer"]
-            self._velocity(feedback)["momentum_buffer"] = velocity
+            state = self.optimizer.state
+            velocity = state[feedback]["momentum_buffer"] = state[weight]["momentum_buffer"]  # type: ignore[index]
             feedback.add_(velocity, alpha=-self._groups[id(feedback)]["lr"])  # type: ignore[union-attr]
         if site.bias is not None:
             bias = own["bias"]
@@ -259,16 +256,13 @@ class Updates:
                 bias, synapse, delta, x, site.bias if site.bias.dtype == bias.dtype else site.bias.to(bias.dtype)
             )
 
-    def _velocity(self, parameter: Any) -> dict[str, Any]:
-        return self.optimizer.state[parameter]
-
     def _together(self, synapse: Synapse, delta: Tensor) -> bool:
         """Whether weights and trainable feedback have one velocity: the same sum of products, kept once."""
         weight, feedback = synapse._parameters["weight"], synapse._parameters["feedback"]
         one, other = self._groups[id(weight)], self._groups[id(feedback)]
         if not (one["momentum"] or other["momentum"]):
             return False
-        mine, its = self._velocity(weight), self._velocity(feedback)
+        mine, its = self.optimizer.state[weight], self.optimizer.state[feedback]  # type: ignore[index]
         velocity, another = mine.get("momentum_buffer"), its.get("momentum_buffer")
         alike = (
             one["momentum"] == other["momentum"]
@@ -276,11 +270,11 @@ class Updates:
             and not (one["weight_decay"] or other["weight_decay"] or one["nesterov"] or other["nesterov"])
             and synapse.plasticity.increment(delta) is delta
         )
-        if velocity is another:
-            if velocity is not None and not alike:
-                its["momentum_buffer"] = velocity.clone()
-            return alike
-        return False
+        if velocity is not another:
+            return False
+        if velocity is not None and not alike:
+            its["momentum_buffer"] = velocity.clone()
+        return alike
 
     def _move(
         self, parameter: nn.Parameter, synapse: Synapse, delta: Tensor, x: Tensor, product: Tensor | None

@@ -94,6 +94,13 @@ def over_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return _rebuilt(value, items, {key: over_tensors(one, change) for key, one in items.items()}) if items else value
 
 
+def tensors(value: Any) -> list[Tensor]:
+    """Every tensor in `value`, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [tensor for one in _items(value).values() for tensor in tensors(one)]
+
+
 def _rebuilt(output: Any, items: dict[Any, Any], replaced: dict[Any, Any]) -> Any:
     """A copy of the container `output` with some of its items replaced."""
     if isinstance(output, tuple):

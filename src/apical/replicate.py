@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from apical.learner import Learner, attach, learner_of
-from apical.outputs import over_tensors
+from apical.learner import Learner, attach, attached
+from apical.outputs import over_tensors, tensors
 from apical.probe import run
 from apical.registry import register_synapse
 from apical.synapse import Synapse
@@ -139,7 +139,7 @@ class Replicas(nn.Module):
         """The copies as networks of their own, with weights, statistics and, where attached, rule and feedback."""
         (single,) = vars(self)["_single"]
         models = [copy.deepcopy(single) for _ in range(self.copies)]
-        learner = vars(self.model).get("_apical_learner")
+        learner = attached(self)
         if learner is not None:
             example = vars(self)["_example"]
             shown = None if example is None else over_tensors(example, lambda x: x[0])
@@ -188,11 +188,10 @@ def replicate(models: Models, n: int | None = None, *, example_input: Any = None
     """
     made = _models(models, n)
     n = len(made)
-    attached = ["_apical_learner" in vars(model) for model in made]
-    if any(attached) and not all(attached):
+    learners = [learner for learner in map(attached, made) if learner is not None]
+    if learners and len(learners) < n:
         raise ValueError("some of the networks are attached and some are not; attach all or none")
-    learners = [learner_of(model) for model in made] if all(attached) else []
-    plain = [learner.detach() for learner in (learner_of(m) for m in map(copy.deepcopy, made))] if learners else made
+    plain = [copy.deepcopy(learner).detach() for learner in learners] or made
     faults = _faults(plain[0])
     if faults:
         raise ValueError("replicas can't hold this network:\n" + "\n".join(f"- {fault}" for fault in faults))
@@ -308,9 +307,9 @@ def _compare(replicas: Replicas, models: Sequence[nn.Module], example: Any) -> N
     modes = [(module, module.training) for model in (replicas, *models) for module in model.modules()]
     try:
         with torch.no_grad():
-            ours = _tensors(run(replicas.eval(), over_tensors(example, lambda x: x.expand(n, *x.shape))))
+            ours = tensors(run(replicas.eval(), over_tensors(example, lambda x: x.expand(n, *x.shape))))
             for index, model in enumerate(models):
-                for mine, its in zip(ours, _tensors(run(model.eval(), example)), strict=True):
+                for mine, its in zip(ours, tensors(run(model.eval(), example)), strict=True):
                     if mine[index].shape != its.shape or not torch.allclose(mine[index], its, rtol=1e-3, atol=1e-5):
                         raise ValueError(
                             "the copies do not compute what the network computes alone: its forward mixes channels outside "
@@ -319,14 +318,3 @@ def _compare(replicas: Replicas, models: Sequence[nn.Module], example: Any) -> N
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    over_tensors(value, keep)
-    return found

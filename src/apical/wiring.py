@@ -86,7 +86,6 @@ class _Enter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, D: Tensor, owner: nn.Module, plasticity: Plasticity, error: _Error) -> Tensor:
         ctx.owner, ctx.plasticity, ctx.error, ctx.shape = owner, plasticity, error, x.shape
-        ctx.copies = error.copies
         ctx.channels_last = (
             D.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         )
@@ -100,11 +99,11 @@ class _Enter(torch.autograd.Function):
         increment = None
         weight = ctx.owner._parameters.get("weight")
         if x is not None and (weight is None or weight.requires_grad):
-            hebbian = _hebbian(e, x.flatten(1).to(e.dtype), ctx.copies)
+            hebbian = _hebbian(e, x.flatten(1).to(e.dtype), ctx.error.copies)
             increment = ctx.plasticity.increment(hebbian.view(D.shape))
         signal = None
         if ctx.needs_input_grad[0]:
-            signal = carry(e, D, ctx.shape, channels_last=ctx.channels_last, copies=ctx.copies)
+            signal = carry(e, D, ctx.shape, channels_last=ctx.channels_last, copies=ctx.error.copies)
         return signal, increment, None, None, None
 
 
