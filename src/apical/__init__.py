@@ -2,6 +2,14 @@
 
 from apical.alignment import SynapseAlignment, alignment
 from apical.audit import AuditReport, audit
+from apical.convolution import (
+    Conv1dSynapse,
+    Conv2dSynapse,
+    Conv3dSynapse,
+    ConvTranspose1dSynapse,
+    ConvTranspose2dSynapse,
+    ConvTranspose3dSynapse,
+)
 from apical.learner import Learner, attach, learner_of
 from apical.local import LocalSGD
 from apical.noise import NoisyActivations, NoisyInput
@@ -10,16 +18,7 @@ from apical.plasticity import Fixed, Gradient, Hebbian, Mirror, Perturbation, Si
 from apical.registry import register_synapse
 from apical.replicate import Replicas, replicate
 from apical.rules import Rule, rule, rules
-from apical.synapse import (
-    Conv1dSynapse,
-    Conv2dSynapse,
-    Conv3dSynapse,
-    ConvTranspose1dSynapse,
-    ConvTranspose2dSynapse,
-    ConvTranspose3dSynapse,
-    LinearSynapse,
-    Synapse,
-)
+from apical.synapse import LinearSynapse, Synapse
 
 __all__ = [
     "AuditReport",

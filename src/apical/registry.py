@@ -5,19 +5,19 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from apical import synapse as kinds
-from apical.synapse import Synapse
+from apical import convolution
+from apical.synapse import LinearSynapse, Synapse
 
 _SYNAPSES: dict[type[nn.Module], type[Synapse] | None] = {
     kind.plain: kind
     for kind in (
-        kinds.LinearSynapse,
-        kinds.Conv1dSynapse,
-        kinds.Conv2dSynapse,
-        kinds.Conv3dSynapse,
-        kinds.ConvTranspose1dSynapse,
-        kinds.ConvTranspose2dSynapse,
-        kinds.ConvTranspose3dSynapse,
+        LinearSynapse,
+        convolution.Conv1dSynapse,
+        convolution.Conv2dSynapse,
+        convolution.Conv3dSynapse,
+        convolution.ConvTranspose1dSynapse,
+        convolution.ConvTranspose2dSynapse,
+        convolution.ConvTranspose3dSynapse,
     )
 }
 
