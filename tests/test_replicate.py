@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -99,6 +100,148 @@ def test_copies_learn_what_they_would_alone(make, rule, optimizer, options):
             own.step()
             own.zero_grad()
     same(replicas.split(), singles)
+
+
+def trained(singles, optimize, steps=4):
+    """Copies of `singles` and `singles` themselves after as many steps, with each one's phase."""
+    replicas = apical.replicate(singles, example_input=X[0])
+    learner, moves = apical.learner_of(replicas), optimize(replicas)
+    for _ in range(steps):
+        losses(replicas(X)).sum().backward()
+        learner.adapt(X, Y, cross_entropy)
+        moves.step()
+        moves.zero_grad()
+    for index, single in enumerate(singles):
+        own = optimize(single)
+        for _ in range(steps):
+            cross_entropy(single(X[index]), Y[index]).mean().backward()
+            apical.learner_of(single).adapt(X[index], Y[index], cross_entropy)
+            own.step()
+            own.zero_grad()
+    return replicas.split()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "wm",
+        "brsf",
+        apical.rule("wm", distribution="rademacher", batches=2, alternate=True, positions=5, warmup=2),
+        {"": "brsf", next(iter(dict(Residual().named_children()))): "bp"},
+    ],
+    ids=["wm", "brsf", "wm-alternate", "mixed"],
+)
+@pytest.mark.parametrize("make", [chain, Residual])
+def test_each_copy_draws_what_it_would_alone(make, rule, optimizer):
+    if make is chain and isinstance(rule, dict):
+        pytest.skip("names a module of the other network")
+    singles = attached(make, rule)
+    copies = trained(singles, OPTIMIZERS[optimizer])
+    same(copies, singles)
+    for one, single in zip(copies, singles, strict=True):
+        mine, its = (apical.learner_of(m) for m in (one, single))
+        assert torch.equal(mine.generator.get_state(), its.generator.get_state())
+        assert mine.adapted == its.adapted
+
+
+NUMBERS = {
+    "urfb": [{"epsilon": 0.0}, {"epsilon": 0.5}, {"epsilon": 1.0}],
+    "kp-direct": [{"epsilon": 1.0}, {"epsilon": 0.25}, {"epsilon": 2}],
+    "usf": [{"scale": 1.0}, {}, {"scale": 0.1}],
+    "wm": [{"noise": 0.5, "rate": 0.1}, {"noise": 2.0, "rate": 0.3}, {"noise": 1.0, "decay": 0.1}],
+    "fa": [{"init": "nokland2016"}, {"init": "amit2019"}, {"init": nn.init.orthogonal_}],
+}
+
+
+def with_numbers(make, rule) -> list[nn.Module]:
+    models = made(make)
+    for seed, (model, numbers) in enumerate(zip(models, NUMBERS[rule], strict=True)):
+        generator = torch.Generator().manual_seed(10 + seed)
+        apical.attach(model, apical.rule(rule, **numbers), example_input=X[0], generator=generator)
+    return models
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("rule", NUMBERS)
+@pytest.mark.parametrize("make", [chain, Residual])
+def test_copies_have_numbers_of_their_own(make, rule, momentum, optimizer):
+    singles = with_numbers(make, rule)
+    copies = trained(singles, lambda model: OPTIMIZERS[optimizer](model, momentum=momentum))
+    same(copies, singles)
+    for one, single in zip(copies, singles, strict=True):
+        assert apical.learner_of(one).rules == apical.learner_of(single).rules
+
+
+def test_copies_attached_with_rules_and_generators_of_their_own_are_the_networks_attached_alone():
+    rules = [apical.rule("urfb", **numbers) for numbers in NUMBERS["urfb"]]
+    replicas = apical.replicate(made(chain), example_input=X[0])
+    generators = [torch.Generator().manual_seed(10 + seed) for seed in range(N)]
+    learner = apical.attach(replicas, rules, example_input=X, generator=generators)
+    same(replicas.split(), with_numbers(chain, "urfb"))
+    assert learner.name == "urfb"
+    two = pickle.loads(pickle.dumps(replicas))
+    same(two.split(), replicas.split())
+    state = learner.state_dict()
+    again = apical.learner_of(two)
+    draw = torch.rand(3, generator=learner.generator.own[1])
+    again.load_state_dict(state)
+    assert torch.equal(torch.rand(3, generator=again.generator.own[1]), draw)
+
+
+TUNED = {
+    "SGD": {"momentum": 0.9, "nesterov": True},
+    "Adam": {"amsgrad": True},
+    "AdamW": {"weight_decay": 0.0},
+    "RMSprop": {"momentum": 0.5, "centered": True},
+    "Adagrad": {"lr_decay": 0.1},
+}
+
+
+def smooth() -> nn.Sequential:
+    """No bias without a gradient, as before batch norm: Adam would make steps of its rounding."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(72, 9), nn.Tanh(), nn.Linear(9, 3)).double()
+
+
+@pytest.mark.parametrize("kind", TUNED)
+def test_copies_are_tuned_one_by_one(kind):
+    rates, decays = (0.5, 1.0, 3.0), (0.0, 0.1, 0.01)
+    singles = attached(smooth, "kp-direct")
+    replicas = apical.replicate(singles, example_input=X[0])
+    moves = getattr(torch.optim, kind)(replicas.parameters(), lr=0.01, **TUNED[kind])
+    replicas.tune(moves, rates=rates, weight_decay=decays)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(moves, 0.9)
+    for _ in range(4):
+        losses(replicas(X)).sum().backward()
+        moves.step()
+        moves.zero_grad()
+        scheduler.step()
+    for index, single in enumerate(singles):
+        options = {**TUNED[kind], "weight_decay": decays[index]}
+        own = getattr(torch.optim, kind)(single.parameters(), lr=0.01 * rates[index], **options)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(own, 0.9)
+        for _ in range(4):
+            cross_entropy(single(X[index]), Y[index]).mean().backward()
+            own.step()
+            own.zero_grad()
+            scheduler.step()
+    same(replicas.split(), singles)
+
+
+def test_states_are_those_of_single_networks_and_can_be_put_back():
+    singles, others = attached(chain, "kp-direct"), attached(chain, "kp-direct")
+    with torch.no_grad():
+        for parameter in (p for other in others for p in other.parameters()):
+            parameter.add_(1)
+    replicas = apical.replicate(singles, example_input=X[0])
+    for mine, its in zip(replicas.states(), singles, strict=True):
+        assert mine.keys() == its.state_dict().keys()
+        assert all(torch.equal(mine[name], its.state_dict()[name]) for name in mine)
+    replicas.load_states([other.state_dict() for other in others])
+    same(replicas.split(), others)
+    with pytest.raises(ValueError, match="state 2 is of a network built otherwise"):
+        replicas.load_states([others[0].state_dict(), {}, {}])
 
 
 def test_plain_networks_learn_by_backpropagation_as_alone():
@@ -208,6 +351,11 @@ class Mixes(nn.Module):
         return self.head(self.inner(x).softmax(1))
 
 
+def tuned(kind, **numbers):
+    replicas = apical.replicate(chain(), N)
+    replicas.tune(kind(replicas.parameters(), lr=0.1), **numbers)
+
+
 @pytest.mark.parametrize(
     ("act", "match"),
     [
@@ -219,6 +367,18 @@ class Mixes(nn.Module):
         (lambda: apical.replicate([nn.Linear(3, 2), nn.Linear(3, 4)]), "network 2 is built otherwise"),
         (lambda: apical.replicate([chain(), attached(chain, "fa")[0]]), "attach all or none"),
         (lambda: apical.replicate([*attached(chain, "fa"), attached(chain, "kp")[0]]), "other rules"),
+        (
+            lambda: apical.replicate([*attached(chain, "wm"), attached(chain, apical.rule("wm", batches=2))[0]]),
+            "different values of batches .* may differ in noise, rate, decay, init",
+        ),
+        (lambda: apical.attach(apical.replicate(chain(), 2), ["fa"], example_input=X[:2]), "a list of 2 for 2 copies"),
+        (
+            lambda: apical.attach(apical.replicate(chain(), 2), "fa", generator=[torch.Generator()]),
+            "or 2 of them for 2 copies",
+        ),
+        (lambda: tuned(torch.optim.Rprop), "steps are proportional"),
+        (lambda: tuned(torch.optim.SGD, rates=[1, 2]), "rates must be 3 numbers"),
+        (lambda: tuned(torch.optim.AdamW, weight_decay=[0, 1, 2]), "weight_decay=0"),
         (lambda: apical.replicate(Mixes(), 2, example_input=torch.randn(2, 6)), "mixes channels outside"),
         (lambda: apical.replicate(chain(), 3)(X[0]), "copies first"),
         (

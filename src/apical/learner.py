@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from apical import recycle, validation
+from apical.copies import Streams, generator_from, streams
 from apical.episode import Recorder
 from apical.guard import watch_optimizers
 from apical.outputs import Which
@@ -34,11 +35,11 @@ _LEARNER = "_apical_learner"
 
 def attach(
     model: nn.Module,
-    rule: Rules,
+    rule: Rules | Sequence[Rules],
     *,
     example_input: ExampleInput | None = None,
     at: Sequence[str] | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     output: Which = None,
 ) -> Learner:
     """Make `model` learn by `rule`. The model is changed in place and stays an ordinary `nn.Module`.
@@ -50,7 +51,8 @@ def attach(
     Args:
         model: any network whose weights lie in layers that apical knows (see `register_synapse`), or `Replicas` of one.
         rule: a name from `apical.rules`, or a `Rule`; or a dict from module names to these, where each layer takes the
-            rule of the nearest module around it ("" is the whole model): {"": "kp", "layer1": "wm", "fc": "bp"}.
+            rule of the nearest module around it ("" is the whole model): {"": "kp", "layer1": "wm", "fc": "bp"}. For
+            `Replicas` also a list of these, one for each copy, that differ in numbers such as epsilon, noise or rate.
         example_input: one input batch as the model takes it: a tensor, a tuple of arguments, or a dict of keyword
             arguments. Needed by direct and indirect rules, whose feedback is shaped by a dry run (in eval mode and
             without touching random state). Others use it to drop, at once instead of after the first forward pass,
@@ -58,7 +60,8 @@ def attach(
         at: direct rules only: names of modules at whose outputs the signal enters, instead of at every synapse's
             input. Inside such a block the signal goes layer by layer through feedback of the same plasticity.
         generator: source of the feedback's randomness. None: one seeded from PyTorch's global generator, so
-            ``torch.manual_seed`` makes it repeatable.
+            ``torch.manual_seed`` makes it repeatable. For `Replicas` also a list, one for each copy, which then draws
+            what it would alone.
         output: which tensor of the model's output the loss is made of, where the model returns more than a tensor:
             a key or attribute, an index, or a function of the output.
 
@@ -73,17 +76,20 @@ def attach(
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if (replicas := _replicas(model)) is not None:
         shown = None if example_input is None else replicas.fold(example_input)
-        learner = attach(replicas.model, rule, example_input=shown, at=at, generator=generator, output=output)
-        vars(replicas)["_example"], learner._fold = example_input, replicas.fold
+        rules, own = replicas.share_out(rule)
+        generator = _for_copies(generator, replicas.copies)
+        learner = attach(replicas.model, rules, example_input=shown, at=at, generator=generator, output=output)
+        vars(replicas).update(_example=example_input, _rules=own)
+        learner._fold = replicas.fold
         return learner
-    rules = validation.layers(model, rule, example_input, at)
+    rules = validation.layers(model, rule, example_input, at)  # type: ignore[arg-type]
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
             f"generator must be a torch.Generator, got {generator!r}; torch.Generator().manual_seed(0) makes one"
         )
     if generator is None:
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-    learner = Learner(model, rules, generator, output)
+    learner = Learner(model, rules, streams(generator, getattr(model, "copies", 1)), output)
     # On the plain model, so that whatever fails leaves it as it was.
     wired = any(one.pathway.wired for one in rules.values())
     shown = None if example_input is None else probe(model, list(rules), example_input, at, output, wired=wired)
@@ -115,6 +121,19 @@ def attached(model: nn.Module) -> Learner | None:
     return vars(model if replicas is None else replicas.model).get(_LEARNER)
 
 
+def _for_copies(
+    given: torch.Generator | Sequence[torch.Generator] | None, copies: int
+) -> torch.Generator | Sequence[torch.Generator] | None:
+    """A list of generators, one for each copy, as one."""
+    if not isinstance(given, list | tuple):
+        return given
+    if len(given) != copies or not all(isinstance(one, torch.Generator) for one in given):
+        raise ValueError(
+            f"generator must be one torch.Generator, or {copies} of them for {copies} copies; got {given!r}"
+        )
+    return Streams(given) if copies > 1 else given[0]
+
+
 def _replicas(model: nn.Module) -> Replicas | None:
     from apical.replicate import Replicas
 
@@ -129,7 +148,7 @@ class Learner:
         rules: module name -> the `Rule` of that synapse.
         synapses: module name -> synapse, with `weight`, `bias` and `feedback` (None where never used).
         blocks: module name -> module, for direct signals that enter at blocks; its `feedback` is [outputs, *features].
-        generator: source of all randomness of the feedback.
+        generator: source of all randomness of the feedback; of copies side by side, `Streams`.
         adapted: how many times `adapt` was called.
         copies: how many networks lie side by side in the model (see `replicate`).
     """
@@ -182,8 +201,7 @@ class Learner:
     def __setstate__(self, state: dict[str, Any]) -> None:
         device, random_state = state.pop("generator")
         self.__dict__.update(state)
-        self.generator = torch.Generator(device)
-        self.generator.set_state(random_state)
+        self.generator = generator_from(random_state, device)
         watch_optimizers(self)
 
     def _take(self, shown: Probed | None, at: Sequence[str] | None) -> None:

@@ -264,11 +264,12 @@ class Updates:
             return False
         mine, its = self.optimizer.state[weight], self.optimizer.state[feedback]  # type: ignore[index]
         velocity, another = mine.get("momentum_buffer"), its.get("momentum_buffer")
+        none = delta[:0]  # Whether the product would be taken as it is; which one does not matter.
         alike = (
             one["momentum"] == other["momentum"]
             and one["dampening"] == other["dampening"]
             and not (one["weight_decay"] or other["weight_decay"] or one["nesterov"] or other["nesterov"])
-            and synapse.plasticity.increment(delta) is delta
+            and synapse.plasticity.increment(none) is none
         )
         if velocity is not another:
             return False

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, distributed, nn
 
+from apical.copies import Streams
 from apical.episode import Episode, perturbing
 from apical.noise import Distribution, Supply
 from apical.outputs import pick
@@ -50,6 +51,7 @@ class Phase:
     Attributes:
         learner: whose. sites: those of the part at work. count: how many calls came before.
         generator: of this call, on the model's device; another one on every process of a distributed training.
+        generators: one for each of the copies that lie side by side; else that one.
         rows: samples in the batch.
     """
 
@@ -64,8 +66,15 @@ class Phase:
         self.dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
         self.world = distributed.get_world_size() if _together() else 1
         # Drawn by all processes alike, so that the learner's own stream stays common.
-        seed = int(torch.randint(2**62, (), generator=learner.generator, device=learner.generator.device))
-        self.generator = torch.Generator(self.device).manual_seed(seed + (distributed.get_rank() if _together() else 0))
+        source = learner.generator
+        rank = distributed.get_rank() if _together() else 0
+        self.generators = [
+            torch.Generator(self.device).manual_seed(
+                int(torch.randint(2**62, (), generator=one, device=one.device)) + rank
+            )
+            for one in (source.own if isinstance(source, Streams) else (source,))
+        ]
+        self.generator = self.generators[0]
 
     @property
     def rows(self) -> int:

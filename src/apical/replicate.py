@@ -8,90 +8,22 @@ flattening and residual sums then treat every copy as they treat a network of it
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from apical.learner import Learner, attach, attached
+from apical.copies import Streams, generator_from, merged, tune
+from apical.learner import attach, attached
 from apical.outputs import over_tensors, tensors
 from apical.probe import run
-from apical.registry import register_synapse
+from apical.registry import synapse_type
+from apical.rules import Rule, Rules, shared_out
+from apical.side_by_side import faults, side_by_side
 from apical.synapse import Synapse
 
 Models = nn.Module | Callable[[], nn.Module] | Sequence[nn.Module]
-
-
-class ReplicatedLinear(nn.Module):
-    """n copies of `nn.Linear` side by side: x [*, n in] -> [*, n out], weight [n out, in], bias [n out]."""
-
-    def __init__(self, in_features: int, out_features: int, copies: int, bias: bool = True) -> None:
-        super().__init__()
-        self.in_features, self.out_features, self.copies = in_features, out_features, copies
-        self.weight = nn.Parameter(torch.empty(copies * out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(copies * out_features)) if bias else None
-
-    def forward(self, x: Float[Tensor, "*n copies_in"]) -> Float[Tensor, "*n copies_out"]:
-        """Every copy's y = x W^T + b."""
-        return _transmit(x, self.weight, self.bias, self.copies)
-
-    def extra_repr(self) -> str:
-        """As `nn.Linear` puts it."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, copies={self.copies}, "
-            f"bias={self.bias is not None}"
-        )
-
-
-def _upright(x: Tensor, copies: int) -> Float[Tensor, "copies features rows"]:
-    """Rows of all copies as columns, copy by copy; a view."""
-    return x.reshape(-1, copies, x.shape[-1] // copies).permute(1, 2, 0)
-
-
-def _level(y: Float[Tensor, "copies features rows"], leading: torch.Size) -> Tensor:
-    """What `_upright` came from. Columns stay in place: the next layer wants them upright again."""
-    rows = y.flatten(0, 1).t()
-    return rows if len(leading) == 1 else rows.reshape(*leading, -1)
-
-
-def _transmit(x: Tensor, weight: Tensor, bias: Tensor | None, copies: int) -> Tensor:
-    W = weight.view(copies, -1, weight.shape[1])
-    columns = _upright(x, copies)
-    y = torch.bmm(W, columns) if bias is None else torch.baddbmm(bias.view(copies, -1, 1), W, columns)
-    return _level(y, x.shape[:-1])
-
-
-class ReplicatedLinearSynapse(Synapse, ReplicatedLinear):
-    """`ReplicatedLinear`: x [*, n in], W and B [n out, in]."""
-
-    plain = ReplicatedLinear
-    fuses = True
-
-    def transmit(self, x, weight, bias, geometry=()):  # noqa: D102
-        return _transmit(x, weight, bias, self.copies)
-
-    def feed_back(self, delta, feedback, shape, geometry=()):  # noqa: D102
-        B = feedback.view(self.copies, -1, feedback.shape[1])
-        return _level(torch.bmm(B.transpose(1, 2), _upright(delta, self.copies)), delta.shape[:-1])
-
-    def hebbian(self, x, delta, geometry=()):  # noqa: D102
-        return torch.bmm(_upright(delta, self.copies), _upright(x, self.copies).transpose(1, 2)).flatten(0, 1)
-
-    def add_hebbian(self, target, x, delta, beta, alpha):  # noqa: D102
-        own = target.view(self.copies, -1, target.shape[1])
-        own.baddbmm_(_upright(delta, self.copies), _upright(x, self.copies).transpose(1, 2), beta=beta, alpha=alpha)
-
-
-register_synapse(ReplicatedLinear, ReplicatedLinearSynapse)
-
-_SIDE_BY_SIDE = (nn.modules.batchnorm._BatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_ACROSS = (
-    nn.Softmax, nn.LogSoftmax, nn.Softmax2d, nn.Softmin, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.GLU,
-    nn.CrossMapLRN2d, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.Unflatten, nn.SyncBatchNorm,
-)  # fmt: skip
 
 
 class Replicas(nn.Module):
@@ -108,7 +40,7 @@ class Replicas(nn.Module):
         super().__init__()
         self.model, self.copies = model, copies
         vars(self)["_single"] = (single,)  # Not a module of ours: it has no parameters to train.
-        vars(self)["_example"] = None
+        vars(self).update(_example=None, _rules=None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Every copy's output for its own batch: x [n, N, *] -> [n, N, *], for every tensor given and returned."""
@@ -136,25 +68,88 @@ class Replicas(nn.Module):
         return y.unflatten(1, (self.copies, -1)).transpose(0, 1)
 
     def split(self) -> list[nn.Module]:
-        """The copies as networks of their own, with weights, statistics and, where attached, rule and feedback."""
-        (single,) = vars(self)["_single"]
-        models = [copy.deepcopy(single) for _ in range(self.copies)]
+        """The copies as networks of their own, with weights, statistics and, where attached, rule, feedback and generator."""
+        (plain,) = vars(self)["_single"]
+        models = [copy.deepcopy(plain) for _ in range(self.copies)]
         learner = attached(self)
         if learner is not None:
-            example = vars(self)["_example"]
+            example, rules = vars(self)["_example"], vars(self)["_rules"] or [dict(learner.rules)] * self.copies
             shown = None if example is None else over_tensors(example, lambda x: x[0])
-            for model in models:
-                attach(model, dict(learner.rules), example_input=shown, output=learner._wiring.output)
-        for index, model in enumerate(models):
-            state = {name: self._share(name, tensor, index) for name, tensor in self.model.state_dict().items()}
+            source, output = learner.generator, learner._wiring.output
+            for model, rule, own in zip(
+                models, rules, source.own if isinstance(source, Streams) else [source], strict=True
+            ):
+                drawn = generator_from(own.get_state(), own.device)
+                single = attach(model, rule, example_input=shown, generator=drawn, output=output)
+                single.adapted = learner.adapted
+                drawn.set_state(own.get_state())
+        for model, state in zip(models, self.states(), strict=True):
             model.load_state_dict(state)
             model.train(self.training)
         return models
 
-    def _share(self, name: str, tensor: Tensor, index: int) -> Tensor:
-        if tensor.dim() == 0:
-            return tensor
-        return tensor.chunk(self.copies, _dimension(self.model, name))[index]
+    def states(self) -> list[dict[str, Tensor]]:
+        """Each copy's state dict, with the names and shapes of a single network; views where there is more than a number."""
+        shares = [
+            (name, over_copies(tensor, self.copies, _dimension(self.model, name)))
+            for name, tensor in self.model.state_dict().items()
+        ]
+        return [{name: own[index] for name, own in shares} for index in range(self.copies)]
+
+    def load_states(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take what `states` gave, or the state dicts of single networks, one for each copy.
+
+        Raises:
+            ValueError: if one of them is of another structure.
+        """
+        mine = self.model.state_dict()
+        for number, (own, state) in enumerate(zip(self.states(), states, strict=True), 1):
+            if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
+                raise ValueError(f"state {number} is of a network built otherwise than these copies")
+        for name, tensor in mine.items():
+            _put(tensor, [state[name] for state in states], _dimension(self.model, name))
+
+    def share_out(self, rules: Rules | Sequence[Rules]) -> tuple[dict[str, Rule] | Rules, list[Rules]]:
+        """What `model` is attached to so that each copy learns by its own rule, and these rules; given one, or one for each."""
+        if isinstance(rules, str | Rule | Mapping) or not isinstance(rules, Sequence):
+            return rules, [rules] * self.copies
+        if len(rules) != self.copies:
+            raise ValueError(f"rule must be one, or a list of {self.copies} for {self.copies} copies; got {len(rules)}")
+        layers = [name for name, module in self.model.named_modules() if synapse_type(module) is not None]
+        chosen = [shared_out(one, layers) for one in rules]
+        return {name: merged([own[name] for own in chosen]) for name in layers}, list(rules)
+
+    def tune(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        rates: Sequence[float] | None = None,
+        weight_decay: Sequence[float] | None = None,
+    ) -> None:
+        """Give copies learning rates and weight decay of their own, from the optimizer's next step on.
+
+        Args:
+            optimizer: of `torch.optim`, over the copies' parameters, whose steps are proportional to its learning rate:
+                SGD, Adam, AdamW, RMSprop, Adagrad and others of their kind. Schedulers work as usual.
+            rates: a factor of the optimizer's learning rate for each copy. None: 1 for all.
+            weight_decay: for each copy, of the kind the optimizer has (decoupled in AdamW), besides the optimizer's own, which
+                is to be 0. None: the optimizer's.
+
+        Raises:
+            ValueError: for another optimizer, or numbers that are not one for each copy.
+        """
+        dimensions = {id(p): _dimension(self.model, name) for name, p in self.model.named_parameters()}
+        tune(optimizer, dimensions, self.copies, rates, weight_decay)
+
+
+def over_copies(tensor: Tensor, copies: int, dimension: int = 0) -> Sequence[Tensor]:
+    """Each copy's share of a tensor in which they lie side by side; numbers belong to all."""
+    return [tensor] * copies if tensor.dim() == 0 else tensor.chunk(copies, dimension)
+
+
+def _put(target: Tensor, shares: Sequence[Tensor], dimension: int) -> None:
+    with torch.no_grad():
+        target.copy_(shares[0] if target.dim() == 0 else torch.cat(list(shares), dimension))
 
 
 def _dimension(model: nn.Module, name: str) -> int:
@@ -167,20 +162,21 @@ def _dimension(model: nn.Module, name: str) -> int:
 def replicate(models: Models, n: int | None = None, *, example_input: Any = None) -> Replicas:
     """Several copies of a network, trained in one pass, each with weights and feedback of its own.
 
-    What each copy computes and learns is what it would on its own, to rounding. Rules that draw noise while they train draw
-    it for all copies from one generator, so there copies are alike in distribution.
+    What each copy computes and learns is what it would on its own, to rounding; noise, too, is drawn for each from a generator
+    of its own.
 
     Args:
         models: a network, of which n copies with equal weights are made; a function without arguments that returns one, called
-            n times; or networks of one structure. Networks that are attached bring their rule and feedback with them.
+            n times; or networks of one structure. Networks that are attached bring their rule, feedback and generator with
+            them; their rules may differ in numbers (epsilon, noise, rate, ...), not in kind.
         n: how many copies; may be left out for a sequence.
         example_input: one batch [N, *] as the single network takes it. Copies are then compared with the networks they were
             made of, and direct rules that come attached need it.
 
     Returns:
         The `Replicas`; call `apical.attach` on it as on any network. A loss for all copies is
-        ``criterion(outputs.flatten(0, 1), y.flatten()).view(n, -1).mean(1).sum()``; times a factor per copy before the sum, it
-        gives copies learning rates of their own (under SGD without weight decay).
+        ``criterion(outputs.flatten(0, 1), y.flatten()).view(n, -1).mean(1).sum()``. `Replicas.tune` gives copies learning rates
+        and weight decay of their own.
 
     Raises:
         ValueError: networks of different structure or rules, a layer that mixes channels, or copies that do not compute what
@@ -192,13 +188,13 @@ def replicate(models: Models, n: int | None = None, *, example_input: Any = None
     if learners and len(learners) < n:
         raise ValueError("some of the networks are attached and some are not; attach all or none")
     plain = [copy.deepcopy(learner).detach() for learner in learners] or made
-    faults = _faults(plain[0])
-    if faults:
-        raise ValueError("replicas can't hold this network:\n" + "\n".join(f"- {fault}" for fault in faults))
-    _check_alike(plain, learners)
+    found = faults(plain[0])
+    if found:
+        raise ValueError("replicas can't hold this network:\n" + "\n".join(f"- {fault}" for fault in found))
+    _check_alike(plain)
     together = copy.deepcopy(plain[0])
     for name, module in list(together.named_modules()):
-        replaced = _side_by_side(module, n)
+        replaced = side_by_side(module, n)
         if replaced is not module:
             if not name:
                 together = replaced
@@ -213,8 +209,18 @@ def replicate(models: Models, n: int | None = None, *, example_input: Any = None
         _compare(replicas, plain, example_input)
     if learners:
         shown = None if example_input is None else over_tensors(example_input, lambda x: x.expand(n, *x.shape))
-        attach(replicas, dict(learners[0].rules), example_input=shown, output=learners[0]._wiring.output)
+        sources = [generator_from(one.generator.get_state(), one.generator.device) for one in learners]
+        learner = attach(
+            replicas,
+            [dict(one.rules) for one in learners],
+            example_input=shown,
+            generator=sources,
+            output=learners[0]._wiring.output,
+        )
         _fill(together, made)
+        for mine, its in zip(sources, learners, strict=True):
+            mine.set_state(its.generator.get_state())
+        learner.adapted = learners[0].adapted
     return replicas
 
 
@@ -232,25 +238,7 @@ def _models(models: Models, n: int | None) -> list[nn.Module]:
     return made
 
 
-def _faults(model: nn.Module) -> list[str]:
-    found = []
-    for name, module in model.named_modules():
-        label = f"{name or '(the model itself)'}: {type(module).__name__}"
-        own = [key for key, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is not None]
-        if isinstance(module, _ACROSS):
-            found.append(
-                f"{label} mixes channels, in which the copies lie; leave it to the loss, or train copies one by one"
-            )
-        elif (
-            own
-            and type(module) not in (nn.Linear, *_CONVOLUTIONS)
-            and not isinstance(module, (*_SIDE_BY_SIDE, nn.GroupNorm))
-        ):
-            found.append(f"{label} holds {', '.join(own)} that can't be put side by side; train copies one by one")
-    return found
-
-
-def _check_alike(models: Sequence[nn.Module], learners: Sequence[Learner]) -> None:
+def _check_alike(models: Sequence[nn.Module]) -> None:
     first = models[0]
     for number, model in enumerate(models[1:], 2):
         mine, its = first.state_dict(), model.state_dict()
@@ -258,35 +246,6 @@ def _check_alike(models: Sequence[nn.Module], learners: Sequence[Learner]) -> No
             raise ValueError(
                 f"network {number} is built otherwise than the first; replicas are copies of one structure"
             )
-    for number, learner in enumerate(learners[1:], 2):
-        if learner.rules != learners[0].rules:
-            raise ValueError(f"network {number} is attached to other rules than the first; replicas have one")
-
-
-def _side_by_side(module: nn.Module, n: int) -> nn.Module:
-    """`module` with room for n copies; tensors are filled in later."""
-    if type(module) is nn.Linear:
-        weight = module.weight
-        made = ReplicatedLinear(module.in_features, module.out_features, n, module.bias is not None)
-        made.to(device=weight.device, dtype=weight.dtype).train(module.training)
-        for mine, its in zip(made.parameters(), module.parameters(), strict=True):
-            mine.requires_grad_(its.requires_grad)
-        return made
-    if type(module) in _CONVOLUTIONS:
-        assert isinstance(module, _CONVOLUTIONS)
-        module.in_channels, module.out_channels = n * module.in_channels, n * module.out_channels
-        module.groups = n * module.groups
-        vars(module)["copies"] = n
-    elif isinstance(module, nn.GroupNorm):
-        module.num_groups, module.num_channels = n * module.num_groups, n * module.num_channels
-    elif isinstance(module, _SIDE_BY_SIDE):
-        module.num_features = n * module.num_features  # type: ignore[operator]
-    for own in (module._parameters, module._buffers):
-        for name, tensor in own.items():
-            if tensor is not None and tensor.dim():
-                room = tensor.detach().repeat(n, *[1] * (tensor.dim() - 1))
-                own[name] = nn.Parameter(room, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else room  # type: ignore[assignment]
-    return module
 
 
 @torch.no_grad()
@@ -297,8 +256,7 @@ def _fill(together: nn.Module, models: Sequence[nn.Module]) -> None:
             raise ValueError(
                 f"the networks given have no '{name}'; give example_input as in the call that attached them"
             )
-        shares = [state[name] for state in states]
-        tensor.copy_(shares[0] if tensor.dim() == 0 else torch.cat(shares, _dimension(together, name)))
+        _put(tensor, [state[name] for state in states], _dimension(together, name))
 
 
 def _compare(replicas: Replicas, models: Sequence[nn.Module], example: Any) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from apical.copies import PER_COPY
 from apical.plasticity.base import Plasticity, keep_buffer
 from apical.plasticity.initial import Init, draw_for
 
@@ -21,7 +22,7 @@ class Fixed(Plasticity):
 
     name: ClassVar[str] = "fixed"
     pathways: ClassVar[frozenset[str]] = frozenset({"layer-wise", "direct", "indirect"})
-    init: Init = "weights"
+    init: Init = field(default="weights", metadata=PER_COPY)
 
     def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:  # noqa: D102
         keep_buffer(owner, "feedback", draw_for(owner, self.init, shape, generator))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from apical.copies import PER_COPY, spread
 from apical.plasticity.base import Plasticity, keep_parameter
 from apical.plasticity.initial import Init, draw_for
 
@@ -26,8 +27,8 @@ class Hebbian(Plasticity):
     name: ClassVar[str] = "hebbian"
     pathways: ClassVar[frozenset[str]] = frozenset({"layer-wise", "direct"})
     trainable: ClassVar[bool] = True
-    epsilon: float = 1.0
-    init: Init = "weights"
+    epsilon: float = field(default=1.0, metadata=PER_COPY)
+    init: Init = field(default="weights", metadata=PER_COPY)
 
     def __post_init__(self) -> None:
         if not (isinstance(self.epsilon, int | float) and 0 <= self.epsilon < float("inf")):
@@ -47,4 +48,4 @@ class Hebbian(Plasticity):
             owner._parameters["feedback"].copy_(value)  # type: ignore[union-attr]
 
     def increment(self, product: Tensor | None) -> Tensor | None:  # noqa: D102
-        return product if product is None or self.epsilon == 1 else product * self.epsilon
+        return product if product is None or self.epsilon == 1 else product * spread(self.epsilon, product)

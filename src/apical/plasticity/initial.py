@@ -8,10 +8,13 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from apical.copies import PerCopy, Streams
 
 Init = str | Callable[..., Any]
 """A name in `INITS`, or a function that fills a tensor in place, such as those of `torch.nn.init`."""
@@ -109,7 +112,7 @@ def draw_for(
     """
     weight = owner._parameters.get("weight")
     layerwise = weight is not None and weight.shape == shape and hasattr(owner, "fans")
-    # Copies side by side draw one after the other, each as a network of its own would.
+    # Copies side by side draw each as a network of its own would.
     copies = getattr(owner, "copies", 1)
     dimension = 0 if layerwise else 1
     own = torch.Size([*shape[:dimension], shape[dimension] // copies, *shape[dimension + 1 :]])
@@ -118,5 +121,10 @@ def draw_for(
     device = None if reference is None else reference.device
     dtype = None if reference is None else reference.dtype
     likes = weight.chunk(copies) if layerwise and mirror else [None] * copies  # type: ignore[union-attr]
-    drawn = [draw(init, own, fans=fans, generator=generator, like=like, device=device, dtype=dtype) for like in likes]
+    inits = init if isinstance(init, PerCopy) else repeat(init)
+    sources = generator.own if isinstance(generator, Streams) else repeat(generator)
+    drawn = [
+        draw(one, own, fans=fans, generator=source, like=like, device=device, dtype=dtype)
+        for like, one, source in zip(likes, inits, sources, strict=False)
+    ]
     return drawn[0] if copies == 1 else torch.cat(drawn, dimension)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import repeat
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from apical.copies import PER_COPY, PerCopy, spread
 from apical.noise import Distribution, check_distribution, check_noise, fill
 from apical.plasticity.base import Plasticity, keep_buffer
 from apical.plasticity.initial import Init, draw_for
@@ -52,20 +54,20 @@ class Mirror(Plasticity):
     name: ClassVar[str] = "mirror"
     pathways: ClassVar[frozenset[str]] = frozenset({"layer-wise", "direct"})
     adapts: ClassVar[bool] = True
-    noise: float = 1.0
+    noise: float = field(default=1.0, metadata=PER_COPY)
     distribution: Distribution = "gaussian"
     activation: str | Callable[[Tensor], Tensor] = "relu"
     bias_blocking: bool = False
     baseline: Literal["batch-mean"] | float = "batch-mean"
-    rate: float = 0.1
-    decay: float = 0.5
+    rate: float = field(default=0.1, metadata=PER_COPY)
+    decay: float = field(default=0.5, metadata=PER_COPY)
     decay_times_rate: bool = True
     batch: int | None = None
     batches: int = 1
     positions: int | None = 64
     alternate: bool = False
     warmup: int = 0
-    init: Init = "weights"
+    init: Init = field(default="weights", metadata=PER_COPY)
 
     def __post_init__(self) -> None:
         check_noise("noise", self.noise)
@@ -112,12 +114,12 @@ class Mirror(Plasticity):
                 shape, geometry = phase.features(site), ()
                 if not site.direct:
                     shape, geometry = site.synapse.unbordered(shape, self.positions)
-                shape = torch.Size([rows, *shape])
+                copies = len(phase.generators)
+                size = rows * shape.numel() // copies
                 # One pool for all: what two layers learn from equal noise is not compared with each other.
-                if pool is None or len(pool) < shape.numel():
-                    pool = torch.empty(shape.numel(), device=phase.device, dtype=phase.dtype)
-                    fill(pool, self.distribution, phase.generator, self.noise)
-                z = pool[: shape.numel()].view(shape)
+                if pool is None or pool.shape[1] < size:
+                    pool = self._pool(phase, size)
+                z = pool[:, :size].view(copies, rows, shape[0] // copies, *shape[1:]).transpose(0, 1).flatten(1, 2)
                 products.append(self._by_output(phase, site, z) if site.direct else self._by_synapse(site, z, geometry))
                 if phase.world == 1:
                     self._learn(site, *products.pop())
@@ -125,9 +127,22 @@ class Mirror(Plasticity):
             for site, found in zip(sites, products, strict=False):
                 self._learn(site, *found)
 
+    def _pool(self, phase: Phase, size: int) -> Tensor:
+        """Noise [copies, size], drawn for each copy from its own generator."""
+        pool = torch.empty(len(phase.generators), size, device=phase.device, dtype=phase.dtype)
+        scales = self.noise if isinstance(self.noise, PerCopy) else repeat(self.noise)
+        for part, generator, scale in zip(pool, phase.generators, scales, strict=False):
+            fill(part, self.distribution, generator, scale)
+        return pool
+
     def _learn(self, site: Site, product: Tensor, pairs: int) -> None:
-        shrink = self.decay * (self.rate if self.decay_times_rate else 1)
-        site.feedback.mul_(1 - shrink).add_(product.to(site.feedback), alpha=self.rate / pairs)
+        B = site.feedback
+        rate, decay = spread(self.rate, B), spread(self.decay, B)
+        B.mul_(1 - decay * (rate if self.decay_times_rate else 1))
+        if isinstance(rate, Tensor):
+            B.addcmul_(product.to(B), rate, value=1 / pairs)
+        else:
+            B.add_(product.to(B), alpha=rate / pairs)
 
     def _by_synapse(self, site: Site, z: Tensor, geometry: tuple) -> tuple[Tensor, int]:
         """Sum over all pairs of the mirrored signal and the noise, and how many pairs there are."""

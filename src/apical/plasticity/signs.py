@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from apical.copies import PER_COPY, PerCopy, spread
 from apical.plasticity.base import Plasticity, keep_buffer
 from apical.plasticity.initial import Init, draw_for
 
@@ -28,8 +29,8 @@ class Signs(Plasticity):
     pathways: ClassVar[frozenset[str]] = frozenset({"layer-wise"})
     names: ClassVar[tuple[str, ...]] = ("magnitudes",)
     magnitudes: Literal["uniform", "fixed", "batchwise"] = field(default="uniform", metadata={"settled_by_name": True})
-    scale: float | None = None
-    init: Init = "amit2019"
+    scale: float | None = field(default=None, metadata=PER_COPY)
+    init: Init = field(default="amit2019", metadata=PER_COPY)
 
     def __post_init__(self) -> None:
         if self.magnitudes not in ("uniform", "fixed", "batchwise"):
@@ -63,12 +64,18 @@ class Signs(Plasticity):
         if self.redraws:
             return kept
         signs = torch.sign(kept, out=out)
+        if isinstance(self.scale, PerCopy):
+            return signs.mul_(spread(PerCopy(self._scale(owner, one) for one in self.scale), signs))
         return signs if self.magnitudes == "uniform" else signs.mul_(owner._buffers["magnitudes"])  # type: ignore[arg-type]
 
     def gain(self, owner: nn.Module) -> float:  # noqa: D102
-        if self.magnitudes != "uniform":
+        if self.magnitudes != "uniform" or isinstance(self.scale, PerCopy):
             return 1.0
-        return self.scale if self.scale is not None else (2 / sum(owner.fans())) ** 0.5  # type: ignore[operator]
+        return self._scale(owner, self.scale)
+
+    @staticmethod
+    def _scale(owner: nn.Module, given: float | None) -> float:
+        return given if given is not None else (2 / sum(owner.fans())) ** 0.5  # type: ignore[operator]
 
     def available(self, owner: nn.Module) -> bool:  # noqa: D102
         return self.magnitudes == "uniform" or super().available(owner)
