@@ -61,9 +61,9 @@ def test_a_run_is_stochastic_gradient_descent_written_out(tmp_path):
     train(config, tmp_path / "run", data=data, watcher=watcher)
     assert seen == list(range(1, 22))
     # The same in NumPy, from the run's own initial weights and order of samples.
-    from apical.training.loop import _Session
+    from apical.training.session import Session
 
-    session = _Session(config, data)
+    session = Session(config, data)
     model = session.learner.model
     W1, b1, W2, b2 = (
         p.detach().numpy().copy() for p in (model[1].weight, model[1].bias, model[3].weight, model[3].bias)

@@ -271,7 +271,7 @@ def _cell(m: Measurement) -> str:
 
 def step_ratios(config: CompareConfig, data: ImageData, *, seconds: float = 6.0) -> dict[str, float]:
     """Each rule's time per step on a comparison's own network and data, as a ratio to plain backpropagation."""
-    from apical.training.loop import make
+    from apical.training.setup import make
 
     with torch.random.fork_rng():
         model = make(config, rule_of("bp"), config.first_seed, data)[1].detach()

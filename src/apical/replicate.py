@@ -109,6 +109,33 @@ class Replicas(nn.Module):
         for name, tensor in mine.items():
             _put(tensor, [state[name] for state in states], _dimension(self.model, name))
 
+    def optimizer_states(self, state: Mapping[int, Mapping[str, Any]]) -> list[dict[int, dict[str, Any]]]:
+        """Each copy's share of an optimizer's ``state_dict()["state"]``, as an optimizer of the single network would have it."""
+        shares: list[dict[int, dict[str, Any]]] = [{} for _ in range(self.copies)]
+        for key, shape, dimension in self._places():
+            for name, value in state.get(key, {}).items():
+                whole = isinstance(value, Tensor) and value.shape == shape
+                own = value.chunk(self.copies, dimension) if whole else [value] * self.copies
+                for share, part in zip(shares, own, strict=True):
+                    share.setdefault(key, {})[name] = part
+        return shares
+
+    def optimizer_state(self, states: Sequence[Mapping[int, Mapping[str, Any]]]) -> dict[int, dict[str, Any]]:
+        """What `optimizer_states` was given, from what it gave."""
+        found: dict[int, dict[str, Any]] = {}
+        for key, shape, dimension in self._places():
+            for name, value in states[0].get(key, {}).items():
+                own = [state[key][name] for state in states]
+                # As many entries as a copy's share of the parameter: not a number that belongs to all.
+                whole = isinstance(value, Tensor) and value.dim() and value.numel() * self.copies == shape.numel()
+                found.setdefault(key, {})[name] = torch.cat(own, dimension) if whole else value
+        return found
+
+    def _places(self) -> list[tuple[int, torch.Size, int]]:
+        """Every parameter's number in an optimizer of them all, its shape, and the dimension in which copies lie."""
+        named = self.model.named_parameters()
+        return [(key, p.shape, _dimension(self.model, name)) for key, (name, p) in enumerate(named)]
+
     def share_out(self, rules: Rules | Sequence[Rules]) -> tuple[dict[str, Rule] | Rules, list[Rules]]:
         """What `model` is attached to so that each copy learns by its own rule, and these rules; given one, or one for each."""
         if isinstance(rules, str | Rule | Mapping) or not isinstance(rules, Sequence):

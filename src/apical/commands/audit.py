@@ -45,7 +45,7 @@ class Audit:
         from apical.audit import audit
         from apical.losses import LOSSES
         from apical.spec import rule_of
-        from apical.training.loop import make
+        from apical.training.setup import make
 
         rule = rule_of(self.rule)
         data = images.load(self.data)

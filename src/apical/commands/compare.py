@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,7 +52,7 @@ class Compare:
                 folder,
                 resume=self.resume is not None,
                 command=command_line(),
-                announce=lambda rule, seed: watch(display, f"{rule}, seed {seed}"),
+                announce=lambda rule, seeds: watch(display, f"{rule}, {_named(seeds)}"),
                 time_steps=step_ratios if self.time_steps else None,
             )
         console.print(table(comparison))
@@ -59,6 +60,10 @@ class Compare:
             if "failed" in run:
                 console.print(f"[red]{run['rule']}, seed {run['seed']}:[/] {run['failed']}")
         console.print(f"report: {report.write(folder)}")
+
+
+def _named(seeds: Sequence[int]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
 
 
 def table(comparison: dict[str, Any]) -> Table:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from apical.training.loop import Interrupted, NonFiniteLossError, Watcher
+from apical.training.session import Interrupted, NonFiniteLossError, Watcher
 
 console = Console()
 errors = Console(stderr=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import math
 import os
@@ -9,10 +10,10 @@ import platform
 import re
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,15 +24,19 @@ from apical.data import ImageData
 from apical.files import write_json
 from apical.losses import LOSSES
 from apical.spec import rule_of
+from apical.training.choice import obstacle, pays
 from apical.training.config import Recipe, TrainConfig
-from apical.training.loop import NonFiniteLossError, Watcher, make, train
+from apical.training.loop import train
 from apical.training.run import RunFolder
+from apical.training.session import NonFiniteLossError, Watcher
+from apical.training.setup import make
+from apical.training.together import train_together
 
 SHOWN_SAMPLES = 24
 AUDITED_SAMPLES = 8
 
-Announce = Callable[[str, int], Watcher]
-"""announce(rule, seed) -> the watcher of that run."""
+Announce = Callable[[str, Sequence[int]], Watcher]
+"""announce(rule, seeds) -> the watcher of that run, or of several that are trained together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,8 @@ class CompareConfig(Recipe):
     """How many seeds; each gives every rule the same initial weights and order of samples."""
     first_seed: int = 0
     """The first seed."""
+    replicas: Literal["auto", "on", "off"] = "auto"
+    """Train all seeds of a rule in one pass: where results stay those of single runs and it is faster, or always, or never."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,10 +63,13 @@ class CompareConfig(Recipe):
             raise ValueError(f"rules name {', '.join(twice)} more than once; name each rule once")
         if self.seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+        if self.replicas not in ("auto", "on", "off"):
+            raise ValueError(f"replicas must be auto, on or off, got {self.replicas!r}")
 
     def run(self, rule: str, seed: int) -> TrainConfig:
         """The config of one of the runs."""
-        own = {key: value for key, value in self.asdict().items() if key not in ("rules", "seeds", "first_seed")}
+        shared = [field.name for field in dataclasses.fields(Recipe)]
+        own = {key: value for key, value in self.asdict().items() if key in shared}
         return TrainConfig(**own, rule=rule, seed=seed)
 
 
@@ -75,7 +85,8 @@ def compare(
 ) -> dict[str, Any]:
     """Train every rule from every seed, and leave `comparison.json` in `folder` with one run folder per rule and seed.
 
-    A run whose loss is not finite is recorded as failed; the others go on.
+    A run whose loss is not finite is recorded as failed; the others go on. All seeds of a rule are trained in one pass where
+    `config.replicas` has it so; each run's result is then that of a run alone, to rounding.
 
     Args:
         config: what to compare. data: loaded already, or None to load what the config names.
@@ -91,14 +102,22 @@ def compare(
         config, rule_of(config.rules[0]), config.first_seed, data
     )  # What can't be built fails before anything is written.
     home = RunFolder(folder)
+    together = _together(config, data)
     if resume:
         home.reopen(_plain(config))
     else:
         home.start(_plain(config))
-    runs = []
-    for seed in range(config.first_seed, config.first_seed + config.seeds):
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    # A comparison that was started goes on as it was started.
+    together = [rule for rule in config.rules if _goes_together(config, rule, home.path, rule in together)]
+    found = {}
+    for rule in together:
+        found |= _run_together(config, rule, home.path, data, announce)
+    for seed in seeds:
         for rule in config.rules:
-            runs.append(_run(config.run(rule, seed), home.path, data, announce))
+            if rule not in together:
+                found[rule, seed] = _run(config.run(rule, seed), home.path, data, announce)
+    runs = [found[rule, seed] for seed in seeds for rule in config.rules]
     comparison = {
         "format": 1,
         "command": command or " ".join(sys.argv),
@@ -114,8 +133,8 @@ def compare(
         },
         "network": config.network + (f" ({config.activation})" if re.fullmatch(r"[\d-]+", config.network) else ""),
         "config": _plain(config),
-        "rules": [_describe(rule) for rule in config.rules],
-        "seeds": list(range(config.first_seed, config.first_seed + config.seeds)),
+        "rules": [{**_describe(rule), "together": rule in together} for rule in config.rules],
+        "seeds": list(seeds),
         "runs": runs,
     }
     ratios = time_steps(config, data) if time_steps else {}
@@ -125,16 +144,64 @@ def compare(
     return comparison
 
 
+def _together(config: CompareConfig, data: ImageData) -> list[str]:
+    """Rules whose seeds are to be trained in one pass."""
+    if config.replicas == "off" or (config.replicas == "auto" and config.seeds < 2):
+        return []
+    if config.replicas == "auto" and not pays(config.run(config.rules[0], config.first_seed), data):
+        return []
+    found = {rule: obstacle(config.run(rule, config.first_seed), config.seeds, data) for rule in config.rules}
+    faults = [f"- {rule}: {reason}" for rule, reason in found.items() if reason is not None]
+    if config.replicas == "on" and faults:
+        raise ValueError(
+            "replicas='on' asks for all seeds of every rule in one pass, and that can't be had:\n"
+            + "\n".join(faults)
+            + "\nGive replicas='auto', which trains those one by one"
+        )
+    return [rule for rule, reason in found.items() if reason is None]
+
+
+def _place(rule: str, seed: int | None = None) -> Path:
+    """Where a run lies in the comparison's folder, or what all seeds' runs have in common."""
+    name = re.sub(r"[^\w.=-]+", "_", rule)
+    return Path("together") / name if seed is None else Path("runs") / f"{name}-{seed}"
+
+
+def _goes_together(config: CompareConfig, rule: str, home: Path, chosen: bool) -> bool:
+    if RunFolder(home / _place(rule)).has_run:
+        return True
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    return chosen and not any(RunFolder(home / _place(rule, seed)).has_run for seed in seeds)
+
+
+def _run_together(
+    config: CompareConfig, rule: str, home: Path, data: ImageData, announce: Announce | None
+) -> dict[tuple[str, int], dict[str, Any]]:
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    places = {seed: _place(rule, seed) for seed in seeds}
+    failed = train_together(
+        [config.run(rule, seed) for seed in seeds],
+        RunFolder(home / _place(rule)),
+        [RunFolder(home / place) for place in places.values()],
+        data=data,
+        watcher=announce(rule, seeds) if announce else None,
+    )
+    return {(rule, seed): _record(rule, seed, place, failed.get(seed)) for seed, place in places.items()}
+
+
 def _run(config: TrainConfig, home: Path, data: ImageData, announce: Announce | None) -> dict[str, Any]:
-    name = re.sub(r"[^\w.=-]+", "_", config.rule)
-    place = Path("runs") / f"{name}-{config.seed}"
-    record = {"rule": config.rule, "seed": config.seed, "folder": place.as_posix()}
-    watcher = announce(config.rule, config.seed) if announce else None
+    place = _place(config.rule, config.seed)
+    watcher = announce(config.rule, [config.seed]) if announce else None
     try:
         train(config, home / place, data=data, resume=RunFolder(home / place).has_run, watcher=watcher)
     except NonFiniteLossError as error:
-        record["failed"] = str(error)
-    return record
+        return _record(config.rule, config.seed, place, str(error))
+    return _record(config.rule, config.seed, place)
+
+
+def _record(rule: str, seed: int, place: Path, failed: str | None = None) -> dict[str, Any]:
+    record = {"rule": rule, "seed": seed, "folder": place.as_posix()}
+    return record if failed is None else {**record, "failed": failed}
 
 
 def _row(

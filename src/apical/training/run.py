@@ -30,7 +30,8 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"{self.path} is a file; give another folder")
-        if self.path.exists() and any(self.path.iterdir()):
+        # What a kill left of a config half-written is no run.
+        if self.path.exists() and any(not one.name.startswith(".config.json.") for one in self.path.iterdir()):
             what = "holds a run already; resume it" if self._config.exists() else "is not empty"
             raise RunFolderError(f"folder {self.path} {what}, or give another folder")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -74,6 +75,10 @@ class RunFolder:
     def save(self, state: dict[str, Any]) -> None:
         """Write the checkpoint."""
         checkpoint.save(self._checkpoint, state)
+
+    def forget(self) -> None:
+        """Delete the checkpoint."""
+        self._checkpoint.unlink(missing_ok=True)
 
     def restore(self) -> dict[str, Any] | None:
         """The last checkpoint, or None if the run was stopped before the first."""

@@ -1,0 +1,62 @@
+"""What a run is made of, from nothing but its config: network and learner, optimizer, Fabric."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from apical.data import ImageData
+from apical.learner import Learner, attach
+from apical.networks import build
+from apical.noise import NoisyActivations
+from apical.rules import Rule
+from apical.spec import optimizer_of
+from apical.training.config import Recipe
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def make(config: Recipe, rule: Rule, seed: int, data: ImageData) -> tuple[nn.Module, Learner]:
+    """The network and its learner, from nothing but the config and the seed.
+
+    Networks of one seed start with the same weights under every rule.
+    """
+    torch.manual_seed(seed)
+    model = build(config.network, shape=data.shape, classes=data.classes, activation=config.activation)
+    if config.activation_noise:
+        NoisyActivations(model, config.activation_noise)
+    # Another stream than the weights': equal streams could give feedback equal to the weights.
+    generator = torch.Generator().manual_seed(seed + 0x5EED_FEED)
+    example = torch.zeros(2, *data.shape, dtype=next(model.parameters()).dtype)
+    return model, attach(model, rule, example_input=example, generator=generator)
+
+
+def make_optimizer(config: Recipe, rule: Rule, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the config, over weights and trainable feedback alike."""
+    decay = rule.weight_decay if config.weight_decay is None else config.weight_decay
+    kind, options = optimizer_of(config.optimizer, lr=config.rate, weight_decay=decay)
+    return kind(model.parameters(), **options)
+
+
+def processes() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def make_fabric(config: Recipe, rule: Rule) -> Fabric:
+    """Where the run is trained, launched."""
+    # Here, because importing it takes longer than everything else of the command line.
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
+    strategy: Any = "auto"
+    if processes() > 1:
+        strategy = DDPStrategy(find_unused_parameters=rule.pathway.name in ("none", "scalar"))
+    devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    fabric = Fabric(accelerator=config.accelerator, devices=devices, strategy=strategy, precision=config.precision)
+    fabric.launch()
+    return fabric
