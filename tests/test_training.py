@@ -423,9 +423,9 @@ def test_rules_of_one_seed_start_from_the_same_weights(tmp_path):
 def test_a_comparison_that_was_stopped_goes_on(tmp_path):
     done = []
 
-    def announce(rule, seed):
-        done.append((rule, seed))
-        if len(done) == 4:
+    def announce(rule, seeds):
+        done.append((rule, seeds))
+        if len(done) == 2:
             raise Interrupted("planted")
         return lambda *_: None
 
