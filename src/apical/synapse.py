@@ -170,7 +170,7 @@ class Synapse(nn.Module):
         x, feedback = self.pathway.enter(self, input)
         x, geometry = self.prepare(x, *args)
         own = self._parameters  # Read directly: nn.Module's attribute access is slow enough to show on small layers.
-        return _Learn.apply(x, own["weight"], own["bias"], feedback, self, geometry)  # type: ignore[return-value]
+        return _Learn.apply(x, own["weight"], own.get("bias"), feedback, self, geometry)  # type: ignore[return-value]
 
     def infer(self, input: Tensor, *args: Any) -> Tensor:
         """The plain layer's forward pass, where no graph is built."""
@@ -187,7 +187,7 @@ class Synapse(nn.Module):
     def conduct(self, x: Tensor, geometry: Geometry = (), *, bias: bool = True) -> Tensor:
         """What the synapse makes of x, without a graph: `transmit` with its own weights."""
         weight = self._parameters["weight"] if self.clean_weight is None else self.clean_weight
-        own = self._parameters["bias"] if bias else None
+        own = self._parameters.get("bias") if bias else None
         return self.transmit(x, weight.to(x.dtype), None if own is None else own.to(x.dtype), geometry)  # type: ignore[union-attr]
 
     def unbordered(self, features: torch.Size, positions: int | None = None) -> tuple[torch.Size, Geometry]:
