@@ -56,6 +56,8 @@ def make(config: Recipe, rule: Rule, seed: int, data: ImageData) -> tuple[nn.Mod
     """
     torch.manual_seed(seed)
     model = build(config.network, shape=data.shape, classes=data.classes, activation=config.activation)
+    if config.memory_format == "channels_last":
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.activation_noise:
         NoisyActivations(model, config.activation_noise)
     # Another stream than the weights': equal streams could give feedback equal to the weights.
