@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from apical.commands.terminal import config_in, console, new_folder, progress, slug
-from apical.papers import experiment
+from apical.papers import find
 from apical.papers.experiment import Watcher
 from apical.papers.reproduce import reproduce
 
@@ -62,7 +62,7 @@ class Reproduce:
             folder, kept = self.resume, config_in(self.resume)
             if "experiment" not in kept:
                 raise ValueError(f"--resume: folder {folder} holds no experiment of `apical reproduce`; give another")
-            chosen = experiment(kept["experiment"])
+            chosen = find(kept["experiment"])
             options = {
                 "seeds": len(kept["seeds"]),
                 "first_seed": kept["seeds"][0],
@@ -73,7 +73,7 @@ class Reproduce:
         elif self.name is None:
             raise ValueError("which experiment? give its ID; `apical papers` lists them")
         else:
-            chosen = experiment(self.name)
+            chosen = find(self.name)
             folder = new_folder(self.folder, slug(chosen.name), overwrite=self.overwrite)
         with progress() as display:
             outcome = reproduce(

@@ -34,8 +34,8 @@ __all__ = [
     "Record",
     "Row",
     "Task",
-    "experiment",
     "experiments",
+    "find",
 ]
 
 
@@ -46,7 +46,7 @@ def experiments() -> dict[str, Experiment]:
     return {one.name: one for one in found}
 
 
-def experiment(name: str) -> Experiment:
+def find(name: str) -> Experiment:
     """The experiment of this name, e.g. "lillicrap2016/fig2a".
 
     Raises:
