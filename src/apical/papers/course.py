@@ -57,7 +57,7 @@ def course(
 
     while not finished:
         if step in wanted and (not lines or lines[-1][0] != step):
-            found = {key: [float(value) for value in values] for key, values in measure().items()}
+            found = {key: torch.as_tensor(values).detach().tolist() for key, values in measure().items()}
             lines.append((step, found))
             finished = enough is not None and step > 0 and enough(found)
         if step == steps or finished:
