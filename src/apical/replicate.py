@@ -145,7 +145,7 @@ class Replicas(nn.Module):
             example = vars(self)["_example"]
             shown = None if example is None else over_tensors(example, lambda x: x[0])
             for model in models:
-                attach(model, dict(learner.rules), example_input=shown, output=learner._wiring.output)
+                _attach_like(learner, model, shown)
         for index, model in enumerate(models):
             state = {name: self._share(name, tensor, index) for name, tensor in self.model.state_dict().items()}
             model.load_state_dict(state)
@@ -158,11 +158,22 @@ class Replicas(nn.Module):
         return tensor.chunk(self.copies, _dimension(self.model, name))[index]
 
 
+def _attach_like(learner: Learner, model: nn.Module, example: Any) -> None:
+    """Attach `model`, of the same structure, as `learner` is attached to its own."""
+    attach(
+        model,
+        dict(learner.rules),
+        example_input=example,
+        output=learner._wiring.output,
+        connectivity=dict(learner.connectivity),
+    )
+
+
 def _dimension(model: nn.Module, name: str) -> int:
     """In which dimension of an entry of the state dict copies lie: direct feedback is [outputs, n features], the rest [n *]."""
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
-    return int(leaf == "feedback" and not (isinstance(owner, Synapse) and not owner.pathway.wired))
+    return int(leaf in ("feedback", "feedback_mask") and not (isinstance(owner, Synapse) and not owner.pathway.wired))
 
 
 def replicate(models: Models, n: int | None = None, *, example_input: Any = None) -> Replicas:
@@ -214,7 +225,7 @@ def replicate(models: Models, n: int | None = None, *, example_input: Any = None
         _compare(replicas, plain, example_input)
     if learners:
         shown = None if example_input is None else over_tensors(example_input, lambda x: x.expand(n, *x.shape))
-        attach(replicas, dict(learners[0].rules), example_input=shown, output=learners[0]._wiring.output)
+        _attach_like(learners[0], replicas, shown)
         _fill(together, made)
     return replicas
 
@@ -262,6 +273,8 @@ def _check_alike(models: Sequence[nn.Module], learners: Sequence[Learner]) -> No
     for number, learner in enumerate(learners[1:], 2):
         if learner.rules != learners[0].rules:
             raise ValueError(f"network {number} is attached to other rules than the first; replicas have one")
+        if learner.connectivity != learners[0].connectivity:
+            raise ValueError(f"network {number} has another connectivity than the first; replicas have one")
 
 
 def _side_by_side(module: nn.Module, n: int) -> nn.Module:

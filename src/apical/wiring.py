@@ -101,6 +101,9 @@ class _Enter(torch.autograd.Function):
         if x is not None and (weight is None or weight.requires_grad):
             hebbian = _hebbian(e, x.flatten(1).to(e.dtype), ctx.error.copies)
             increment = ctx.plasticity.increment(hebbian.view(D.shape))
+            mask = ctx.owner._buffers.get("feedback_mask")
+            if increment is not None and mask is not None:
+                increment = increment * mask
         signal = None
         if ctx.needs_input_grad[0]:
             signal = carry(e, D, ctx.shape, channels_last=ctx.channels_last, copies=ctx.error.copies)

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from apical import data as images
 from apical.alignment import alignment
+from apical.connectivity import Connectivity
 from apical.data import ImageData, Split
 from apical.learner import Learner, attach
 from apical.losses import LOSSES, error_rate
 from apical.networks import build
 from apical.noise import NoisyActivations
+from apical.registry import synapse_type
 from apical.rules import Rule
 from apical.spec import optimizer_of, rule_of, scheduler_of
 from apical.training.checkpoint import CheckpointError
@@ -63,7 +65,10 @@ def make(config: Recipe, rule: Rule, seed: int, data: ImageData) -> tuple[nn.Mod
     # Another stream than the weights': equal streams could give feedback equal to the weights.
     generator = torch.Generator().manual_seed(seed + 0x5EED_FEED)
     example = torch.zeros(2, *data.shape, dtype=next(model.parameters()).dtype)
-    return model, attach(model, rule, example_input=example, generator=generator)
+    thinned: dict[str, float | Connectivity] = {"": config.connectivity}
+    if config.whole_output:
+        thinned[[name for name, module in model.named_modules() if synapse_type(module) is not None][-1]] = 1.0
+    return model, attach(model, rule, example_input=example, generator=generator, connectivity=thinned)
 
 
 def make_optimizer(config: Recipe, rule: Rule, model: nn.Module) -> torch.optim.Optimizer:
