@@ -288,6 +288,11 @@ class Synapse(nn.Module):
         dropped = {prefix + name for name in own if prefix + name in state_dict and _stored(self, name) is None}
         kept = {key: value for key, value in state_dict.items() if key not in dropped} if dropped else state_dict
         missing: list[str] = []
+        for name in MASKS if self.connectivity is not None else ():
+            mask, given = self._buffers.get(name), state_dict.get(prefix + name)
+            if mask is not None and given is not None and given.shape == mask.shape:
+                # First, because feedback that is assigned is thinned at once.
+                self._buffers[name] = given.to(mask, copy=True)
         super()._load_from_state_dict(kept, prefix, local_metadata, strict, missing, unexpected_keys, errors)
         missing_keys += [key for key in missing if key.removeprefix(prefix) not in own]
         if self.connectivity is not None:
