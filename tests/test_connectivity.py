@@ -363,6 +363,12 @@ def test_mixed_precision_checkpointing_and_compiled_code(rule):
     assert thin(learner) == 5
 
 
+# What Dynamo itself does while it traces any autograd.Function or hook.
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning",
+    "ignore:.*torch.jit.script_method:DeprecationWarning",
+    "ignore:The .grad attribute of a Tensor that is not a leaf",
+)
 @pytest.mark.parametrize("rule", ["kp", "usf", "dfa"])
 def test_compiled_networks_learn_as_eager_ones(rule):
     torch.compiler.reset()
