@@ -35,6 +35,8 @@ class Connectivity:
     Each has one mask of zeros and ones, drawn once: `weight_mask` and `feedback_mask` of the synapse, in its state dict. Outside
     of theirs W and the feedback are zero after every step of any optimizer, and so is every update.
 
+    Which layers: amit2019's code [C] thins all but the last dense layer; lillicrap2016 is read [R] as the last layer alone.
+
     Feedback that is the weights themselves ("transport": bp) is W as thinned and has no mask of its own. Signs of the weights
     exist where both W and the feedback do.
     """

@@ -66,8 +66,8 @@ def attach(
             a key or attribute, an index, or a function of the output.
         connectivity: the fraction of connections that exist, drawn for weights and feedback apart and fixed from then on;
             a number, a `Connectivity`, or a dict from module names to these, where each layer takes that of the nearest
-            module around it and is fully connected without any. {"": 0.5, "fc": 1.0} thins all but one (amit2019),
-            {"fc": 0.5} that one alone (lillicrap2016). None: all exist. Absent weights are set to zero here.
+            module around it and is fully connected without any. {"": 0.5, "fc": 1.0} thins all but one (amit2019's
+            code), {"fc": 0.5} that one alone (lillicrap2016 [R]). None: all exist. Absent weights are set to zero here.
 
     Returns:
         The `Learner`.

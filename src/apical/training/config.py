@@ -27,9 +27,9 @@ class Recipe:
     loss: Literal["cross-entropy", "binary-cross-entropy", "squared-error"] = "cross-entropy"
     """Summed over outputs, averaged over the batch; the last two take one-hot targets."""
     connectivity: float = 1.0
-    """Fraction of connections that exist, drawn for weights and for feedback apart and fixed from then on (amit2019: 0.5)."""
+    """Fraction of connections that exist, drawn for weights and for feedback apart and fixed from then on (amit2019: half)."""
     whole_output: bool = False
-    """Leave the last layer fully connected, whatever --connectivity says (amit2019)."""
+    """Leave the last layer fully connected, whatever --connectivity says (amit2019, in its code)."""
     optimizer: str = "SGD:momentum=0.9"
     """A class of torch.optim with options: SGD:momentum=0.9, RMSprop, Adam:betas=(0.9,0.99)."""
     learning_rate: float | None = None
