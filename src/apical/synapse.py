@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from apical.node import apply
 from apical.product import affine, product
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class Synapse(nn.Module):
         x, feedback = self.pathway.enter(self, input)
         x, geometry = self.prepare(x, *args)
         own = self._parameters  # Read directly: nn.Module's attribute access is slow enough to show on small layers.
-        return _Learn.apply(x, own["weight"], own.get("bias"), feedback, self, geometry)  # type: ignore[return-value]
+        return apply(_Learn)(x, own["weight"], own.get("bias"), feedback, self, geometry)  # type: ignore[return-value]
 
     def infer(self, input: Tensor, *args: Any) -> Tensor:
         """The plain layer's forward pass, where no graph is built."""
@@ -238,7 +239,9 @@ class Synapse(nn.Module):
         """
         signal = None if feedback is None else self.feed_back(delta, feedback, shape, geometry)
         product = self.hebbian(x, delta, geometry) if need_weight and x is not None else None
-        bias = delta.reshape(-1, delta.shape[-1]).sum(0) if need_bias else None
+        bias = None
+        if need_bias:
+            bias = delta.sum(0) if delta.dim() == 2 else delta.reshape(-1, delta.shape[-1]).sum(0)
         return signal, product, bias
 
     def thin(self, product: Tensor | None, own: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
