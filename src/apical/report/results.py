@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 from apical.files import write_json
 from apical.papers import PAPERS, experiments
@@ -35,6 +37,7 @@ def publish(folder: Path, results: Path) -> Path:
     if svg is not None:
         write_text(path.with_suffix(".svg"), svg)
     paper = outcome["experiment"].partition("/")[0]
+    _summary(results)
     return _page(results, paper)
 
 
@@ -47,15 +50,24 @@ def pages(results: Path) -> list[Path]:
     there = [paper for paper in PAPERS if (results / paper).is_dir()]
     if not there:
         raise ReportError(f"{results} holds no results; put some there with apical reproduce ID --publish {results}")
-    return [_page(results, paper) for paper in there]
+    return [*(_page(results, paper) for paper in there), _summary(results)]
+
+
+def _outcomes(results: Path, paper: str = "") -> list[dict[str, Any]]:
+    """What was published, of one paper or of all, in the order of the papers."""
+    return [
+        read(path) for name in experiments() if name.startswith(paper) and (path := results / f"{name}.json").exists()
+    ]
+
+
+def _summary(results: Path) -> Path:
+    page = results / "summary.md"
+    write_text(page, template("summary.md.jinja", extent=extent, anchor=_anchor).render(outcomes=_outcomes(results)))
+    return page
 
 
 def _page(results: Path, paper: str) -> Path:
-    outcomes = [
-        read(path)
-        for name in experiments()
-        if name.startswith(f"{paper}/") and (path := results / f"{name}.json").exists()
-    ]
+    outcomes = _outcomes(results, f"{paper}/")
     page = results / f"{paper}.md"
     text = template("results.md.jinja", number=number, extent=extent, duration=duration, cell=_cell).render(
         paper=paper, title=PAPERS[paper], outcomes=outcomes
@@ -66,6 +78,12 @@ def _page(results: Path, paper: str) -> Path:
 
 def _length(outcome: dict) -> float:
     return outcome["scale"] * len(outcome["seeds"]) * len(outcome["conditions"])
+
+
+def _anchor(outcome: dict) -> str:
+    """What a heading of the paper's page is linked by."""
+    heading = f"{outcome['experiment']}: {outcome['title']}"
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def _cell(text: str) -> str:
