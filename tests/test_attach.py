@@ -1201,6 +1201,21 @@ def test_a_registered_subclass_learns_and_comes_back(registered):
         assert [type(m) for m in model] == [type(m) for m in plain]
 
 
+def test_a_registered_kind_may_have_its_bias_as_a_plain_none(registered):
+    class Unbiased(nn.Linear):
+        def __init__(self, *sizes):
+            super().__init__(*sizes, bias=False)
+            del self.bias
+            self.bias = None
+
+    registered(Unbiased, apical.LinearSynapse)
+    model = nn.Sequential(Unbiased(4, 6), nn.Tanh(), Unbiased(6, 3))
+    expected = gradients(copy.deepcopy(model), X)
+    attach(model, "bp")
+    for name, g in gradients(model, X).items():
+        torch.testing.assert_close(g, expected[name])
+
+
 def test_methods_of_a_registered_subclass_stay_usable(registered):
     class ScaledSynapse(apical.LinearSynapse, Scaled):
         pass

@@ -61,6 +61,13 @@ def test_train_resumes_from_the_folder_alone(tmp_path, capsys):
     assert words(run("train", "--resume", "one", capsys=capsys).out).startswith("test error")
 
 
+def test_thinned_networks(tmp_path, capsys):
+    run("train", *SHORT, "--connectivity", "0.5", "--whole-output", "--folder", "one", capsys=capsys)
+    config = json.loads((tmp_path / "one" / "config.json").read_text())
+    assert (config["connectivity"], config["whole_output"]) == (0.5, True)
+    assert words(run("train", "--resume", "one", capsys=capsys).out).startswith("test error")
+
+
 def test_train_makes_a_folder_of_its_own(tmp_path, capsys):
     run("train", *SHORT, capsys=capsys)
     (folder,) = (tmp_path / "runs").iterdir()
@@ -98,6 +105,8 @@ def test_rules_lists_and_explains(capsys):
         (("train", "--data", "./nowhere"), "nowhere"),
         (("train", "--resume", "nothing"), "--resume: folder nothing holds no run to resume"),
         (("train", "--optimizer", "SGDD"), "did you mean 'SGD'"),
+        (("train", "--connectivity", "0"), "fraction of connections that exist, above 0 and at most 1, got 0"),
+        (("train", "--rule", "np:solver=ridge", "--connectivity", "0.5"), "use solver='sgd'"),
         (("compare", "--rules", "fa", "fa"), "rules name fa more than once"),
         (("audit", "--network", "resnet21"), "did you mean"),
         (("report", "nothing"), "nothing"),

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import apical
+from apical.papers.reproduce import reproduce
 from apical.plasticity import INITS
 from apical.registry import _SYNAPSES
 
@@ -45,6 +46,15 @@ def test_the_example_layer_learns_as_autograd_would():
     finally:
         _SYNAPSES.clear()
         _SYNAPSES.update(known)
+
+
+def test_the_example_experiment_runs(tmp_path):
+    code = next(code for _, code in BLOCKS if "class Regression" in code)
+    names = {"apical": apical, "nn": nn, "torch": torch, "__name__": "page"}
+    exec(code, names)
+    outcome = reproduce(names["example"], tmp_path / "run", scale=0.1)
+    assert [row["label"] for row in outcome["shows"]["rows"]] == ["bp", "fa"]
+    assert len(outcome["shows"]["rows"][0]["ours"]) == 2
 
 
 def test_every_rule_is_in_the_readme_and_every_init_in_the_docs():

@@ -68,8 +68,12 @@ Y = torch.randint(3, (8,), generator=seed(6))
 
 
 def attach(model: nn.Module, rule: str, example=X, *, shown: bool = False, n: int = 1) -> apical.Learner:
-    wired = apical.rule(rule).pathway.wired
-    return apical.attach(model, rule, example_input=example if wired or shown else None, generator=seed(n))
+    rule, _, share = rule.partition(" ")  # "kp 0.5": with half of all connections.
+    shown = shown or apical.rule(rule).pathway.wired
+    connectivity = float(share) if share else None
+    return apical.attach(
+        model, rule, example_input=example if shown else None, generator=seed(n), connectivity=connectivity
+    )
 
 
 def gradients(model: nn.Module, x: Tensor = X, y: Tensor = Y, call=None) -> dict[str, Tensor]:
@@ -448,6 +452,7 @@ def test_gradient_clipping_and_anomaly_mode_run():
 RANKED = [
     ("bp", False), ("fa", False), ("fa", True), ("dfa", True), ("kp", False), ("kp", True), ("kp-direct", True),
     ("usf", False), ("frsf", False), ("ifa", True), ("brsf", True), ("brsf", False),
+    ("kp 0.5", False), ("dfa 0.5", True), ("usf 0.5", True),
 ]  # fmt: skip
 
 

@@ -127,6 +127,30 @@ def test_noise_while_training_and_none_in_the_test(tmp_path):
         assert first[0]["test_loss"] == first[1]["test_loss"]
 
 
+@pytest.mark.parametrize("rule", ["bp", "kp", "dfa", "wm"])
+def test_thinned_networks_learn_and_stay_thin(tmp_path, rule):
+    config = TrainConfig(rule=rule, connectivity=0.5, whole_output=True, epochs=10, align_every=0)
+    assert train(config, tmp_path / "run", data=DIGITS)["test_error"] < 12
+    state = weights(tmp_path / "run")
+    masks = {name: mask for name, mask in state.items() if name.endswith("_mask")}
+    layers = sorted({name.partition(".")[0] for name in state})
+    whole = layers.pop()
+    assert {name for name in masks if "weight" in name} == {f"{layer}.weight_mask" for layer in layers}
+    assert not any(name.startswith(f"{whole}.") for name in masks)
+    for name, mask in masks.items():
+        assert 0.4 < float(mask.mean()) < 0.6
+        assert not state[name.removesuffix("_mask")][mask == 0].any()
+
+
+def test_every_rule_of_one_seed_has_the_same_forward_connections(tmp_path):
+    config = CompareConfig(rules=("bp", "fa", "dfa"), seeds=1, epochs=1, network="64-20-10", connectivity=0.3)
+    compare(config, tmp_path / "all", data=DIGITS)
+    states = [weights(tmp_path / "all" / "runs" / f"{rule}-0") for rule in config.rules]
+    for name in (name for name in states[0] if name.endswith("weight_mask")):
+        assert all(torch.equal(state[name], states[0][name]) for state in states)
+        assert float(states[0][name].mean()) == pytest.approx(0.3, abs=0.1)
+
+
 def test_schedulers_and_their_state(tmp_path):
     config = dataclasses.replace(SHORT, epochs=3, scheduler="MultiStepLR:milestones=[1,2],gamma=0.1")
     train(config, tmp_path / "run", data=DIGITS)
@@ -164,10 +188,21 @@ def test_the_run_folder_tells_the_whole_story(tmp_path):
 PHASES = ("wm", "np", "np:solver=ridge,warmup=10", "np-direct", "sg-direct:solver=ridge", "reinforce")
 
 
-@pytest.mark.parametrize("rule", ["bp", "fa", "dfa", "kp", "brsf", "shallow", *PHASES])
-def test_a_run_that_stops_and_resumes_ends_bit_identical(tmp_path, rule):
+@pytest.mark.parametrize(
+    ("rule", "connectivity"),
+    [
+        *((rule, 1.0) for rule in ("bp", "fa", "dfa", "kp", "brsf", "shallow", *PHASES)),
+        *((rule, 0.5) for rule in ("kp", "brsf", "wm")),
+    ],
+)
+def test_a_run_that_stops_and_resumes_ends_bit_identical(tmp_path, rule, connectivity):
     config = dataclasses.replace(
-        SHORT, rule=rule, optimizer="Adam", learning_rate=0.003, scheduler="StepLR:step_size=1"
+        SHORT,
+        rule=rule,
+        optimizer="Adam",
+        learning_rate=0.003,
+        scheduler="StepLR:step_size=1",
+        connectivity=connectivity,
     )
     train(config, tmp_path / "whole", data=DIGITS)
 
@@ -304,6 +339,8 @@ def test_what_can_not_be_built_writes_nothing(tmp_path):
         ({"batch": -3}, "batch must be at least 1, got -3"),
         ({"learning_rate": 0.0}, "learning_rate must be a positive number, got 0"),
         ({"weight_decay": -1e-3}, "weight_decay must be at least 0"),
+        ({"connectivity": 0.0}, "connectivity must be the fraction of connections that exist, above 0 .*got 0"),
+        ({"connectivity": 50.0}, "connectivity must be .*at most 1, got 50"),
         ({"align_every": -1}, "align_every must be at least 0"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"loss": "hinge"}, "unknown loss 'hinge'; give one of cross-entropy"),

@@ -2,6 +2,7 @@
 
 from apical.alignment import SynapseAlignment, alignment
 from apical.audit import AuditReport, audit
+from apical.connectivity import Connectivity
 from apical.convolution import (
     Conv1dSynapse,
     Conv2dSynapse,
@@ -22,6 +23,7 @@ from apical.synapse import LinearSynapse, Synapse
 
 __all__ = [
     "AuditReport",
+    "Connectivity",
     "Conv1dSynapse",
     "Conv2dSynapse",
     "Conv3dSynapse",

@@ -30,6 +30,8 @@ class SynapseAlignment:
         relative_error: ||W - B|| / ||W||.
         sign_congruence: fraction of equal signs, 0 to 1.
         correlation: Pearson's, over all entries.
+
+    Connections that don't exist (see `apical.Connectivity`) are entries of zero like others.
     """
 
     matrix_angle: float | None

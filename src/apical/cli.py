@@ -1,4 +1,4 @@
-"""The command line: `apical compare`, `train`, `audit`, `rules`, `report`, `benchmark`."""
+"""The command line: `apical compare`, `train`, `audit`, `rules`, `report`, `benchmark`, `papers`, `reproduce`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from apical.allocator import keep_freed_memory
 from apical.commands.audit import Audit
 from apical.commands.benchmark import Benchmark
 from apical.commands.compare import Compare
+from apical.commands.papers import Papers
 from apical.commands.report import Report
+from apical.commands.reproduce import Reproduce
 from apical.commands.rules import Rules
 from apical.commands.terminal import plain_errors
 from apical.commands.train import Train
@@ -23,6 +25,8 @@ Command = (
     | Annotated[Rules, tyro.conf.subcommand("rules", prefix_name=False)]
     | Annotated[Report, tyro.conf.subcommand("report", prefix_name=False)]
     | Annotated[Benchmark, tyro.conf.subcommand("benchmark", prefix_name=False)]
+    | Annotated[Papers, tyro.conf.subcommand("papers", prefix_name=False)]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce", prefix_name=False)]
 )
 
 

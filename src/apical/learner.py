@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from apical import connectivity as masks
 from apical import recycle, validation
+from apical.connectivity import Connectivities, Connectivity
 from apical.copies import Streams, generator_from, streams
 from apical.episode import Recorder
 from apical.guard import watch_optimizers
@@ -41,6 +43,7 @@ def attach(
     at: Sequence[str] | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     output: Which = None,
+    connectivity: Connectivities | None = None,
 ) -> Learner:
     """Make `model` learn by `rule`. The model is changed in place and stays an ordinary `nn.Module`.
 
@@ -64,6 +67,10 @@ def attach(
             what it would alone.
         output: which tensor of the model's output the loss is made of, where the model returns more than a tensor:
             a key or attribute, an index, or a function of the output.
+        connectivity: the fraction of connections that exist, drawn for weights and feedback apart and fixed from then on;
+            a number, a `Connectivity`, or a dict from module names to these, where each layer takes that of the nearest
+            module around it and is fully connected without any. {"": 0.5, "fc": 1.0} thins all but one (amit2019's
+            code), {"fc": 0.5} that one alone (lillicrap2016 [R]). None: all exist. Absent weights are set to zero here.
 
     Returns:
         The `Learner`.
@@ -77,19 +84,28 @@ def attach(
     if (replicas := _replicas(model)) is not None:
         shown = None if example_input is None else replicas.fold(example_input)
         rules, own = replicas.share_out(rule)
-        generator = _for_copies(generator, replicas.copies)
-        learner = attach(replicas.model, rules, example_input=shown, at=at, generator=generator, output=output)
+        learner = attach(
+            replicas.model,
+            rules,
+            example_input=shown,
+            at=at,
+            generator=_for_copies(generator, replicas.copies),
+            output=output,
+            connectivity=connectivity,
+        )
         vars(replicas).update(_example=example_input, _rules=own)
         learner._fold = replicas.fold
         return learner
     rules = validation.layers(model, rule, example_input, at)  # type: ignore[arg-type]
+    shares = masks.shared_out(connectivity, [*rules, *(at or ())])
+    masks.check(model, rules, shares)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
             f"generator must be a torch.Generator, got {generator!r}; torch.Generator().manual_seed(0) makes one"
         )
     if generator is None:
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-    learner = Learner(model, rules, streams(generator, getattr(model, "copies", 1)), output)
+    learner = Learner(model, rules, streams(generator, getattr(model, "copies", 1)), output, shares)
     # On the plain model, so that whatever fails leaves it as it was.
     wired = any(one.pathway.wired for one in rules.values())
     shown = None if example_input is None else probe(model, list(rules), example_input, at, output, wired=wired)
@@ -148,17 +164,24 @@ class Learner:
         rules: module name -> the `Rule` of that synapse.
         synapses: module name -> synapse, with `weight`, `bias` and `feedback` (None where never used).
         blocks: module name -> module, for direct signals that enter at blocks; its `feedback` is [outputs, *features].
+        connectivity: module name -> `Connectivity` of that synapse or block.
         generator: source of all randomness of the feedback; of copies side by side, `Streams`.
         adapted: how many times `adapt` was called.
         copies: how many networks lie side by side in the model (see `replicate`).
     """
 
     def __init__(
-        self, model: nn.Module, rules: dict[str, Rule], generator: torch.Generator, output: Which = None
+        self,
+        model: nn.Module,
+        rules: dict[str, Rule],
+        generator: torch.Generator,
+        output: Which,
+        connectivity: dict[str, Connectivity],
     ) -> None:
         self.model = model
         self.rules = rules
         self.generator = generator
+        self.connectivity = connectivity
         self.synapses: dict[str, Synapse] = {}
         self.blocks: dict[str, nn.Module] = {}
         self.adapted = 0
@@ -203,11 +226,13 @@ class Learner:
         self.__dict__.update(state)
         self.generator = generator_from(random_state, device)
         watch_optimizers(self)
+        masks.watch(self)
 
     def _take(self, shown: Probed | None, at: Sequence[str] | None) -> None:
         for name, rule in self.rules.items():
             # Inside blocks the signal travels layer by layer.
             self._swap(name, rule.pathway if at is None else LayerWise(), rule.plasticity)
+        masks.draw_weight_masks(self)
         for name, synapse in self.synapses.items():
             self._prepare(name, synapse, shown)
         for name in at or ():
@@ -218,9 +243,12 @@ class Learner:
             plasticity.prepare(block, shape, self.generator)
             block.register_load_state_dict_post_hook(_ignore_missing_feedback)
             self.blocks[name] = block
+            masks.draw_feedback_mask(block, plasticity, self.connectivity[name], shape, self.generator)
         self._hook(undecided=shown is None)
         self.model.__dict__[_LEARNER] = self
         watch_optimizers(self)
+        # Last: feedback may be drawn from the weights as they were, and what fails before leaves them alone.
+        masks.thin_weights(self)
 
     def _swap(self, name: str, pathway: Pathway, plasticity: Plasticity) -> None:
         module = self.model.get_submodule(name)
@@ -249,6 +277,7 @@ class Learner:
             synapse.plasticity.check(synapse, name, shape)
         # Drawn in any case, so that the stream does not depend on which ones a signal leaves.
         synapse.plasticity.prepare(synapse, shape, self.generator)
+        masks.draw_feedback_mask(synapse, synapse.plasticity, self.connectivity[name], shape, self.generator)
         if silent:
             self._silence(synapse)
 
@@ -273,6 +302,8 @@ class Learner:
         """No signal ever leaves this synapse: keep no feedback for it."""
         synapse.sends_back = False
         synapse.plasticity.forget(synapse)
+        if "feedback_mask" in synapse._buffers:
+            synapse._buffers["feedback_mask"] = None
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         if self._wiring.pathway.wired:
@@ -282,6 +313,7 @@ class Learner:
             for synapse in self.synapses.values():
                 if synapse.plasticity.redraws:
                     synapse.plasticity.redraw(synapse, self.generator)
+                    synapse.plasticity.thin(synapse)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> Any:
         return self._wiring.end(output)
@@ -315,6 +347,8 @@ class Learner:
                 for part, sites in parts:
                     phase.sites = sites
                     part.adapt(phase)
+                    for site in sites:
+                        site.plasticity.thin(site.owner)
         finally:
             if self._recorder is not None:
                 self._recorder.newest = None
@@ -351,7 +385,7 @@ class Learner:
             for module in self.model.modules()
             if not isinstance(module, Synapse)
             for name, buffer in module._buffers.items()
-            if buffer is not None and not (name == "feedback" and module in self.blocks.values())
+            if buffer is not None and not (name in ("feedback", "feedback_mask") and module in self.blocks.values())
         ]
 
     def forward_parameters(self) -> list[nn.Parameter]:
@@ -395,11 +429,15 @@ class Learner:
                 self._silence(self.synapses[name])
 
     def detach(self) -> nn.Module:
-        """Give the plain model back: its layers' own classes, no feedback, no hooks. Weights stay as learned."""
+        """Give the plain model back: its layers' own classes, no feedback, no hooks. Weights stay as learned.
+
+        Absent connections (see `Connectivity`) stay at zero until the plain model is trained: nothing holds them any more.
+        """
         for handle in self._handles:
             handle.remove()
         for synapse in self.synapses.values():
             synapse.plasticity.release(synapse)
+            masks.release(synapse)
             plain = vars(synapse)["_plain_class"]
             for name in (
                 "pathway",
@@ -415,6 +453,7 @@ class Learner:
             synapse.__class__ = plain
         for block in self.blocks.values():
             self.rule.plasticity.release(block)
+            masks.release(block)
             hooks = block._load_state_dict_post_hooks
             for key in [key for key, hook in hooks.items() if hook is _ignore_missing_feedback]:
                 del hooks[key]
@@ -443,4 +482,10 @@ class _BlockTap:
 
 def _ignore_missing_feedback(module: nn.Module, incompatible: Any) -> None:
     # Keys are full names by now; a block's own feedback is the only key that ends so without being a synapse's.
-    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if key.rpartition(".")[2] != "feedback"]
+    own = ("feedback", "feedback_mask")
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if key.rpartition(".")[2] not in own]
+    feedback, mask = module._parameters.get("feedback"), module._buffers.get("feedback_mask")
+    feedback = module._buffers.get("feedback") if feedback is None else feedback
+    if feedback is not None and mask is not None:
+        with torch.no_grad():
+            feedback.mul_(mask)

@@ -234,7 +234,10 @@ class Updates:
         assert weight is not None
         delta, x, product = waiting[0]
         moves = feedback is not None and site.feedback and id(feedback) in self._groups
-        together = moves and self._together(synapse, delta)
+        forth = back = None
+        if synapse.connectivity is not None:
+            forth, back = synapse._buffers.get("weight_mask"), synapse._buffers.get("feedback_mask")
+        together = moves and forth is back and self._together(synapse, delta)
         if (moves and not together) or len(waiting) > 1 or weight.dtype != delta.dtype:
             # In full, where it is needed more than once.
             made = [synapse.hebbian(a, d) if p is None else p for d, a, p in waiting]
@@ -243,8 +246,8 @@ class Updates:
         if moves and not together:
             increment = synapse.plasticity.increment(product)
             if increment is not None:
-                self._move(feedback, synapse, delta, x, increment)  # type: ignore[arg-type]
-        self._move(weight, synapse, delta, x, product)
+                self._move(feedback, synapse, delta, x, increment, back)  # type: ignore[arg-type]
+        self._move(weight, synapse, delta, x, product, forth)
         if together:
             state = self.optimizer.state
             velocity = state[feedback]["momentum_buffer"] = state[weight]["momentum_buffer"]  # type: ignore[index]
@@ -278,19 +281,25 @@ class Updates:
         return alike
 
     def _move(
-        self, parameter: nn.Parameter, synapse: Synapse, delta: Tensor, x: Tensor, product: Tensor | None
+        self,
+        parameter: nn.Parameter,
+        synapse: Synapse,
+        delta: Tensor,
+        x: Tensor,
+        product: Tensor | None,
+        mask: Tensor | None = None,
     ) -> None:
         group = self._groups[id(parameter)]
         lr, m, decay = group["lr"], group["momentum"], group["weight_decay"]
         # In place, so that autograd tells if something else in the graph still needs the weights as they were.
         if not m:
-            _add(parameter, 1 - lr * decay, synapse, delta, x, product, -lr)
+            _add(parameter, 1 - lr * decay, synapse, delta, x, product, -lr, mask)
             return
         state = self.optimizer.state[parameter]
         velocity = state.get("momentum_buffer")
         if velocity is None:
             velocity = state["momentum_buffer"] = torch.empty_like(parameter)
-            _add(velocity, 0, synapse, delta, x, product, 1)
+            _add(velocity, 0, synapse, delta, x, product, 1, mask)
             if decay:
                 velocity.add_(parameter, alpha=decay)
             parameter.add_(velocity, alpha=-lr * (1 + m) if group["nesterov"] else -lr)
@@ -298,22 +307,29 @@ class Updates:
         if group["nesterov"]:
             # g + m v_new = (1 + m) v_new - m v_old, without keeping g: the old velocity's share goes first.
             parameter.add_(velocity, alpha=lr * m)
-            _add(velocity, m * (1 - lr * decay), synapse, delta, x, product, 1)
+            _add(velocity, m * (1 - lr * decay), synapse, delta, x, product, 1, mask)
             if decay:
                 velocity.add_(parameter, alpha=decay)
             parameter.add_(velocity, alpha=-lr * (1 + m))
             return
         keep = 1 - group["dampening"]
-        _add(velocity, m, synapse, delta, x, product, keep)
+        _add(velocity, m, synapse, delta, x, product, keep, mask)
         if decay:
             velocity.add_(parameter, alpha=decay * keep)
         parameter.add_(velocity, alpha=-lr)
 
 
 def _add(
-    target: Tensor, beta: float, synapse: Synapse, delta: Tensor, x: Tensor, product: Tensor | None, alpha: float
+    target: Tensor,
+    beta: float,
+    synapse: Synapse,
+    delta: Tensor,
+    x: Tensor,
+    product: Tensor | None,
+    alpha: float,
+    mask: Tensor | None,
 ) -> None:
-    """Make `target` beta times itself plus alpha times the product delta^T x."""
+    """Make `target` beta times itself plus alpha times the product delta^T x, where the mask has ones."""
     if product is None:
         synapse.add_hebbian(target, x, delta, beta, alpha)
     elif beta == 0:
@@ -324,6 +340,8 @@ def _add(
         if beta != 1:
             target.mul_(beta)
         target.add_(product, alpha=alpha)
+    if mask is not None:
+        target.mul_(mask)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.copies import Streams, generator_from, merged, tune
-from apical.learner import attach, attached
+from apical.learner import Learner, attach, attached
 from apical.outputs import over_tensors, tensors
 from apical.probe import run
 from apical.registry import synapse_type
@@ -75,13 +75,12 @@ class Replicas(nn.Module):
         if learner is not None:
             example, rules = vars(self)["_example"], vars(self)["_rules"] or [dict(learner.rules)] * self.copies
             shown = None if example is None else over_tensors(example, lambda x: x[0])
-            source, output = learner.generator, learner._wiring.output
+            source = learner.generator
             for model, rule, own in zip(
                 models, rules, source.own if isinstance(source, Streams) else [source], strict=True
             ):
                 drawn = generator_from(own.get_state(), own.device)
-                single = attach(model, rule, example_input=shown, generator=drawn, output=output)
-                single.adapted = learner.adapted
+                _attach_like(learner, model, rule, shown, drawn).adapted = learner.adapted
                 drawn.set_state(own.get_state())
         for model, state in zip(models, self.states(), strict=True):
             model.load_state_dict(state)
@@ -179,11 +178,29 @@ def _put(target: Tensor, shares: Sequence[Tensor], dimension: int) -> None:
         target.copy_(shares[0] if target.dim() == 0 else torch.cat(list(shares), dimension))
 
 
+def _attach_like(
+    learner: Learner,
+    model: nn.Module,
+    rule: Rules | Sequence[Rules],
+    example: Any,
+    generator: torch.Generator | Sequence[torch.Generator],
+) -> Learner:
+    """Attach `model`, of the same structure, as `learner` is attached to its own."""
+    return attach(
+        model,
+        rule,
+        example_input=example,
+        generator=generator,
+        output=learner._wiring.output,
+        connectivity=dict(learner.connectivity),
+    )
+
+
 def _dimension(model: nn.Module, name: str) -> int:
     """In which dimension of an entry of the state dict copies lie: direct feedback is [outputs, n features], the rest [n *]."""
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
-    return int(leaf == "feedback" and not (isinstance(owner, Synapse) and not owner.pathway.wired))
+    return int(leaf in ("feedback", "feedback_mask") and not (isinstance(owner, Synapse) and not owner.pathway.wired))
 
 
 def replicate(models: Models, n: int | None = None, *, example_input: Any = None) -> Replicas:
@@ -218,7 +235,7 @@ def replicate(models: Models, n: int | None = None, *, example_input: Any = None
     found = faults(plain[0])
     if found:
         raise ValueError("replicas can't hold this network:\n" + "\n".join(f"- {fault}" for fault in found))
-    _check_alike(plain)
+    _check_alike(plain, learners)
     together = copy.deepcopy(plain[0])
     for name, module in list(together.named_modules()):
         replaced = side_by_side(module, n)
@@ -237,13 +254,7 @@ def replicate(models: Models, n: int | None = None, *, example_input: Any = None
     if learners:
         shown = None if example_input is None else over_tensors(example_input, lambda x: x.expand(n, *x.shape))
         sources = [generator_from(one.generator.get_state(), one.generator.device) for one in learners]
-        learner = attach(
-            replicas,
-            [dict(one.rules) for one in learners],
-            example_input=shown,
-            generator=sources,
-            output=learners[0]._wiring.output,
-        )
+        learner = _attach_like(learners[0], replicas, [dict(one.rules) for one in learners], shown, sources)
         _fill(together, made)
         for mine, its in zip(sources, learners, strict=True):
             mine.set_state(its.generator.get_state())
@@ -265,7 +276,7 @@ def _models(models: Models, n: int | None) -> list[nn.Module]:
     return made
 
 
-def _check_alike(models: Sequence[nn.Module]) -> None:
+def _check_alike(models: Sequence[nn.Module], learners: Sequence[Learner]) -> None:
     first = models[0]
     for number, model in enumerate(models[1:], 2):
         mine, its = first.state_dict(), model.state_dict()
@@ -273,6 +284,9 @@ def _check_alike(models: Sequence[nn.Module]) -> None:
             raise ValueError(
                 f"network {number} is built otherwise than the first; replicas are copies of one structure"
             )
+    for number, learner in enumerate(learners[1:], 2):
+        if learner.connectivity != learners[0].connectivity:
+            raise ValueError(f"network {number} has another connectivity than the first; replicas have one")
 
 
 @torch.no_grad()

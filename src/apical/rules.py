@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -312,6 +312,11 @@ Rules = str | Rule | Mapping[str, str | Rule]
 """One rule for the whole model, or module names -> rules: each synapse takes that of the nearest module around it."""
 
 
+def around(layer: str, names: Iterable[str]) -> list[str]:
+    """Those of `names` that are the layer's own, or of a module around it."""
+    return [name for name in names if name in ("", layer) or layer.startswith(f"{name}.")]
+
+
 def shared_out(value: Rules, layers: Sequence[str]) -> dict[str, Rule]:
     """Layer name -> rule.
 
@@ -321,19 +326,15 @@ def shared_out(value: Rules, layers: Sequence[str]) -> dict[str, Rule]:
     if not isinstance(value, Mapping):
         return dict.fromkeys(layers, as_rule(value))
     chosen = {name: as_rule(given) for name, given in value.items()}
-
-    def around(layer: str) -> list[str]:
-        return [name for name in chosen if name in ("", layer) or layer.startswith(f"{name}.")]
-
-    idle = [name for name in chosen if not any(name in around(layer) for layer in layers)]
+    idle = [name for name in chosen if not any(name in around(layer, chosen) for layer in layers)]
     if idle:
         raise ValueError(
             f"rule names {', '.join(map(repr, idle))}, where the model has no layer that learns by a rule; its layers are "
             f"{', '.join(map(repr, layers))}"
         )
-    bare = [layer for layer in layers if not around(layer)]
+    bare = [layer for layer in layers if not around(layer, chosen)]
     if bare:
         raise ValueError(
             f"rule says nothing about {', '.join(map(repr, bare))}; name them, or add '': the rule for all layers not named"
         )
-    return {layer: chosen[max(around(layer), key=len)] for layer in layers}
+    return {layer: chosen[max(around(layer, chosen), key=len)] for layer in layers}

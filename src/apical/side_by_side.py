@@ -17,7 +17,8 @@ class ReplicatedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.copies = in_features, out_features, copies
         self.weight = nn.Parameter(torch.empty(copies * out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(copies * out_features)) if bias else None
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", nn.Parameter(torch.empty(copies * out_features)) if bias else None)
 
     def forward(self, x: Float[Tensor, "*n copies_in"]) -> Float[Tensor, "*n copies_out"]:
         """Every copy's y = x W^T + b."""

@@ -18,12 +18,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from apical.node import apply
 from apical.product import affine, product
 
 if TYPE_CHECKING:
+    from apical.connectivity import Connectivity
     from apical.pathway import Pathway
     from apical.plasticity import Plasticity
     from apical.wiring import Wiring
+
+MASKS = ("weight_mask", "feedback_mask")
+"""Names of the buffers that say, in zeros and ones, which connections exist (see `Connectivity`)."""
 
 Geometry = tuple[Any, ...]
 """What one call of a layer fixes besides its weights, e.g. a convolution's stride and padding."""
@@ -71,7 +76,7 @@ class _Learn(torch.autograd.Function):
             plasticity = synapse.plasticity
             if plasticity.computes:
                 memory = synapse.memory("feedback", feedback) if synapse.large else None
-                feedback, gain = plasticity.resolve(synapse, feedback, memory), plasticity.gain(synapse)
+                feedback, gain = plasticity.resolved(synapse, feedback, memory), plasticity.gain(synapse)
             if feedback.dtype != delta.dtype:
                 feedback = feedback.to(delta.dtype)
         local = ctx.local
@@ -91,6 +96,8 @@ class _Learn(torch.autograd.Function):
             ctx.call.hear(delta, None if signal is None else signal.detach(), ctx.geometry)
         # Feedback follows the weights: it stands still where they are frozen.
         own = synapse.plasticity.increment(product) if need_feedback and need_weight else None
+        if synapse.connectivity is not None:
+            product, own = synapse.thin(product, own)
         if (
             own is not None
             and own is product
@@ -122,6 +129,8 @@ class Synapse(nn.Module):
     """Whether `add_hebbian` adds the product of two-dimensional activities in place."""
     copies: int = 1
     """How many networks lie side by side in the channels (see `replicate`)."""
+    connectivity: Connectivity | None = None
+    """Fractions of the connections that exist, or None where all do; `weight_mask` and `feedback_mask` say which."""
     clean_weight: Tensor | None = None
     """While `apical.audit` has poisoned `weight`, the values that only `transmit` may read."""
     plain: ClassVar[type[nn.Module]]
@@ -150,7 +159,8 @@ class Synapse(nn.Module):
             raise TypeError(f"feedback of '{self.label}' must be a tensor, got {value!r}")
         if value.shape != current.shape:
             raise ValueError(f"feedback of '{self.label}' has shape {list(current.shape)}, got {list(value.shape)}")
-        self.plasticity.store(self, value)
+        mask = self._buffers.get("feedback_mask")
+        self.plasticity.store(self, value if mask is None else value.detach().to(mask.device) * mask)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # nn.Module would register a Parameter under this name instead of handing it to the property.
@@ -170,7 +180,7 @@ class Synapse(nn.Module):
         x, feedback = self.pathway.enter(self, input)
         x, geometry = self.prepare(x, *args)
         own = self._parameters  # Read directly: nn.Module's attribute access is slow enough to show on small layers.
-        return _Learn.apply(x, own["weight"], own["bias"], feedback, self, geometry)  # type: ignore[return-value]
+        return apply(_Learn)(x, own["weight"], own.get("bias"), feedback, self, geometry)  # type: ignore[return-value]
 
     def infer(self, input: Tensor, *args: Any) -> Tensor:
         """The plain layer's forward pass, where no graph is built."""
@@ -187,7 +197,7 @@ class Synapse(nn.Module):
     def conduct(self, x: Tensor, geometry: Geometry = (), *, bias: bool = True) -> Tensor:
         """What the synapse makes of x, without a graph: `transmit` with its own weights."""
         weight = self._parameters["weight"] if self.clean_weight is None else self.clean_weight
-        own = self._parameters["bias"] if bias else None
+        own = self._parameters.get("bias") if bias else None
         return self.transmit(x, weight.to(x.dtype), None if own is None else own.to(x.dtype), geometry)  # type: ignore[union-attr]
 
     def unbordered(self, features: torch.Size, positions: int | None = None) -> tuple[torch.Size, Geometry]:
@@ -229,8 +239,21 @@ class Synapse(nn.Module):
         """
         signal = None if feedback is None else self.feed_back(delta, feedback, shape, geometry)
         product = self.hebbian(x, delta, geometry) if need_weight and x is not None else None
-        bias = delta.reshape(-1, delta.shape[-1]).sum(0) if need_bias else None
+        bias = None
+        if need_bias:
+            bias = delta.sum(0) if delta.dim() == 2 else delta.reshape(-1, delta.shape[-1]).sum(0)
         return signal, product, bias
+
+    def thin(self, product: Tensor | None, own: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Updates of the weights and of trainable feedback, each with nothing where its connection doesn't exist."""
+        forth, back = self._buffers.get("weight_mask"), self._buffers.get("feedback_mask")
+        if own is not None and back is not None:
+            own = torch.mul(own, back, out=self.memory("increment", own) if self.large else None)
+        elif own is product and own is not None and forth is not None:
+            own = own.clone()
+        if product is not None and forth is not None:
+            product = product.mul_(forth)
+        return product, own
 
     def memory(self, use: str, like: Tensor) -> Tensor | None:
         """Memory to write a large result of a backward pass to, or None to let PyTorch find some."""
@@ -243,7 +266,8 @@ class Synapse(nn.Module):
 
     def extra_repr(self) -> str:
         """The plain layer's description, with how its feedback is carried and learned."""
-        return f"{super().extra_repr()}, pathway={self.pathway.name}, plasticity={self.plasticity.name}"
+        thinned = "" if self.connectivity is None else f", {self.connectivity}"
+        return f"{super().extra_repr()}, pathway={self.pathway.name}, plasticity={self.plasticity.name}{thinned}"
 
     def _load_from_state_dict(
         self,
@@ -255,13 +279,30 @@ class Synapse(nn.Module):
         unexpected_keys: list,
         errors: list,
     ) -> None:
-        """A plain model's state carries no feedback; taking it leaves this synapse's feedback as it is."""
-        own = self.plasticity.names
+        """A plain model's state carries no feedback and no masks; taking it leaves this synapse's own as they are."""
+        own = (
+            self.plasticity.names
+            if self.connectivity is None
+            else (
+                *self.plasticity.names,
+                *(name for name in MASKS if name in self._buffers),
+            )
+        )
         dropped = {prefix + name for name in own if prefix + name in state_dict and _stored(self, name) is None}
         kept = {key: value for key, value in state_dict.items() if key not in dropped} if dropped else state_dict
         missing: list[str] = []
+        for name in MASKS if self.connectivity is not None else ():
+            mask, given = self._buffers.get(name), state_dict.get(prefix + name)
+            if mask is not None and given is not None and given.shape == mask.shape:
+                # First, because feedback that is assigned is thinned at once.
+                self._buffers[name] = given.to(mask, copy=True)
         super()._load_from_state_dict(kept, prefix, local_metadata, strict, missing, unexpected_keys, errors)
         missing_keys += [key for key in missing if key.removeprefix(prefix) not in own]
+        if self.connectivity is not None:
+            if (mask := self._buffers.get("weight_mask")) is not None:
+                with torch.no_grad():
+                    self.weight.mul_(mask)
+            self.plasticity.thin(self)
 
 
 def _stored(module: nn.Module, name: str) -> Tensor | None:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from apical.node import apply
 from apical.outputs import Which, pick, substitute
 from apical.product import product
 from apical.recycle import Recycler
@@ -69,7 +70,7 @@ def carry(
     if channels_last:
         n, channels, height, width = shape
         return product(e, D.permute(0, 2, 3, 1).flatten(1)).view(n, height, width, channels).permute(0, 3, 1, 2)
-    return product(e, D.flatten(1)).view(shape)
+    return product(e, D) if D.dim() == len(shape) == 2 else product(e, D.flatten(1)).view(shape)
 
 
 def _hebbian(e: Float[Tensor, "n outputs"], x: Float[Tensor, "n features"], copies: int) -> Tensor:
@@ -101,6 +102,9 @@ class _Enter(torch.autograd.Function):
         if x is not None and (weight is None or weight.requires_grad):
             hebbian = _hebbian(e, x.flatten(1).to(e.dtype), ctx.error.copies)
             increment = ctx.plasticity.increment(hebbian.view(D.shape))
+            mask = ctx.owner._buffers.get("feedback_mask")
+            if increment is not None and mask is not None:
+                increment = increment * mask
         signal = None
         if ctx.needs_input_grad[0]:
             signal = carry(e, D, ctx.shape, channels_last=ctx.channels_last, copies=ctx.error.copies)
@@ -202,7 +206,7 @@ class Wiring:
             tap.x, tap.feedback, tap.before = x, feedback, self.last_output
         else:
             # Made again as well: checkpointing counts what is kept for the backward.
-            tap.handle = _Enter.apply(x, feedback, owner, plasticity, self.error)  # type: ignore[assignment]
+            tap.handle = apply(_Enter)(x, feedback, owner, plasticity, self.error)  # type: ignore[assignment]
         if self.taps is not None:
             self.taps.append(tap)
 
@@ -241,7 +245,7 @@ class Wiring:
         if self.pathway.chained:
             weights = [tap.owner.weight for tap in taps]
             edges = (*(tap.x for tap in taps), *(tap.feedback for tap in taps), *weights)
-            handles = [_Chain.apply(self.pathway, self.error, taps, *edges)]
+            handles = [apply(_Chain)(self.pathway, self.error, taps, *edges)]
         else:
             handles = [tap.handle for tap in taps]
-        return substitute(output, tensor, _Broadcast.apply(tensor, self.error, *handles))
+        return substitute(output, tensor, apply(_Broadcast)(tensor, self.error, *handles))

@@ -34,6 +34,8 @@ class Plasticity:
     """Whether the feedback learns in a phase of its own, `adapt`; then `warmup` counts calls before weights may move."""
     listens: ClassVar[bool] = False
     """Whether that phase wants to know what went through the synapses in the pass before."""
+    thins: ClassVar[bool] = True
+    """Whether it can learn feedback of which some elements are absent (see `Connectivity`)."""
     broadcasts: ClassVar[str] = ""
     """What that phase sends to every synapse alike, in words."""
 
@@ -48,6 +50,12 @@ class Plasticity:
         """The feedback weights, from what was kept; written to `out` where they are computed at all."""
         return kept
 
+    def resolved(self, owner: nn.Module, kept: Tensor, out: Tensor | None = None) -> Tensor:
+        """What `resolve` gives, without connections that don't exist."""
+        found = self.resolve(owner, kept, out)
+        mask = owner._buffers.get("feedback_mask") if self.computes else None
+        return found if mask is None else torch.mul(found, mask, out=out)
+
     def gain(self, owner: nn.Module) -> float:
         """A factor of the feedback that `resolve` leaves out, because it is cheaper to apply to the signal."""
         return 1.0
@@ -57,7 +65,7 @@ class Plasticity:
         kept = self.keeps(owner)
         if kept is None:
             return None
-        found, gain = self.resolve(owner, kept), self.gain(owner)
+        found, gain = self.resolved(owner, kept), self.gain(owner)
         return found if gain == 1 else found * gain
 
     def available(self, owner: nn.Module) -> bool:
@@ -76,6 +84,15 @@ class Plasticity:
 
     def redraw(self, owner: nn.Module, generator: torch.Generator) -> None:
         """Draw anew what changes with every batch."""
+
+    def thin(self, owner: nn.Module) -> None:
+        """Set to zero what the owner's `feedback_mask` leaves out, in everything stored that has the feedback's shape."""
+        mask = owner._buffers.get("feedback_mask")
+        if mask is not None:
+            with torch.no_grad():
+                for stored in (store.get(name) for name in self.names for store in (owner._parameters, owner._buffers)):
+                    if stored is not None and stored.shape == mask.shape:
+                        stored.mul_(mask)
 
     def check(self, owner: nn.Module, name: str, shape: torch.Size) -> None:
         """Raise a ValueError if feedback of `shape` can't be had on `owner`, before anything is stored."""

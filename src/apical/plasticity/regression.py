@@ -64,6 +64,11 @@ class Regression(Plasticity):
         """What is stored: the feedback, and the sums of ridge regression."""
         return ("feedback", "gram", "cross") if self.solver == "ridge" else ("feedback",)
 
+    @property
+    def thins(self) -> bool:  # type: ignore[override]
+        """Ridge regression solves for all elements at once; a solution with some taken out would be no least squares."""
+        return self.solver != "ridge"
+
     def check(self, owner: nn.Module, name: str, shape: torch.Size) -> None:  # noqa: D102
         if self.solver != "ridge":
             return

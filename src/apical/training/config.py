@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from apical.connectivity import as_connectivity
 from apical.losses import LOSSES
 from apical.spec import optimizer_of, rule_of, scheduler_of
 
@@ -25,6 +26,10 @@ class Recipe:
     """Between the layers of a network given by sizes: tanh, relu, sigmoid, identity, ..."""
     loss: Literal["cross-entropy", "binary-cross-entropy", "squared-error"] = "cross-entropy"
     """Summed over outputs, averaged over the batch; the last two take one-hot targets."""
+    connectivity: float = 1.0
+    """Fraction of connections that exist, drawn for weights and for feedback apart and fixed from then on (amit2019: half)."""
+    whole_output: bool = False
+    """Leave the last layer fully connected, whatever --connectivity says (amit2019, in its code)."""
     optimizer: str = "SGD:momentum=0.9"
     """A class of torch.optim with options: SGD:momentum=0.9, RMSprop, Adam:betas=(0.9,0.99)."""
     learning_rate: float | None = None
@@ -49,6 +54,8 @@ class Recipe:
     """Steps between checkpoints. None: once an epoch."""
     precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Number format, as Lightning Fabric names it."""
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    """How convolutional networks lie in memory; channels_last is faster with precision bf16-mixed."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run. Several processes: start the same command with torchrun."""
 
@@ -64,6 +71,13 @@ class Recipe:
             problems.append(f"learning_rate must be a positive number, got {self.learning_rate}")
         if self.weight_decay is not None and not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             problems.append(f"weight_decay must be at least 0, got {self.weight_decay}")
+        try:
+            as_connectivity(self.connectivity)
+        except (ValueError, TypeError):
+            problems.append(
+                "connectivity must be the fraction of connections that exist, above 0 and at most 1, "
+                f"got {self.connectivity!r}"
+            )
         for name in ("input_noise", "activation_noise"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):

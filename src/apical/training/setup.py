@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from apical.connectivity import Connectivity
 from apical.data import ImageData
 from apical.learner import Learner, attach
 from apical.networks import build
 from apical.noise import NoisyActivations
+from apical.registry import synapse_type
 from apical.rules import Rule
 from apical.spec import optimizer_of
 from apical.training.config import Recipe
@@ -27,12 +29,17 @@ def make(config: Recipe, rule: Rule, seed: int, data: ImageData) -> tuple[nn.Mod
     """
     torch.manual_seed(seed)
     model = build(config.network, shape=data.shape, classes=data.classes, activation=config.activation)
+    if config.memory_format == "channels_last":
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.activation_noise:
         NoisyActivations(model, config.activation_noise)
     # Another stream than the weights': equal streams could give feedback equal to the weights.
     generator = torch.Generator().manual_seed(seed + 0x5EED_FEED)
     example = torch.zeros(2, *data.shape, dtype=next(model.parameters()).dtype)
-    return model, attach(model, rule, example_input=example, generator=generator)
+    thinned: dict[str, float | Connectivity] = {"": config.connectivity}
+    if config.whole_output:
+        thinned[[name for name, module in model.named_modules() if synapse_type(module) is not None][-1]] = 1.0
+    return model, attach(model, rule, example_input=example, generator=generator, connectivity=thinned)
 
 
 def make_optimizer(config: Recipe, rule: Rule, model: nn.Module) -> torch.optim.Optimizer:

@@ -1,0 +1,129 @@
+"""`apical reproduce`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.progress import Progress
+from rich.table import Table
+
+from apical.commands.terminal import config_in, console, new_folder, progress, slug
+from apical.papers import find
+from apical.papers.experiment import Watcher
+from apical.papers.reproduce import reproduce
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run an experiment of one of the papers, and set what comes out beside what was published.
+
+    Try:
+      apical papers
+      apical reproduce lillicrap2016/fig2a
+      apical reproduce akrout2019/code-mnist --scale 0.05 --seeds 1
+    """
+
+    name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="ID")] = None
+    """Which experiment; `apical papers` lists them."""
+    seeds: int | None = None
+    """How many seeds. None: as many as the experiment has at full length."""
+    first_seed: int = 0
+    """The first seed."""
+    scale: float = 1.0
+    """Fraction of the paper's length; printed on every table and figure made with it."""
+    only: tuple[str, ...] = ()
+    """Some of the experiment's conditions (rules, rows of a table). None given: all."""
+    data: str | None = None
+    """Hub name or folder of the images. None: the data set of the paper by its hub name."""
+    folder: Path | None = None
+    """Where to leave everything. None: a new folder under runs/."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Finish the experiment in this folder; every other option but --publish is read from it."""
+    overwrite: bool = False
+    """Delete the experiment in --folder first, if there is one."""
+    publish: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Also put outcome and figure into this folder of results (docs/results), unless a longer run is there."""
+
+    def run(self) -> None:
+        """Reproduce."""
+        from apical.report import paper, results
+
+        options: dict[str, Any] = {
+            "seeds": self.seeds,
+            "first_seed": self.first_seed,
+            "scale": self.scale,
+            "data": self.data,
+            "only": self.only,
+        }
+        if self.resume is not None:
+            folder, kept = self.resume, config_in(self.resume)
+            if "experiment" not in kept:
+                raise ValueError(f"--resume: folder {folder} holds no experiment of `apical reproduce`; give another")
+            chosen = find(kept["experiment"])
+            options = {
+                "seeds": len(kept["seeds"]),
+                "first_seed": kept["seeds"][0],
+                "scale": kept["scale"],
+                "data": kept["data"],
+                "only": kept["conditions"],
+            }
+        elif self.name is None:
+            raise ValueError("which experiment? give its ID; `apical papers` lists them")
+        else:
+            chosen = find(self.name)
+            folder = new_folder(self.folder, slug(chosen.name), overwrite=self.overwrite)
+        with progress() as display:
+            outcome = reproduce(
+                chosen,
+                folder,
+                **options,
+                resume=self.resume is not None,
+                announce=lambda condition, seeds: _watch(display, condition, seeds),
+            )
+        for part in tables(outcome):
+            console.print(part)
+        console.print(f"report: {paper.write(folder)}")
+        if self.publish is not None:
+            console.print(f"published: {results.publish(folder, self.publish)}")
+
+
+def _watch(display: Progress, condition: str, seeds: Any) -> Watcher:
+    which = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    line = display.add_task(f"{condition}, {which}", total=None, note="", visible=False)
+
+    def watcher(done: int, steps: int, note: str) -> None:
+        display.update(line, completed=done, total=steps, note=note, visible=done < steps)
+
+    return watcher
+
+
+def tables(outcome: dict[str, Any]) -> list[Table]:
+    """An outcome for the terminal: ours beside theirs, then the claims."""
+    from apical.report.paper import extent, number
+
+    made = []
+    shows = outcome["shows"]
+    if shows["rows"]:
+        table = Table(title=f"{outcome['experiment']}: {outcome['title']}, {extent(outcome)}", title_justify="left")
+        table.add_column("", style="bold")
+        table.add_column("ours", justify="right", no_wrap=True)
+        table.add_column("published", justify="right", no_wrap=True)
+        table.add_column("agrees")
+        for row in shows["rows"]:
+            theirs = row["published"]
+            printed = "" if theirs is None else number(theirs["value"], theirs["spread"], row["unit"])
+            verdict = {None: "", True: "yes", False: "no"}[row["agrees"]]
+            table.add_row(row["label"], number(row["mean"], row["sem"], row["unit"]), printed, verdict)
+        made.append(table)
+    if shows["claims"]:
+        table = Table(title=f"{outcome['experiment']}: what the paper says, {extent(outcome)}", title_justify="left")
+        table.add_column("claim")
+        table.add_column("holds here", style="bold")
+        table.add_column("evidence")
+        for claim in shows["claims"]:
+            table.add_row(claim["text"], "yes" if claim["holds"] else "no", claim["evidence"])
+        made.append(table)
+    return made

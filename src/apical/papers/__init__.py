@@ -1,0 +1,60 @@
+"""The papers' experiments: each a frozen description, run by `apical reproduce`, its published numbers beside it.
+
+One module or package per paper; its experiments stand in its `EXPERIMENTS`. A new one is an instance there.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+
+from apical.papers.experiment import Experiment, Task
+from apical.papers.outcome import Claim, Line, Outcome, Panel, Published, Row
+from apical.papers.record import Curve, Record
+from apical.spec import nearest
+
+PAPERS: dict[str, str] = {
+    "lillicrap2016": "Random synaptic feedback weights support error backpropagation for deep learning",
+    "nokland2016": "Direct feedback alignment provides learning in deep neural networks",
+    "akrout2019": "Deep learning without weight transport",
+    "amit2019": "Deep learning with asymmetric connections and Hebbian updates",
+    "lansdell2020": "Learning to solve the credit assignment problem",
+}
+"""Key -> title, in the order of publication."""
+
+__all__ = [
+    "PAPERS",
+    "Claim",
+    "Curve",
+    "Experiment",
+    "Line",
+    "Outcome",
+    "Panel",
+    "Published",
+    "Record",
+    "Row",
+    "Task",
+    "experiments",
+    "find",
+]
+
+
+@cache
+def experiments() -> dict[str, Experiment]:
+    """Name -> experiment, paper by paper."""
+    found = [one for paper in PAPERS for one in importlib.import_module(f"apical.papers.{paper}").EXPERIMENTS]
+    return {one.name: one for one in found}
+
+
+def find(name: str) -> Experiment:
+    """The experiment of this name, e.g. "lillicrap2016/fig2a".
+
+    Raises:
+        ValueError: if there is none; the nearest are offered.
+    """
+    known = experiments()
+    if name not in known:
+        of_paper = [one for one in known if one.startswith(f"{name}/")]
+        hint = f"name one of {', '.join(of_paper)}" if of_paper else nearest(name, known)
+        raise ValueError(f"unknown experiment {name!r}; {hint}")
+    return known[name]

@@ -1,0 +1,3 @@
+"""Akrout, Wilson, Humphreys, Lillicrap, Tweed 2019."""
+
+EXPERIMENTS = ()

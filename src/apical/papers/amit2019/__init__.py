@@ -1,0 +1,3 @@
+"""Amit 2019."""
+
+EXPERIMENTS = ()

@@ -1,0 +1,111 @@
+"""A training run inside an experiment: measured at chosen steps, and resumed where it was stopped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from apical.papers.experiment import Task
+from apical.papers.record import Curve
+
+Measures = Mapping[str, Sequence[float]]
+"""Name of a measure -> value per seed."""
+
+
+def course(
+    task: Task,
+    steps: int,
+    *,
+    learn: Callable[[int], Any],
+    measure: Callable[[], Measures],
+    at: Iterable[int],
+    parts: Mapping[str, Any],
+    name: str = "course",
+    x: Callable[[int], float] = float,
+    enough: Callable[[Measures], bool] | None = None,
+) -> dict[str, Curve]:
+    """Call `learn(step)` for step = 0, 1, ..., and `measure()` before the steps in `at` and at the end.
+
+    A run that was stopped goes on at its last checkpoint with the same random numbers, and ends as one that was not stopped.
+
+    Args:
+        task: keeps the checkpoints. steps: how many. learn: makes one step. measure: value per seed of every measure.
+        at: steps to measure before. parts: all that changes: anything with state_dict and load_state_dict, or a torch.Generator.
+        name: of the checkpoint, where a task has several courses. x: from a step to what curves are drawn over.
+        enough: stops early, given what was measured last.
+
+    Returns:
+        Measure -> curve. A course that was finished before gives its curves again, with `parts` as they were at its end.
+    """
+    wanted = {min(max(int(one), 0), steps) for one in at} | {steps}
+    step, lines, finished = 0, [], False
+    state = task.restore(name)
+    if state is not None:
+        step, lines, finished = state["step"], state["lines"], state["finished"]
+        for key, part in parts.items():
+            _load(part, state["parts"][key])
+        torch.set_rng_state(state["random"])
+
+    def save(done: bool) -> None:
+        kept = {key: _state(part) for key, part in parts.items()}
+        task.save(
+            name, {"step": step, "lines": lines, "finished": done, "parts": kept, "random": torch.get_rng_state()}
+        )
+
+    while not finished:
+        if step in wanted and (not lines or lines[-1][0] != step):
+            found = {key: torch.as_tensor(values).detach().tolist() for key, values in measure().items()}
+            lines.append((step, found))
+            finished = enough is not None and step > 0 and enough(found)
+        if step == steps or finished:
+            finished = True
+            break
+        learn(step)
+        step += 1
+        if step % 64 == 0 or step == steps:
+            task.tell(step, steps, _note(lines))
+            if task.save_due:
+                save(False)
+    save(True)
+    return curves(lines, x)
+
+
+def spread(steps: int, points: int, *, logarithmic: bool = False) -> list[int]:
+    """About `points` steps from 0 to `steps`, evenly spaced, or evenly in their logarithm after 0."""
+    if steps < 1:
+        return [0]
+    if not logarithmic:
+        return sorted({round(i * steps / points) for i in range(points + 1)})
+    return sorted({0, *(round(math.exp(math.log(steps) * i / points)) for i in range(points + 1))})
+
+
+def curves(lines: Sequence[tuple[int, Measures]], x: Callable[[int], float] = float) -> dict[str, Curve]:
+    """(step, measures) in order -> measure -> curve."""
+    names = lines[0][1] if lines else {}
+    return {
+        name: Curve(
+            [x(step) for step, _ in lines], [list(row) for row in zip(*(m[name] for _, m in lines), strict=True)]
+        )
+        for name in names
+    }
+
+
+def _state(part: Any) -> Any:
+    return part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+
+
+def _load(part: Any, state: Any) -> None:
+    if isinstance(part, torch.Generator):
+        part.set_state(state)
+    else:
+        part.load_state_dict(state)
+
+
+def _note(lines: Sequence[tuple[int, Measures]]) -> str:
+    if not lines:
+        return ""
+    name, values = next(iter(lines[-1][1].items()))
+    return f"{name} {sum(values) / len(values):.4g}"

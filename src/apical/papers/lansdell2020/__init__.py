@@ -1,0 +1,3 @@
+"""Lansdell, Prakash, Kording 2020."""
+
+EXPERIMENTS = ()

@@ -1,0 +1,3 @@
+"""Nøkland 2016."""
+
+EXPERIMENTS = ()

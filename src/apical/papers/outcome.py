@@ -1,0 +1,146 @@
+"""What an experiment shows: rows of ours beside theirs, claims that hold or do not, and the paper's figure from our data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from apical.papers.record import Curve
+
+AGREES = "within two standard errors of both together, or within 10 percent"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number as a paper gives it.
+
+    Args:
+        value: as printed. spread: its ±, where there is one. tag: where it comes from, P printed, C code, N notebook or plot,
+            T third party, M from memory (reference.md, section 0).
+    """
+
+    value: float
+    spread: float | None = None
+    tag: Literal["P", "C", "N", "T", "M"] = "P"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A quantity, ours beside theirs.
+
+    Args:
+        label: what is measured, under which condition. ours: a value per seed. published: theirs, if there is a number.
+        unit: "%", "°" or nothing.
+    """
+
+    label: str
+    ours: Sequence[float]
+    published: Published | None = None
+    unit: str = ""
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return float(np.mean(self.ours)) if len(self.ours) else math.nan
+
+    @property
+    def sem(self) -> float | None:
+        """Standard error of the mean; None for a single seed."""
+        return float(np.std(self.ours, ddof=1) / math.sqrt(len(self.ours))) if len(self.ours) > 1 else None
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether ours lies within two standard errors of both together, or within 10 percent, of theirs."""
+        if self.published is None or not math.isfinite(self.mean):
+            return None if self.published is None else False
+        apart = abs(self.mean - self.published.value)
+        noise = math.hypot(self.sem or 0.0, self.published.spread or 0.0)
+        return apart <= max(2 * noise, 0.1 * abs(self.published.value))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper, and whether our runs show it.
+
+    Args:
+        text: the statement. holds: whether it is so here. evidence: the numbers that say so.
+    """
+
+    text: str
+    holds: bool
+    evidence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One curve, set of points or row of bars.
+
+    Args:
+        label: as the legend has it; equal labels have one colour in all panels of a figure.
+        x, y: of equal length; for bars x are words. spread: half-widths of the band or whisker around y.
+        dashed: for a control, or what the paper printed.
+    """
+
+    label: str
+    x: Sequence[float] | Sequence[str]
+    y: Sequence[float]
+    spread: Sequence[float] | None = None
+    dashed: bool = False
+
+    @staticmethod
+    def of(label: str, curve: Curve, *, dashed: bool = False) -> Line:
+        """Mean over seeds, with the standard error as the band; points that no seed has are left out."""
+        values = curve.values
+        there = np.isfinite(values)
+        count = there.sum(0)
+        kept = count > 0
+        mean = np.where(there, values, 0).sum(0)[kept] / count[kept]
+        spread = None
+        if len(values) > 1:
+            squares = np.where(there[:, kept], (values[:, kept] - mean) ** 2, 0).sum(0)
+            spread = np.sqrt(squares / np.maximum(count[kept] - 1, 1) / count[kept]).tolist()
+        return Line(label=label, x=np.asarray(curve.x)[kept].tolist(), y=mean.tolist(), spread=spread, dashed=dashed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One set of axes.
+
+    Args:
+        title: the paper's letter or a few words. x, y: axis labels with units. lines: what is drawn.
+        kind: lines, points, bars (grouped, one group per word of x) or image.
+        image: [H][W] or [H][W][3], shown from its lowest to its highest value, for kind "image".
+        log_x, log_y: logarithmic axes. low, high: limits of y. marks: y of thin reference lines (90 degrees, chance, ...).
+    """
+
+    title: str
+    x: str = ""
+    y: str = ""
+    lines: Sequence[Line] = ()
+    kind: Literal["lines", "points", "bars", "image"] = "lines"
+    image: Sequence[Sequence[float]] | None = None
+    log_x: bool = False
+    log_y: bool = False
+    low: float | None = None
+    high: float | None = None
+    marks: Sequence[float] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What an experiment shows.
+
+    Args:
+        rows: ours beside theirs. claims: the paper's statements. panels: the paper's figure, in its order.
+        columns: panels per row. notes: what a reader has to know, e.g. an alternative reading that was tried and what it gave.
+    """
+
+    rows: Sequence[Row] = ()
+    claims: Sequence[Claim] = ()
+    panels: Sequence[Panel] = ()
+    columns: int = 2
+    notes: Sequence[str] = ()

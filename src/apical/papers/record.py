@@ -1,0 +1,97 @@
+"""What a condition of an experiment leaves: curves over training, final numbers, arrays for pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A measure over training, for several seeds.
+
+    Args:
+        x: steps, epochs, or whatever training is counted in: [points].
+        y: [seeds][points]; not-a-number where a run had stopped already.
+    """
+
+    x: Sequence[float]
+    y: Sequence[Sequence[float]]
+
+    @property
+    def values(self) -> np.ndarray:
+        """[seeds, points]."""
+        return np.asarray(self.y, dtype=float)
+
+    @property
+    def last(self) -> list[float]:
+        """Every seed's last value that is a number."""
+        return [next((v for v in reversed(list(row)) if math.isfinite(v)), math.nan) for row in self.y]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What came out of one condition.
+
+    Args:
+        curves: name -> curve. numbers: name -> value per seed. arrays: name -> anything JSON can hold, for pictures.
+        seeds, seconds: filled in by `reproduce`.
+    """
+
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    numbers: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    arrays: Mapping[str, Any] = field(default_factory=dict)
+    seeds: Sequence[int] = ()
+    seconds: float = 0.0
+
+    def asdict(self) -> dict[str, Any]:
+        """For JSON: what is not a number is null."""
+        return _nulled(asdict(self))
+
+    @staticmethod
+    def of(plain: Mapping[str, Any]) -> Record:
+        """The record that `asdict` wrote."""
+        return Record(
+            curves={k: Curve(_numbers(c["x"]), [_numbers(row) for row in c["y"]]) for k, c in plain["curves"].items()},
+            numbers={k: _numbers(v) for k, v in plain["numbers"].items()},
+            arrays=plain["arrays"],
+            seeds=plain["seeds"],
+            seconds=plain["seconds"],
+        )
+
+    @staticmethod
+    def joined(records: Sequence[Record]) -> Record:
+        """Records of one condition from different seeds as one; the first one's arrays. A shorter curve is filled up with nan."""
+        first = records[0]
+        curves = {}
+        for name in first.curves:
+            longest = max((r.curves[name] for r in records), key=lambda c: len(c.x))
+            rows = [[*row, *[math.nan] * (len(longest.x) - len(row))] for r in records for row in r.curves[name].y]
+            curves[name] = Curve(longest.x, rows)
+        return Record(
+            curves=curves,
+            numbers={name: [v for r in records for v in r.numbers[name]] for name in first.numbers},
+            arrays=first.arrays,
+            seeds=[seed for r in records for seed in r.seeds],
+            seconds=sum(r.seconds for r in records),
+        )
+
+
+def _nulled(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _nulled(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nulled(one) for one in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _nulled(value.tolist())
+    return value
+
+
+def _numbers(values: Iterable[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in values]

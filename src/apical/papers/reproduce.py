@@ -1,0 +1,180 @@
+"""Running an experiment: every condition from every seed, then what it shows, in a folder that can be resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import math
+import platform
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import apical
+from apical import data as images
+from apical.files import write_json
+from apical.papers.experiment import Experiment, Task, Watcher
+from apical.papers.record import Record
+from apical.training.compare import machine
+from apical.training.run import RunFolder
+
+Announce = Callable[[str, Sequence[int]], Watcher]
+"""announce(condition, seeds) -> the watcher of that task."""
+
+
+def reproduce(
+    experiment: Experiment,
+    folder: Path | str,
+    *,
+    seeds: int | None = None,
+    first_seed: int = 0,
+    scale: float = 1.0,
+    data: str | None = None,
+    only: Sequence[str] = (),
+    resume: bool = False,
+    announce: Announce | None = None,
+) -> dict[str, Any]:
+    """Run an experiment and leave `outcome.json` in `folder`.
+
+    Args:
+        experiment: what to run. folder: for everything; every finished condition is kept in it at once.
+        seeds: how many, counted from first_seed; None: as many as the experiment has at full length.
+        scale: fraction of the paper's length, above 0 and at most 1.
+        data: hub name or folder of the images; None: what the experiment names.
+        only: some of the conditions; none given: all.
+        resume: go on with what was stopped in `folder`.
+        announce: gives each task's watcher.
+
+    Returns:
+        What outcome.json holds.
+
+    Raises:
+        ValueError: a bad scale, seed, condition, folder, or missing data, before anything is written.
+    """
+    chosen = _chosen(experiment, only)
+    count = experiment.seeds if seeds is None else seeds
+    if count < 1:
+        raise ValueError(f"seeds must be at least 1, got {count}")
+    if first_seed < 0:
+        raise ValueError(f"first_seed must be at least 0, got {first_seed}")
+    if not (math.isfinite(scale) and 0 < scale <= 1):
+        raise ValueError(f"scale must be above 0 and at most 1 (the paper's length), got {scale}")
+    if data is not None and experiment.data is None:
+        raise ValueError(f"{experiment.name} draws its own samples and takes no data; leave data out, got {data!r}")
+    name = experiment.data if data is None else data
+    loaded = None if name is None else images.load(name)
+    lengths = _scaled(experiment, experiment.steps(loaded), scale)
+    config = {
+        "experiment": experiment.name,
+        "conditions": list(chosen),
+        "seeds": list(range(first_seed, first_seed + count)),
+        "scale": scale,
+        "data": name,
+        "lengths": lengths,
+    }
+    home = RunFolder(folder)
+    if resume:
+        home.reopen(config)
+    else:
+        home.start(config)
+    records = {}
+    for condition in chosen:
+        shares = [tuple(config["seeds"])] if experiment.together else [(seed,) for seed in config["seeds"]]
+        parts = []
+        for share in shares:
+            watcher = announce(condition, share) if announce else None
+            parts.append(_record(experiment, home.path, condition, share, scale, lengths, loaded, watcher))
+        records[condition] = Record.joined(parts)
+    outcome = {
+        "format": 1,
+        **config,
+        "data": name if name is None or not Path(name).is_dir() else Path(name).resolve().name,
+        "title": experiment.title,
+        "source": experiment.source,
+        "length": experiment.length,
+        "readings": list(experiment.readings),
+        "command": _command(experiment, config),
+        "versions": {"apical": apical.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "machine": machine(),
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "seconds": round(sum(record.seconds for record in records.values()), 1),
+        "shows": Record(arrays=shown(experiment, records)).asdict()["arrays"],
+    }
+    write_json(home.path / "outcome.json", outcome)
+    return outcome
+
+
+def shown(experiment: Experiment, records: dict[str, Record]) -> dict[str, Any]:
+    """The experiment's outcome as plain dicts and lists, with what is computed from rows."""
+    outcome = experiment.outcome(records)
+    plain = dataclasses.asdict(outcome)
+    for row, told in zip(outcome.rows, plain["rows"], strict=True):
+        told |= {"mean": row.mean, "sem": row.sem, "agrees": row.agrees}
+    return plain
+
+
+def _command(experiment: Experiment, config: dict[str, Any]) -> str:
+    """The command that does the same; a data folder of this machine stands as what the experiment names."""
+    words = ["apical", "reproduce", experiment.name]
+    if len(config["seeds"]) != experiment.seeds:
+        words += ["--seeds", str(len(config["seeds"]))]
+    if config["seeds"][0]:
+        words += ["--first-seed", str(config["seeds"][0])]
+    if config["scale"] != 1:
+        words += ["--scale", f"{config['scale']:g}"]
+    if len(config["conditions"]) < len(experiment.conditions):
+        words += ["--only", *config["conditions"]]
+    if config["data"] != experiment.data and not Path(config["data"]).is_dir():
+        words += ["--data", config["data"]]
+    return shlex.join(words)
+
+
+def _chosen(experiment: Experiment, only: Sequence[str]) -> tuple[str, ...]:
+    unknown = [one for one in only if one not in experiment.conditions]
+    if unknown:
+        raise ValueError(
+            f"{experiment.name} has no condition {', '.join(map(repr, unknown))}; "
+            f"its conditions are {', '.join(experiment.conditions)}"
+        )
+    return tuple(one for one in experiment.conditions if not only or one in only)
+
+
+def _scaled(experiment: Experiment, full: Any, scale: float) -> dict[str, int]:
+    lengths = {name: int(steps * scale + 1e-9) for name, steps in full.items()}
+    empty = [name for name, steps in lengths.items() if steps < 1]
+    if empty:
+        least = max(1 / full[name] for name in empty)
+        raise ValueError(
+            f"scale {scale:g} would leave {experiment.name} no {', '.join(empty)} to make; give at least {least:.3g}"
+        )
+    return lengths
+
+
+def _record(
+    experiment: Experiment,
+    home: Path,
+    condition: str,
+    seeds: tuple[int, ...],
+    scale: float,
+    lengths: dict[str, int],
+    loaded: images.ImageData | None,
+    watcher: Watcher | None,
+) -> Record:
+    slug = re.sub(r"[^\w.=-]+", "_", condition) + "-" + "-".join(map(str, sorted({seeds[0], seeds[-1]})))
+    path, place = home / "records" / f"{slug}.json", home / "tasks" / slug
+    if path.exists():
+        return Record.of(json.loads(path.read_text()))
+    task = Task(condition, seeds, scale, lengths, place, loaded)
+    if watcher is not None:
+        task.watcher = watcher
+    record = experiment.run(task)
+    record = dataclasses.replace(record, seeds=seeds, seconds=round(task.seconds, 2))
+    write_json(path, record.asdict())
+    shutil.rmtree(place, ignore_errors=True)
+    return record

@@ -1,0 +1,100 @@
+"""The page of a reproduced experiment: ours beside theirs, the claims, the figure, the command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from apical.report.atomic import write_text
+from apical.report.comparison import ReportError
+from apical.report.panels import draw
+from apical.report.templates import template
+
+HERE = Path(__file__).parent
+
+
+def write(folder: Path) -> Path:
+    """Write `report.html`, and `figure.svg` where there is one, into the folder of a finished `apical reproduce`.
+
+    Raises:
+        ReportError: where outcome.json is missing or damaged.
+    """
+    outcome = read(folder / "outcome.json")
+    svg = figure(outcome)
+    if svg is not None:
+        write_text(folder / "figure.svg", svg)
+    path = folder / "report.html"
+    write_text(
+        path,
+        template("paper.html.jinja", number=number, extent=extent, duration=duration).render(
+            outcome=outcome,
+            shows=outcome["shows"],
+            figure=None if svg is None else Markup(svg[svg.index("<svg") :]),
+            style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        ),
+    )
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """An outcome.json.
+
+    Raises:
+        ReportError: if it is missing or damaged.
+    """
+    try:
+        outcome = json.loads(path.read_text(encoding="utf-8"))
+        outcome["shows"]["panels"]
+    except OSError as error:
+        raise ReportError(f"{path}: can't be read ({error}); run `apical reproduce` to its end first") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReportError(f"{path} is damaged ({error!r}); delete it, and resume the experiment") from None
+    return outcome
+
+
+def figure(outcome: Mapping[str, Any]) -> str | None:
+    """The experiment's figure as SVG; None where it has none."""
+    shows = outcome["shows"]
+    if not shows["panels"]:
+        return None
+    return draw(shows["panels"], shows["columns"], f"{outcome['experiment']}, {extent(outcome)}")
+
+
+def extent(outcome: Mapping[str, Any]) -> str:
+    """How far it was run, in words that go with every table and figure."""
+    count, scale = len(outcome["seeds"]), outcome["scale"]
+    seeds = f"{count} seed{'s' if count > 1 else ''}"
+    if scale == 1:
+        return f"full length ({outcome['length']}), {seeds}"
+    return f"{scale:.3g} of the full length ({outcome['length']}), {seeds}"
+
+
+def number(mean: float | None, spread: float | None, unit: str) -> str:
+    """A figure with its ±.
+
+    >>> number(2.1, 0.04, "%"), number(0.000123, None, ""), number(515.3, 4.1, "")
+    ('2.10 ± 0.04 %', '0.000123', '515.3 ± 4.1')
+    """
+    if mean is None:
+        return "did not converge"
+    unit = f" {unit}" if unit else ""
+    digits = 2 if abs(mean) < 100 else 1
+    shown = f"{mean:.{digits}f}" if abs(mean) >= 0.1 or mean == 0 else f"{mean:.3g}"
+    if spread is None:
+        return shown + unit
+    return f"{shown} ± {spread:.{digits}f}{unit}" if abs(mean) >= 0.1 else f"{shown} ± {spread:.1g}{unit}"
+
+
+def duration(seconds: float) -> str:
+    """In words.
+
+    >>> duration(8), duration(200), duration(9000)
+    ('8 s', '3 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,91 @@
+"""The results that are kept: an outcome and a figure per experiment, a page per paper."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from apical.files import write_json
+from apical.papers import PAPERS, experiments
+from apical.report.atomic import write_text
+from apical.report.comparison import ReportError
+from apical.report.paper import duration, extent, figure, number, read
+from apical.report.templates import template
+
+
+def publish(folder: Path, results: Path) -> Path:
+    """Put the outcome of a finished run into a folder of results, and write the paper's page anew.
+
+    Returns:
+        The page.
+
+    Raises:
+        ReportError: if a longer run of the experiment is there already; it is kept.
+    """
+    outcome = read(folder / "outcome.json")
+    path = results / f"{outcome['experiment']}.json"
+    if path.exists():
+        there = read(path)
+        if _length(there) > _length(outcome):
+            raise ReportError(
+                f"{path} holds a longer run ({extent(there)}) than {folder} ({extent(outcome)}) and is kept; delete it first "
+                "if the shorter one is to stand there"
+            )
+    write_json(path, outcome)
+    svg = figure(outcome)
+    if svg is not None:
+        write_text(path.with_suffix(".svg"), svg)
+    paper = outcome["experiment"].partition("/")[0]
+    _summary(results)
+    return _page(results, paper)
+
+
+def pages(results: Path) -> list[Path]:
+    """Write the pages of all papers with results in this folder.
+
+    Raises:
+        ReportError: if there are none.
+    """
+    there = [paper for paper in PAPERS if (results / paper).is_dir()]
+    if not there:
+        raise ReportError(f"{results} holds no results; put some there with apical reproduce ID --publish {results}")
+    return [*(_page(results, paper) for paper in there), _summary(results)]
+
+
+def _outcomes(results: Path, paper: str = "") -> list[dict[str, Any]]:
+    """What was published, of one paper or of all, in the order of the papers."""
+    return [
+        read(path) for name in experiments() if name.startswith(paper) and (path := results / f"{name}.json").exists()
+    ]
+
+
+def _summary(results: Path) -> Path:
+    page = results / "summary.md"
+    write_text(page, template("summary.md.jinja", extent=extent, anchor=_anchor).render(outcomes=_outcomes(results)))
+    return page
+
+
+def _page(results: Path, paper: str) -> Path:
+    outcomes = _outcomes(results, f"{paper}/")
+    page = results / f"{paper}.md"
+    text = template("results.md.jinja", number=number, extent=extent, duration=duration, cell=_cell).render(
+        paper=paper, title=PAPERS[paper], outcomes=outcomes
+    )
+    write_text(page, text)
+    return page
+
+
+def _length(outcome: dict) -> float:
+    return outcome["scale"] * len(outcome["seeds"]) * len(outcome["conditions"])
+
+
+def _anchor(outcome: dict) -> str:
+    """What a heading of the paper's page is linked by."""
+    heading = f"{outcome['experiment']}: {outcome['title']}"
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def _cell(text: str) -> str:
+    """Text for a cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,77 @@
+"""Every experiment by its command's own function, at a hundredth of its length, on images of the right shape."""
+
+import io
+import math
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from apical.papers import experiments
+from apical.papers.reproduce import reproduce
+from apical.report import paper, results
+
+SHAPES = {"ylecun/mnist": ((28, 28), 10), "uoft-cs/cifar10": ((32, 32, 3), 10), "uoft-cs/cifar100": ((32, 32, 3), 100)}
+TRAIN, TEST = 1500, 200
+
+
+def encoded(pixels):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "png")
+    return {"bytes": stream.getvalue(), "path": None}
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory):
+    """Data set -> a folder in the hub's layout, with blurred prototypes of each class."""
+    folders = {}
+    for name, (shape, classes) in SHAPES.items():
+        random = np.random.default_rng(0)
+        prototypes = random.integers(0, 256, (classes, *shape))
+        folder = tmp_path_factory.mktemp(name.partition("/")[2])
+        for split, n in (("train", TRAIN), ("test", TEST)):
+            labels = np.arange(n) % classes
+            pixels = prototypes[labels] // 2 + random.integers(0, 128, (n, *shape))
+            features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=classes)})
+            table = datasets.Dataset.from_dict(
+                {"image": [encoded(one.astype(np.uint8)) for one in pixels], "label": labels.tolist()},
+                features=features,
+            )
+            table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+        folders[name] = str(folder)
+    return folders
+
+
+@pytest.mark.parametrize("name", experiments())
+def test_an_experiment_runs_at_a_hundredth_of_its_length(name, tmp_path, stand_ins):
+    one = experiments()[name]
+    data = None if one.data is None else stand_ins[one.data]
+    outcome = reproduce(one, tmp_path / "run", seeds=1, scale=0.01, data=data)
+    assert outcome["scale"] == 0.01
+    assert outcome["command"].startswith(f"apical reproduce {name}")
+    shows = outcome["shows"]
+    assert shows["rows"] or shows["claims"]
+    for row in shows["rows"]:
+        assert row["published"] is None or math.isfinite(row["published"]["value"])
+    page = paper.write(tmp_path / "run").read_text()
+    assert "0.01 of the full length" in page
+    kept = results.publish(tmp_path / "run", tmp_path / "results").read_text()
+    assert f"## {name}" in kept
+    assert str(tmp_path) not in kept
+    if shows["panels"]:
+        svg = (tmp_path / "results" / f"{name}.svg").read_text()
+        assert "0.01 of the full length" in svg
+
+
+def test_every_description_says_what_it_is():
+    for name, one in experiments().items():
+        assert name == one.name
+        assert one.title
+        assert one.source
+        assert one.length
+        assert one.minutes > 0
+        assert one.seeds >= 1
+        assert one.conditions
+        assert len(set(one.conditions)) == len(one.conditions)
+        assert one.data is None or one.data in SHAPES
