@@ -1,3 +1,5 @@
 """Lansdell, Prakash, Kording 2020."""
 
-EXPERIMENTS = ()
+from apical.papers.lansdell2020.theorems import THEOREMS
+
+EXPERIMENTS = (THEOREMS,)
