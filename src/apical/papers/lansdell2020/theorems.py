@@ -141,9 +141,7 @@ class Theorems(Experiment):
                     )
                 )
         if {"theorem 1", "theorem 1, c = 1"} <= records.keys():
-            small, large = (
-                mean(records[name].curves["layer 3"].last) for name in ("theorem 1", "theorem 1, c = 1")
-            )
+            small, large = (mean(records[name].curves["layer 3"].last) for name in ("theorem 1", "theorem 1, c = 1"))
             claims.append(
                 Claim(
                     "theorem 1: B comes to W in the limit of small noise; with c = 1 a bias stays",
