@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -15,7 +16,6 @@ from apical.data.images import Split
 from apical.papers.experiment import Experiment
 
 BATCH = 32
-ITERATIONS_PER_EPOCH = 1000  # [C]
 
 DATA = (
     "Training images are the last 55 000 of MNIST's 60 000, as in TensorFlow's split [C]; minibatches of 32 are drawn with "
@@ -32,18 +32,25 @@ class Shared(Experiment):
         family: name of the runs; experiments of one family make the same runs under the same conditions.
     """
 
-    shows: tuple[str, ...] = field()
-    family: str = field()
+    shows: tuple[str, ...]
+    family: str
 
     @property
     def runs(self) -> str:  # noqa: D102
         return self.family
 
 
-def seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
-    """A network whose initial weights are those of `seed`."""
+@contextmanager
+def repeatable(seed: int) -> Iterator[None]:
+    """While open, PyTorch's global generator, which noisy activations draw from, goes on from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        yield
+
+
+def seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+    """A network whose initial weights are those of `seed`."""
+    with repeatable(seed):
         return make()
 
 
@@ -58,6 +65,12 @@ def training(data: ImageData) -> Split:
     return Split(data.train.images[skipped:], data.train.labels[skipped:])
 
 
+def iterations(full: int, data: ImageData | None) -> int:
+    """As many passes over the data as `full` iterations are on MNIST: for MNIST, `full`."""
+    assert data is not None
+    return max(1, round(full * len(training(data)) / 55_000))
+
+
 class Minibatches:
     """Minibatches for copies of a network, each from a stream of its own."""
 
@@ -68,11 +81,6 @@ class Minibatches:
     def draw(self) -> Tensor:
         """Indices [copies, 32]."""
         return torch.stack([torch.randint(self.n, (BATCH,), generator=one) for one in self.streams.values()])
-
-
-def present(curves: Mapping[str, object], *names: str) -> bool:
-    """Whether all these were run."""
-    return all(name in curves for name in names)
 
 
 def mean(values: Sequence[float]) -> float:

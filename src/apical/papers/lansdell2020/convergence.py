@@ -14,7 +14,17 @@ from apical.losses import squared_error
 from apical.networks import lansdell2020_mlp
 from apical.papers.experiment import Task
 from apical.papers.lansdell2020.accumulate import regress
-from apical.papers.lansdell2020.common import BATCH, DATA, Shared, mean, pixels, seeded, training, zero_feedback
+from apical.papers.lansdell2020.common import (
+    BATCH,
+    DATA,
+    Shared,
+    iterations,
+    mean,
+    pixels,
+    seeded,
+    training,
+    zero_feedback,
+)
 from apical.papers.outcome import Claim, Line, Outcome, Panel, Published, Row
 from apical.papers.record import Curve, Record
 
@@ -73,7 +83,7 @@ class Convergence(Shared):
 
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
         """Iterations."""
-        return {"iterations": self.iterations}
+        return {"iterations": iterations(self.iterations, data)}
 
     def run(self, task: Task) -> Record:
         """One seed. What the first layer makes of the images stays the same, and is computed once."""
