@@ -250,6 +250,17 @@ def test_feedback_regresses_as_alone(make, name, optimizer, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("rule", ["sg", "sg-direct"])
+def test_feedback_of_a_single_copy_regresses(rule):
+    single = attached(chain, apical.rule(rule, rate=0.5))[0]
+    replicas = apical.replicate([single], example_input=X[0])
+    replicas(X[:1]).square().sum().backward()
+    apical.learner_of(replicas).adapt(X[:1], Y[:1], cross_entropy)
+    single(X[0]).square().sum().backward()
+    apical.learner_of(single).adapt(X[0], Y[0], cross_entropy)
+    same(replicas.split(), [single])
+
+
 def test_feedback_regresses_on_the_pass_that_the_loop_has_made():
     replicas = apical.replicate(attached(chain, "sg"), example_input=X[0])
     learner, passes = apical.learner_of(replicas), []

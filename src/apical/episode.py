@@ -327,13 +327,13 @@ class Episode:
         return self._judge(output)
 
     def _judge(self, output: Tensor) -> Tensor:
-        copies = self.learner.copies
-        if copies == 1:
+        if self.learner._fold is None:
             return check_losses(self.criterion(output, self.targets), output)
         # The criterion sees the copies' samples, copy after copy, as one batch.
+        copies = self.learner.copies
         apart = output.unflatten(1, (copies, -1)).transpose(0, 1).flatten(0, 1)
         losses = check_losses(self.criterion(apart, over_tensors(self.targets, lambda y: y.flatten(0, 1))), apart)
-        return losses.view(copies, -1).t()
+        return losses if copies == 1 else losses.view(copies, -1).t()
 
     def _check_repeatable(self) -> None:
         again = self.perturbed(lambda place, call, activity: None)
