@@ -197,7 +197,74 @@ def test_measures_are_those_of_single_copies():
     assert found["6"].matrix_angle is not None
 
 
-@pytest.mark.parametrize("rule", ["np", "np-direct", "sg", "reinforce"])
+REGRESSIONS = {
+    "np": {},
+    "np, ridge": {"solver": "ridge"},
+    "np, uniform": {"distribution": "uniform", "noise": 0.1, "warmup": 2},
+    "sg": {"rate": 0.5},
+    "sg, ridge": {"solver": "ridge", "gamma": 2.0},
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", REGRESSIONS)
+@pytest.mark.parametrize("make", [chain, without_biases, Residual])
+def test_feedback_regresses_as_alone(make, name, optimizer, monkeypatch):
+    if make is Residual and "ridge" in name:
+        pytest.skip("ridge is for linear layers")
+    drawn, turn = iter(range(10**6)), []
+
+    def take(supply, shape):
+        """Noise of every copy from a stream of its own; of one network alone, from that of its number."""
+        which, own = turn or range(N), torch.Size([shape[0], shape[1] // len(turn or range(N)), *shape[2:]])
+        seed = next(drawn)
+        return torch.cat(
+            [torch.randn(own, generator=stream(copy, seed), dtype=torch.float64) for copy in which], 1
+        ), None
+
+    def stream(index, seed):
+        return torch.Generator().manual_seed(1000 * index + seed)
+
+    monkeypatch.setattr("apical.noise.Supply.take", take)
+    rule = apical.rule(name.partition(",")[0], **REGRESSIONS[name])
+    singles = attached(make, rule)
+    before = [{k: v.clone() for k, v in model.state_dict().items() if k.endswith("feedback")} for model in singles]
+    replicas = apical.replicate(singles, example_input=X[0])
+    moves, learner = OPTIMIZERS[optimizer](replicas), apical.learner_of(replicas)
+    for _ in range(4):
+        losses(replicas(X)).sum().backward()
+        learner.adapt(X, Y, cross_entropy)
+        moves.step()
+        moves.zero_grad()
+    for index, single in enumerate(singles):
+        drawn, turn = iter(range(10**6)), [index]
+        own, alone = OPTIMIZERS[optimizer](single), apical.learner_of(single)
+        for _ in range(4):
+            cross_entropy(single(X[index]), Y[index]).mean().backward()
+            alone.adapt(X[index], Y[index], cross_entropy)
+            own.step()
+            own.zero_grad()
+    same(replicas.split(), singles)
+    assert all(
+        not torch.equal(model.state_dict()[k], b[k]) for model, b in zip(singles, before, strict=True) for k in b
+    )
+
+
+def test_feedback_regresses_on_the_pass_that_the_loop_has_made():
+    replicas = apical.replicate(attached(chain, "sg"), example_input=X[0])
+    learner, passes = apical.learner_of(replicas), []
+    losses(replicas(X)).sum().backward()
+    learner.adapt(X, Y, cross_entropy)  # The first time, whether the model is random is looked at.
+    replicas.model.register_forward_hook(lambda *_: passes.append(1))
+    x = X.clone()
+    losses(replicas(x)).sum().backward()
+    learner.adapt(x, Y, cross_entropy)
+    assert len(passes) == 2
+    x.add_(1)
+    torch.testing.assert_close(replicas(x), replicas(x.clone()))
+
+
+@pytest.mark.parametrize("rule", ["np-direct", "sg-direct", "reinforce"])
 def test_rules_that_compare_losses_are_refused(rule):
     with pytest.raises(ValueError, match="one by one"):
         apical.attach(apical.replicate(chain(), 2), rule, example_input=X[:2])

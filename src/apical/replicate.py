@@ -110,6 +110,7 @@ class Replicas(nn.Module):
         self.model, self.copies = model, copies
         vars(self)["_single"] = (single,)  # Not a module of ours: it has no parameters to train.
         vars(self)["_example"] = None
+        vars(self)["_folded"] = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Every copy's output for its own batch: x [n, N, *] -> [n, N, *], for every tensor given and returned."""
@@ -126,7 +127,13 @@ class Replicas(nn.Module):
                 f"input must be [copies, N, features, ...] with {self.copies} copies first, got shape {list(x.shape)}; "
                 f"x.expand({self.copies}, *x.shape) shows one batch to all"
             )
-        return x.transpose(0, 1).flatten(1, 2)
+        kept = vars(self)["_folded"]
+        if kept is not None and kept[0] is x and kept[1] == x._version:
+            return kept[2]
+        folded = x.transpose(0, 1).flatten(1, 2)
+        # `Learner.adapt` knows the batch of the pass before by its identity.
+        vars(self)["_folded"] = None if x.requires_grad or x.is_inference() else (x, x._version, folded)
+        return folded
 
     def _apart(self, y: Tensor) -> Tensor:
         if y.dim() < 2 or y.shape[1] % self.copies:
@@ -169,7 +176,8 @@ def replicate(models: Models, n: int | None = None, *, example_input: Any = None
     """Several copies of a network, trained in one pass, each with weights and feedback of its own.
 
     What each copy computes and learns is what it would on its own, to rounding. Rules that draw noise while they train draw
-    it for all copies from one generator, so there copies are alike in distribution.
+    it for all copies from one generator, so there copies are alike in distribution. Rules that compare losses ("np", "sg")
+    call the criterion with the samples of all copies as one batch, [n N, *].
 
     Args:
         models: a network, of which n copies with equal weights are made; a function without arguments that returns one, called

@@ -34,6 +34,8 @@ class Plasticity:
     """Whether the feedback learns in a phase of its own, `adapt`; then `warmup` counts calls before weights may move."""
     listens: ClassVar[bool] = False
     """Whether that phase wants to know what went through the synapses in the pass before."""
+    replicates: ClassVar[bool] = False
+    """Whether a phase that listens knows copies of a network side by side apart (see `apical.replicate`)."""
     broadcasts: ClassVar[str] = ""
     """What that phase sends to every synapse alike, in words."""
 
