@@ -213,7 +213,8 @@ def replicate(models: Models, n: int | None = None, *, example_input: Any = None
     """Several copies of a network, trained in one pass, each with weights and feedback of its own.
 
     What each copy computes and learns is what it would on its own, to rounding; noise, too, is drawn for each from a generator
-    of its own. Rules that compare losses ("np", "sg") call the criterion with the samples of all copies as one batch, [n N, *].
+    of its own. Rules that compare losses ("np", "sg", "reinforce") call the criterion with the samples of all copies as one
+    batch, [n N, *].
 
     Args:
         models: a network, of which n copies with equal weights are made; a function without arguments that returns one, called
