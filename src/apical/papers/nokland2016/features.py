@@ -28,7 +28,7 @@ class Features(Experiment):
     points: how many images. perplexity: of t-SNE.
     """
 
-    net: Net = Net(3, 400)
+    net: Net
     rate: float = MNIST_RATE  # [R]
     points: int = 1000  # [R]
     perplexity: float = 30.0  # [R]
@@ -135,6 +135,7 @@ FIG3 = Features(
     minutes=40,
     data="ylecun/mnist",
     together=False,
+    net=Net(3, 400),
     readings=(
         "The first 1000 test images; scikit-learn's t-SNE with perplexity 30 and 1000 iterations, from the principal components; "
         "the paper prints none of its settings.",

@@ -24,7 +24,7 @@ FIRST, SECOND = "0", "2"
 class Unfreezing(Experiment):
     """All but the first layer learn by BP; then the first learns as well, by BP or by DFA."""
 
-    net: Net = Net(3, 50)
+    net: Net
     rate: float = 1e-3  # [R]
     frozen_epochs: int = 50
     epochs: int = 100  # [R] the paper: about 50 until the error is gone
@@ -124,6 +124,7 @@ FIG2_LEFT = Unfreezing(
     seeds=5,
     minutes=20,
     data="ylecun/mnist",
+    net=Net(3, 50),
     readings=(
         "All layers start at U(±1/sqrt(fan in)), the frozen one included.",
         "With DFA only the first layer hears the error directly; all others keep backpropagation's.",

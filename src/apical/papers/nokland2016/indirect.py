@@ -17,7 +17,7 @@ from apical.papers.record import Record
 class IndirectFeedback(Experiment):
     """One network by "ifa", from random weights."""
 
-    net: Net = Net(4, 100)  # tanh: [R]
+    net: Net
     rate: float = MNIST_RATE  # [R]
 
     @property
@@ -70,6 +70,7 @@ TEXT_IFA = IndirectFeedback(
     minutes=20,
     data="ylecun/mnist",
     together=False,
+    net=Net(4, 100),  # tanh: [R]
     readings=(
         "tanh, the rate of the other MNIST networks (1e-4) and their stopping rule; the paper prints none of these here.",
     ),

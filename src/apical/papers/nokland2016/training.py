@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import apical
 from apical.data import ImageData, batches
+from apical.learner import Criterion
 from apical.losses import binary_cross_entropy
 from apical.networks.mlp import ACTIVATIONS
 from apical.papers.course import course
@@ -55,7 +57,7 @@ class Net:
         dropout = self.variant == "DO"
         sizes = [inputs, *[self.units] * self.layers]
         made: list[nn.Module] = [nn.Dropout(INPUT_DROPOUT)] if dropout else []
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in pairwise(sizes):
             made += [nn.Linear(before, after), ACTIVATIONS[self.activation]()]
             made += [nn.Dropout(DROPOUT)] if dropout else []
         net = nn.Sequential(*made, nn.Linear(self.units, classes))
@@ -87,6 +89,7 @@ class Training:
         rate: of RMSprop. adversarial: size of the step along the sign of the input's gradient, 0 for none.
         decay: over how many steps the rate falls to zero; None: it is constant.
         stops: whether a network is done when the running mean of its training errors is at most 1e-4.
+        cost: cost(outputs, targets) -> [N].
     """
 
     def __init__(
@@ -99,9 +102,10 @@ class Training:
         adversarial: float = 0.0,
         decay: int | None = None,
         stops: bool = True,
+        cost: Criterion = binary_cross_entropy,
     ) -> None:
         self.model, self.data, self.seeds = model, data, tuple(seeds)
-        self.rate, self.adversarial, self.decay, self.stops = rate, adversarial, decay, stops
+        self.rate, self.adversarial, self.decay, self.stops, self.cost = rate, adversarial, decay, stops, cost
         self.per_epoch = math.ceil(len(data.train) / BATCH)
         self.optimizer = torch.optim.RMSprop(model.parameters(), lr=rate, alpha=0.99, eps=1e-8, foreach=False)
         self._epoch, self._order = -1, []
@@ -136,7 +140,7 @@ class Training:
         if self.adversarial:
             x = self._worsened(x, y)
         outputs = self.model(x).reshape(len(y), -1)
-        binary_cross_entropy(outputs, y).sum().backward()  # Summed, not averaged: released code.
+        self.cost(outputs, y).sum().backward()  # Summed, not averaged: released code.
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.wrong += (outputs.detach().argmax(1) != y).view(len(self.seeds), -1).sum(1)
@@ -179,7 +183,7 @@ class Training:
         """The fast-sign method, with backpropagation's gradient whatever the rule: released code."""
         x.requires_grad_()
         with backpropagating(apical.learner_of(self.model)):
-            (gradient,) = torch.autograd.grad(binary_cross_entropy(self.model(x), y).sum(), x)
+            (gradient,) = torch.autograd.grad(self.cost(self.model(x), y).sum(), x)
         return x.detach().add_(gradient.sign_(), alpha=self.adversarial)
 
     def state_dict(self) -> dict[str, Any]:
