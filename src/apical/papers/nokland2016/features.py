@@ -109,10 +109,10 @@ class Features(Experiment):
 @torch.no_grad()
 def activities(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     """The input [N, features] and every hidden layer's activity [N, units]."""
-    model.eval()
     assert isinstance(model, nn.Sequential)
+    model.eval()
     found = [x]
-    for layer in model[:-1]:
+    for layer in list(model)[:-1]:
         x = layer(x)
         if not isinstance(layer, nn.Linear | nn.Dropout):
             found.append(x)
