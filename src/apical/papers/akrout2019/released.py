@@ -116,7 +116,9 @@ class Released(Experiment):
         place = torch.arange(self.batch)
 
         def learn(step: int) -> None:
-            x, y = train.batch(place + step % per_epoch * self.batch if len(train) > self.batch else place[: len(train)])
+            x, y = train.batch(
+                place + step % per_epoch * self.batch if len(train) > self.batch else place[: len(train)]
+            )
             if step == 0 and setting.mirrored_first:
                 for _ in range(math.ceil(steps / self.epochs)):
                     learner.adapt(x, y, binary_cross_entropy)
@@ -163,9 +165,7 @@ class Released(Experiment):
         biases = [synapse.bias for synapse in learner.synapses.values()]
         others = [p for p in learner.model.parameters() if not any(p is bias for bias in biases)]
         slow = {"params": biases, "lr": setting.rate / (self.batch if setting.slow_biases else 1)}
-        return apical.LocalSGD(
-            learner, lr=setting.rate, weight_decay=setting.decay, params=[{"params": others}, slow]
-        )
+        return apical.LocalSGD(learner, lr=setting.rate, weight_decay=setting.decay, params=[{"params": others}, slow])
 
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
         """The release's four figures, its final numbers, and the paper's statements."""
@@ -209,7 +209,10 @@ class Released(Experiment):
                 apart = late[name] - late["bp"]
                 evidence = f"{late[name]:.2f}% against {late['bp']:.2f}%, mean over the last tenth of training"
                 if name == "fa":
-                    text, holds = f"FA stays more than {self.within:g} points above BP's test error", apart > self.within
+                    text, holds = (
+                        f"FA stays more than {self.within:g} points above BP's test error",
+                        apart > self.within,
+                    )
                 else:
                     text, holds = f"{title} reaches BP's test error within {self.within:g} points", apart < self.within
                 claims.append(Claim(text, holds, evidence))
