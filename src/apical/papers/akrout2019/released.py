@@ -179,11 +179,11 @@ class Released(Experiment):
             ):
                 if name in curves and value is not None:
                     rows.append(Row(f"{name}: {label}", curves[name][what].last, Published(value, tag="C"), unit))
-        for name in curves.keys() - self.printed.keys():
-            rows += [
-                Row(f"{name}: test error", curves[name]["test error"].last, unit="%"),
-                Row(f"{name}: hidden delta angle", curves[name]["delta angle"].last, unit="°"),
-            ]
+        for name, own in curves.items():
+            if name not in self.printed:
+                rows.append(Row(f"{name}: test error", own["test error"].last, unit="%"))
+                if "delta angle" in own:
+                    rows.append(Row(f"{name}: hidden delta angle", own["delta angle"].last, unit="°"))
         panels = [
             self._panel("loss", curves, y="loss, first training images", log_y=True),
             self._panel("test error", curves, y="test error (%)", log_y=True),
@@ -198,13 +198,13 @@ class Released(Experiment):
         for name in records:
             if name == "bp":
                 continue
-            title = {"fa": "FA", "kp": "KP", "wm": "WM"}.get(name, f"{name[:2].upper()} with the paper's settings")
+            title = name[:2].upper() + (" with the paper's settings" if "paper" in name else "")
             angle = float(records[name].curves["delta angle"].values[:, -1].mean())
             small = f"{angle:.1f}° at the end"
             if name == "fa":
-                claims.append(Claim("FA's hidden delta angle stays above 10°", angle > 10, small))
+                claims.append(Claim("FA: the hidden delta angle stays above 10°", angle > 10, small))
             else:
-                claims.append(Claim(f"{title}'s hidden delta angle ends under 10°", angle < 10, small))
+                claims.append(Claim(f"{title}: the hidden delta angle ends under 10°", angle < 10, small))
             if "bp" in late:
                 apart = late[name] - late["bp"]
                 evidence = f"{late[name]:.2f}% against {late['bp']:.2f}%, mean over the last tenth of training"
@@ -214,7 +214,10 @@ class Released(Experiment):
                         apart > self.within,
                     )
                 else:
-                    text, holds = f"{title} reaches BP's test error within {self.within:g} points", apart < self.within
+                    text, holds = (
+                        f"{title}: the test error reaches BP's within {self.within:g} points",
+                        apart < self.within,
+                    )
                 claims.append(Claim(text, holds, evidence))
         return claims
 
