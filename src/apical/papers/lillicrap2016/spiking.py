@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -59,6 +60,7 @@ class Stream:
     Attributes:
         spikes: of input and layers 1..m, [N, n_l], 0 or 1. inputs: what drove layers 1..m in this step, [N, n_{l-1}].
         potentials: V of layers 1..m. rates: sigma(V). signals: d of layers 1..m.
+        generator: decides on spikes.
     """
 
     spikes: list[Tensor]
@@ -66,14 +68,21 @@ class Stream:
     potentials: list[Tensor]
     rates: list[Tensor]
     signals: list[Tensor]
+    generator: torch.Generator
 
-    def state_dict(self) -> dict[str, list[Tensor]]:
+    def state_dict(self) -> dict[str, Any]:
         """All of it."""
-        return dict(vars(self))
+        return {**vars(self), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take what `state_dict` gave."""
-        vars(self).update(state)
+        vars(self).update({name: value for name, value in state.items() if name != "generator"})
+        self.generator.set_state(state["generator"])
+
+    def spike(self, probability: Tensor) -> Tensor:
+        """1 with this probability, else 0."""
+        drawn = torch.rand(probability.shape, generator=self.generator, dtype=probability.dtype)
+        return (drawn < probability).to(probability.dtype)
 
 
 class SpikingNetwork:
@@ -81,7 +90,7 @@ class SpikingNetwork:
 
     Args:
         sizes: n_0..n_m. dynamics: see there. weights, feedback: half-widths of the uniform distributions they are drawn from.
-        generator: draws them, and the spikes. dtype: of everything.
+        generator: draws them. dtype: of everything.
     """
 
     def __init__(
@@ -96,8 +105,8 @@ class SpikingNetwork:
     ) -> None:
         if len(sizes) < 2 or min(sizes) < 1:
             raise ValueError(f"sizes must name the input and at least one layer, each with a unit, got {list(sizes)}")
-        self.sizes, self.dynamics, self.generator, self.dtype = tuple(sizes), dynamics, generator, dtype
-        shapes = [(n, before) for before, n in zip(sizes, sizes[1:], strict=False)]
+        self.sizes, self.dynamics, self.dtype = tuple(sizes), dynamics, dtype
+        shapes = [(n, before) for before, n in pairwise(sizes)]
 
         def uniform(shape: tuple[int, int], width: float) -> Tensor:
             return torch.empty(shape, dtype=dtype).uniform_(-width, width, generator=generator)
@@ -107,8 +116,8 @@ class SpikingNetwork:
         self.feedback = [uniform(shape, feedback) for shape in shapes[1:]]
         """B_2..B_m."""
 
-    def at_rest(self, streams: int) -> Stream:
-        """No spikes, potentials and signals at zero, for so many parallel sequences."""
+    def at_rest(self, streams: int, generator: torch.Generator) -> Stream:
+        """No spikes, potentials and signals at zero, for so many parallel sequences, whose spikes the generator draws."""
         zeros = [torch.zeros(streams, n, dtype=self.dtype) for n in self.sizes]
         return Stream(
             spikes=list(zeros),
@@ -116,19 +125,20 @@ class SpikingNetwork:
             potentials=[torch.zeros_like(zero) for zero in zeros[1:]],
             rates=[torch.full_like(zero, 0.5) for zero in zeros[1:]],
             signals=[torch.zeros_like(zero) for zero in zeros[1:]],
+            generator=generator,
         )
 
     def advance(self, stream: Stream, x: Float[Tensor, "n pixels"]) -> None:
         """One time step forward: input units spike with probability x, layer after layer integrates and spikes."""
         before = stream.spikes
-        now = [self._spike(x)]
+        now = [stream.spike(x)]
         for layer, (W, b, V) in enumerate(zip(self.weights, self.biases, stream.potentials, strict=True)):
             driving = (before if self.dynamics.sweep == "delayed" else now)[layer]
             stream.inputs[layer] = driving
             V.addmm_(driving, W.t(), beta=self.dynamics.kept, alpha=self.dynamics.taken)
             V.add_(b, alpha=self.dynamics.taken)
             stream.rates[layer] = torch.sigmoid(V)
-            now.append(self._spike(stream.rates[layer]))
+            now.append(stream.spike(stream.rates[layer]))
         stream.spikes = now
 
     def teach(self, stream: Stream, target: Float[Tensor, "n outputs"]) -> None:
@@ -155,10 +165,6 @@ class SpikingNetwork:
             delta = self.dynamics.phi(stream.signals[layer]).mul_(p - p * p)
             W.addmm_(delta.t(), stream.inputs[layer], beta=kept, alpha=rate)
             b.mul_(kept).add_(delta.sum(0), alpha=rate)
-
-    def _spike(self, probability: Tensor) -> Tensor:
-        drawn = torch.rand(probability.shape, generator=self.generator, dtype=self.dtype)
-        return (drawn < probability).to(self.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, biases and feedback."""
