@@ -262,7 +262,7 @@ MNIST = Released(
     source="Released code, experiments/mnist and figures/mnist",
     length="400 epochs",
     seeds=1,
-    minutes=60,
+    minutes=75,
     data="ylecun/mnist",
     readings=READINGS,
     together=False,
@@ -282,7 +282,7 @@ CIFAR10 = Released(
     source="Released code, experiments/cifar10 and figures/cifar10",
     length="400 epochs",
     seeds=1,
-    minutes=480,
+    minutes=330,
     data="uoft-cs/cifar10",
     readings=(
         *READINGS,
