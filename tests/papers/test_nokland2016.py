@@ -8,10 +8,11 @@ from torch.nn import functional as F
 import apical
 from apical import data as images
 from apical.papers.experiment import Task
+from apical.papers.nokland2016.curves import FIG2_RIGHT
 from apical.papers.nokland2016.features import FIG3, activities, neighbour_error
 from apical.papers.nokland2016.frozen import FIG2_LEFT
 from apical.papers.nokland2016.indirect import TEXT_IFA
-from apical.papers.nokland2016.tables import FIG2_RIGHT, TABLE1, TABLE2, TABLE3
+from apical.papers.nokland2016.tables import TABLE1, TABLE2, TABLE3
 from apical.papers.nokland2016.theorem import THEOREM1, Layers, held_cost, held_error
 from apical.papers.nokland2016.training import BATCH, Net, Training, start
 

@@ -79,7 +79,7 @@ class Unfreezing(Experiment):
 
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
         """The errors by epoch, and what the paper says of them."""
-        claims = []
+        claims, told = [], []
         for rule, record in records.items():
             frozen, highest, last = (float(np.mean(record.numbers[name])) for name in ("frozen", "highest", "last"))
             claims.append(
@@ -89,12 +89,11 @@ class Unfreezing(Experiment):
                     f"from {frozen:.2f} % with the first layer frozen to {last:.3f} %",
                 )
             )
+            told.append(f"{rule} from {frozen:.2f} % to {highest:.2f} %")
             if rule == "dfa":
                 claims.append(
                     Claim(
-                        "Unfrozen, dfa: the training error first rises",
-                        highest > frozen,
-                        f"from {frozen:.2f} % to {highest:.2f} % within the first quarter of the epochs",
+                        "Unfrozen, dfa: the training error first rises", highest > frozen, "highest: " + ", ".join(told)
                     )
                 )
         if records:
@@ -122,13 +121,16 @@ FIG2_LEFT = Unfreezing(
     source="Figure 2, left",
     length="50 epochs frozen, 100 unfrozen",
     seeds=5,
-    minutes=20,
+    minutes=12,
     data="ylecun/mnist",
     net=Net(3, 50),
     readings=(
         "All layers start at U(±1/sqrt(fan in)), the frozen one included.",
         "With DFA only the first layer hears the error directly; all others keep backpropagation's.",
-        "The mean square of RMSprop starts at zero for the first layer when it is let go.",
+        "The mean square of RMSprop starts at zero for the first layer when it is let go, which makes its first steps large; "
+        "whether it does so in the paper is not known.",
+        "The rate is not printed. With 1e-4, the rate of the other MNIST networks, the training error stays at 15.8 % after 30 "
+        "frozen epochs (one seed); with 1e-3 it comes to 7.4 %, on its way to the paper's 5 % after 50, so 1e-3 is taken.",
         "Errors are those of the minibatches as they are learned from, over a quarter of an epoch each.",
     ),
 )

@@ -1,4 +1,4 @@
-"""Tables 1 to 3: fully connected networks on MNIST, CIFAR-10 and CIFAR-100 by three rules; and figure 2, right."""
+"""Tables 1 to 3: fully connected networks on MNIST, CIFAR-10 and CIFAR-100 by three rules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from apical.data import ImageData
 from apical.papers.experiment import Experiment, Task
 from apical.papers.nokland2016.training import ADVERSARIAL, BATCH, EPOCHS, MNIST_RATE, Net, Training, start
-from apical.papers.outcome import Claim, Line, Outcome, Panel, Published, Row
+from apical.papers.outcome import Claim, Outcome, Published, Row
 from apical.papers.record import Record
 
 RULES = ("bp", "fa", "dfa")
@@ -89,8 +89,8 @@ class Table(Experiment):
             for rule in RULES:
                 record = records.get(f"{row.net.name}, {rule}")
                 if record is not None:
-                    rows += _rows(f"{row.net.name}, {rule}", record, getattr(row, rule))
-        return Outcome(rows=rows, claims=self.claims(_errors(records, "test error")))
+                    rows += rows_of(f"{row.net.name}, {rule}", record, getattr(row, rule))
+        return Outcome(rows=rows, claims=self.claims(errors_of(records, "test error")))
 
     def claims(self, test: Mapping[str, float]) -> Sequence[Claim]:
         """Condition -> test error, to the paper's statements."""
@@ -175,53 +175,8 @@ class Cifar(Table):
         return claims
 
 
-@dataclass(frozen=True, kw_only=True)
-class Curves(Table):
-    """Figure 2, right: errors by epoch."""
-
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        """The rules."""
-        return RULES
-
-    def run(self, task: Task) -> Record:
-        """Train the one network."""
-        return self.train(task, self.rows[0].net, task.condition)
-
-    def outcome(self, records: Mapping[str, Record]) -> Outcome:
-        """Ours beside the table's row, the curves, and whether they are alike."""
-        (row,) = self.rows
-        rows = [one for rule, record in records.items() for one in _rows(rule, record, getattr(row, rule))]
-        test = _errors(records, "test error")
-        claims = []
-        if {"bp", "dfa"} <= test.keys():
-            halves = {rule: records[rule].curves["train error"].values.mean(0) for rule in test}
-            early = {rule: float(values[: max(len(values) // 2, 1)].mean()) for rule, values in halves.items()}
-            claims.append(
-                Claim(
-                    "BP and DFA have similar learning curves (here: test errors at the end within half a percent)",
-                    abs(test["dfa"] - test["bp"]) <= 0.5,
-                    ", ".join(
-                        f"{rule} {test[rule]:.2f} % in the end, {early[rule]:.2f} % training error on average over the "
-                        "first half"
-                        for rule in test
-                    ),
-                )
-            )
-        panels = [
-            Panel(
-                title=name,
-                x="epoch",
-                y="error [%]",
-                lines=[Line.of(rule, record.curves[name]) for rule, record in records.items()],
-                low=0,
-            )
-            for name in ("train error", "test error")
-        ]
-        return Outcome(rows=rows, claims=claims, panels=panels)
-
-
-def _rows(label: str, record: Record, cell: Cell | None) -> list[Row]:
+def rows_of(label: str, record: Record, cell: Cell | None) -> list[Row]:
+    """Test and train error beside the printed cell."""
     test = None if cell is None else Published(cell.test, cell.spread, cell.tag)
     train = None if cell is None or cell.train is None else Published(cell.train, tag=cell.tag)
     return [
@@ -230,7 +185,8 @@ def _rows(label: str, record: Record, cell: Cell | None) -> list[Row]:
     ]
 
 
-def _errors(records: Mapping[str, Record], name: str) -> dict[str, float]:
+def errors_of(records: Mapping[str, Record], name: str) -> dict[str, float]:
+    """Condition -> mean over seeds of the error called `name`."""
     return {condition: fmean(record.numbers[name]) for condition, record in records.items()}
 
 
@@ -243,7 +199,8 @@ OPEN = (
 )
 MNIST_OPEN = (
     "The rate on plain MNIST is not printed: 1e-4, the released code's default and its rate for adversarial examples. "
-    "Of 3e-5, 1e-4 and 3e-4 it is checked by BP on 10,000 held-out training images.",
+    "BP on 2x800 has 6.8, 4.3 and 2.6 % error on 10,000 held-out training images after 5 epochs with 3e-5, 1e-4 and 3e-4: 1e-4 "
+    "is not the quickest.",
 )
 TWO_BY_800 = TableRow(Net(2, 800), Cell(1.60, 0.06), Cell(1.64, 0.03), Cell(1.74, 0.08))
 
@@ -253,7 +210,7 @@ TABLE1 = Mnist(
     source="Table 1",
     length="until the training error is 0.01 %, at most 300 epochs",
     seeds=1,
-    minutes=6000,
+    minutes=2000,
     data="ylecun/mnist",
     together=False,
     rate=MNIST_RATE,
@@ -285,7 +242,7 @@ TABLE2 = Cifar(
     source="Table 2, without the convolutional network",
     length="until the training error is 0.01 %, at most 300 epochs",
     seeds=1,
-    minutes=2500,
+    minutes=1500,
     data="uoft-cs/cifar10",
     together=False,
     rate=5e-5,  # [R] released code, for the convolutional network; one rate per data set, says the paper
@@ -294,7 +251,11 @@ TABLE2 = Cifar(
         TableRow(Net(3, 1000), Cell(45.1, 0.3, 0.2), Cell(47.0, 2.2, 0.3), Cell(47.4, 0.8, 2.3)),
         TableRow(Net(3, 1000, "tanh", "DO"), Cell(42.2, 0.2, 36.7), Cell(46.9, 0.3, 48.9), Cell(42.9, 0.2, 37.6)),
     ),
-    readings=(*OPEN, "The rate of the fully connected networks is not printed: 5e-5, the released code's on CIFAR-10."),
+    readings=(
+        *OPEN,
+        "The rate of the fully connected networks is not printed: 5e-5, the released code's on CIFAR-10. BP on 1x1000 has 61.2 "
+        "and 59.0 % error on 10,000 held-out training images after 3 epochs with 5e-5 and 1e-4.",
+    ),
 )
 
 TABLE3 = Cifar(
@@ -303,7 +264,7 @@ TABLE3 = Cifar(
     source="Table 3, without the convolutional network",
     length="until the training error is 0.01 %, at most 300 epochs",
     seeds=1,
-    minutes=2500,
+    minutes=1500,
     data="uoft-cs/cifar100",
     together=False,
     rate=2.5e-5,  # [R] released code, for the convolutional network; one rate per data set, says the paper
@@ -317,18 +278,4 @@ TABLE3 = Cifar(
         "The rate of the fully connected networks is not printed: 2.5e-5, the released code's on CIFAR-100.",
         "BP's cells for 1x1000 and 3x1000 + DO are from memory.",
     ),
-)
-
-FIG2_RIGHT = Curves(
-    name="nokland2016/fig2-right",
-    title="Errors by epoch, 2x800 tanh on MNIST",
-    source="Figure 2, right",
-    length=TABLE1.length,
-    seeds=3,
-    minutes=150,
-    data="ylecun/mnist",
-    together=False,
-    rate=MNIST_RATE,
-    rows=(TWO_BY_800,),
-    readings=(*OPEN, *MNIST_OPEN, "FA is drawn as well; the caption does not say which rules are shown."),
 )
