@@ -1,9 +1,15 @@
-"""Throughput of copies in one pass against plain PyTorch backpropagation, one network after the other.
+"""Throughput of copies in one pass against one network after the other.
 
-python benchmarks/replicas.py
+python benchmarks/replicas.py            replicas under LocalSGD against plain PyTorch backpropagation
+python benchmarks/replicas.py compare    the seeds of `apical compare`, trained together or one by one
 """
 
 from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,12 +17,25 @@ from torch import nn
 import apical
 from apical.allocator import keep_freed_memory
 from apical.benchmark import training_step
+from apical.data import ImageData, Split
 from apical.losses import cross_entropy
-from apical.networks import mlp
+from apical.networks import mlp, parse_sizes
 from apical.timing import Maker, Step, contest
+from apical.training import RunFolder, TrainConfig
+from apical.training.session import Session
+from apical.training.together import Together
 
 SUBJECTS = (([30, 20, 10], 20, 1), ([784, 50, 20, 10], 20, 32), ([784, 1000, 10], 5, 64))
 """Sizes, copies, batch."""
+COMPARED = (
+    ("64-100-50-10", 64, (2, 3, 5, 20)),
+    ("784-50-20-10", 32, (3, 20)),
+    ("784-200-10", 64, (2, 3, 5, 20)),
+    ("784-500-10", 64, (3, 5)),
+    ("784-1000-10", 64, (3, 5)),
+    ("784-800-800-10", 64, (3,)),
+)
+"""Networks, batch, numbers of seeds."""
 RULES = (None, "fa", "dfa", "kp")
 
 
@@ -46,10 +65,49 @@ def alone(sizes: list[int], batch: int) -> Step:
     return training_step(model, None, x, y, optimizer="SGD", setting={"foreach": False})
 
 
+def noise_images(features: int) -> ImageData:
+    """Pixels without meaning: what a step costs does not depend on them."""
+    side = math.isqrt(features)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (2000, 1, side, features // side), generator=generator, dtype=torch.uint8)
+    split = Split(pixels, torch.randint(10, (2000,), generator=generator))
+    return ImageData("noise", split, split, 10, tuple("0123456789"))
+
+
+def steps_of(session: Session) -> Step:
+    """A training step of `apical compare`'s own loop."""
+
+    def endless():
+        while True:
+            yield from session.batches(0)
+
+    indices = endless()
+    return lambda: session.learn(next(indices))
+
+
+def compare() -> None:
+    """Print a row per network and rule."""
+    for network, batch, numbers in COMPARED:
+        data = noise_images(parse_sizes(network)[0])
+        for rule in ("fa", "kp", "wm"):
+            config = TrainConfig(network=network, batch=batch, rule=rule, accelerator="cpu")
+            makers: dict[str, Maker] = {"alone": lambda config=config, data=data: steps_of(Session(config, data))}
+            for n in numbers:
+                seeds = [dataclasses.replace(config, seed=seed) for seed in range(n)]
+                runs = [RunFolder(Path()) for _ in seeds]
+                makers[str(n)] = lambda s=seeds, d=data, r=runs: steps_of(Together(s, d, r))
+            found = contest(makers, seconds=8, repeats=2)
+            cells = ", ".join(f"{n} seeds {int(n) / timing.ratio:.2f}x" for n, timing in list(found.items())[1:])
+            print(f"{network}, batch {batch}, {rule}: {cells}", flush=True)
+
+
 def main() -> None:
     """Print a row per network."""
     keep_freed_memory()
     torch.manual_seed(0)
+    if sys.argv[1:] == ["compare"]:
+        compare()
+        return
     for sizes, n, batch in SUBJECTS:
         makers: dict[str, Maker] = {"plain": lambda sizes=sizes, batch=batch: alone(sizes, batch)}
         for rule in RULES:

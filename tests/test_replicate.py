@@ -234,6 +234,17 @@ def test_copies_are_tuned_one_by_one(kind):
     same(replicas.split(), singles)
 
 
+@pytest.mark.parametrize("rule", ["kp", "kp-direct", "usf", "brsf"])
+def test_masks_of_copies_are_those_of_the_networks_attached_alone(rule):
+    singles, replicas = made(chain), apical.replicate(made(chain), example_input=X[0])
+    generators = [torch.Generator().manual_seed(10 + seed) for seed in range(N)]
+    apical.attach(replicas, rule, example_input=X, generator=generators, connectivity=0.5)
+    for seed, single in enumerate(singles):
+        generator = torch.Generator().manual_seed(10 + seed)
+        apical.attach(single, rule, example_input=X[0], generator=generator, connectivity=0.5)
+    same(replicas.split(), singles)
+
+
 def test_states_are_those_of_single_networks_and_can_be_put_back():
     singles, others = attached(chain, "kp-direct"), attached(chain, "kp-direct")
     with torch.no_grad():

@@ -13,11 +13,19 @@ import pytest
 import torch
 
 from apical import data as images
+from apical.data import ImageData, Split
 from apical.training import CompareConfig, RunFolder, TrainConfig, compare, train
 from apical.training import checkpoint as checkpoints
 from apical.training.choice import obstacle, pays
 
 DIGITS = images.load()
+FEW = ImageData(
+    "few",
+    Split(DIGITS.train.images[:330], DIGITS.train.labels[:330]),
+    Split(DIGITS.test.images[:100], DIGITS.test.labels[:100]),
+    10,
+    DIGITS.class_names,
+)
 RULES = ("bp", "fa", "dfa", "kp", "usf", "shallow", "urfb:epsilon=0.5", "wm", "brsf", "kp-direct")
 SHORT = CompareConfig(rules=("kp", "dfa"), seeds=3, epochs=2, network="64-20-10", checkpoint_every=7, replicas="on")
 
@@ -69,20 +77,20 @@ def told(run):
     "change",
     [
         {"optimizer": "SGD:momentum=0.9", "scheduler": "StepLR:step_size=1"},
-        {"optimizer": "Adam", "weight_decay": 0.01},
-        {"optimizer": "RMSprop:momentum=0.5", "loss": "squared-error", "align_every": 20, "test_every": 9},
+        {"optimizer": "Adam", "weight_decay": 0.01, "connectivity": 0.5, "whole_output": True},
+        {"optimizer": "RMSprop:momentum=0.5,eps=1e-3", "loss": "squared-error", "align_every": 4, "test_every": 5},
     ],
     ids=["sgd", "adam", "rmsprop"],
 )
 @pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-5), ("64-true", 1e-10)])
 def test_seeds_learn_what_they_would_alone(tmp_path, precision, tolerance, change):
     config = dataclasses.replace(SHORT, rules=RULES, precision=precision, first_seed=4, **change)
-    found = compare(config, tmp_path / "together", data=DIGITS)
+    found = compare(config, tmp_path / "together", data=FEW)
     assert all(rule["together"] for rule in found["rules"])
     assert [(run["rule"], run["seed"]) for run in found["runs"]] == [(r, s) for s in (4, 5, 6) for r in RULES]
     for run in found["runs"]:
         alone = tmp_path / "alone" / run["folder"]
-        train(config.run(run["rule"], run["seed"]), alone, data=DIGITS)
+        train(config.run(run["rule"], run["seed"]), alone, data=FEW)
         together = tmp_path / "together" / run["folder"]
         close(last(together), last(alone), tolerance)
         mine, its = RunFolder(together), RunFolder(alone)
@@ -102,19 +110,19 @@ def test_convolutions_and_batch_norm_learn_what_they_would_alone(tmp_path):
         "    return nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 10))\n"
     )
     config = dataclasses.replace(SHORT, network=f"{net}:make", epochs=1, precision="64-true", optimizer="SGD")
-    for run in compare(config, tmp_path / "together", data=DIGITS)["runs"]:
+    for run in compare(config, tmp_path / "together", data=FEW)["runs"]:
         alone = tmp_path / "alone" / run["folder"]
-        train(config.run(run["rule"], run["seed"]), alone, data=DIGITS)
+        train(config.run(run["rule"], run["seed"]), alone, data=FEW)
         close(last(tmp_path / "together" / run["folder"]), last(alone), 1e-10)
 
 
 def test_runs_of_a_group_are_runs_like_others(tmp_path):
-    found = compare(SHORT, tmp_path / "all", data=DIGITS)
+    found = compare(SHORT, tmp_path / "all", data=FEW)
     run = found["runs"][0]
-    again = train(SHORT.run(run["rule"], run["seed"]), tmp_path / "all" / run["folder"], data=DIGITS, resume=True)
+    again = train(SHORT.run(run["rule"], run["seed"]), tmp_path / "all" / run["folder"], data=FEW, resume=True)
     assert again == RunFolder(tmp_path / "all" / run["folder"]).result
     size = (tmp_path / "all" / run["folder"] / "checkpoint" / "last.ckpt").stat().st_size
-    train(SHORT.run(run["rule"], run["seed"]), tmp_path / "alone", data=DIGITS)
+    train(SHORT.run(run["rule"], run["seed"]), tmp_path / "alone", data=FEW)
     # No copy's checkpoint holds the others' numbers.
     assert size < 1.1 * (tmp_path / "alone" / "checkpoint" / "last.ckpt").stat().st_size
     assert not list((tmp_path / "all" / "together").rglob("last.ckpt"))
@@ -258,37 +266,43 @@ def test_a_copy_that_fails_is_told_and_the_others_go_on_unharmed(tmp_path):
     net.write_text(
         "import torch\nfrom torch import nn\n"
         "def make():\n"
-        "    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10))\n"
+        "    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.Linear(20, 10))\n"
         "    if torch.initial_seed() == 1:\n"
-        "        net[1].weight.data *= 1e6\n"
+        "        net[1].weight.data *= 30\n"
         "    return net\n"
     )
-    config = dataclasses.replace(SHORT, rules=("bp", "usf"), network=f"{net}:make", optimizer="SGD")
-    found = compare(config, tmp_path / "together", data=DIGITS)
-    alone = compare(dataclasses.replace(config, replicas="off"), tmp_path / "alone", data=DIGITS)
+    config = dataclasses.replace(
+        SHORT, rules=("bp", "usf"), network=f"{net}:make", loss="squared-error", optimizer="SGD"
+    )
+    found = compare(config, tmp_path / "together", data=FEW)
+    alone = compare(dataclasses.replace(config, replicas="off"), tmp_path / "alone", data=FEW)
     assert [("failed" in run, run["seed"]) for run in found["runs"]] == [(s == 1, s) for s in (0, 0, 1, 1, 2, 2)]
     for mine, its in zip(found["runs"], alone["runs"], strict=True):
-        assert mine == its  # With the same words, so at the same step.
+        # With the same words, so at the same step; whether a sum overflows to inf or nan is rounding.
+        assert json.dumps(mine).replace("became nan", "became inf") == json.dumps(its).replace(
+            "became nan", "became inf"
+        )
         a, b = RunFolder(tmp_path / "together" / mine["folder"]), RunFolder(tmp_path / "alone" / its["folder"])
         assert len(a.metrics.read()) == len(b.metrics.read())
         if "failed" in mine:
             assert a.result is None
+            assert "at step 1 " not in mine["failed"]
         else:
             close(last(a.path), last(b.path), 1e-5)
     assert found["table"][0]["runs"] == 2
-    again = compare(config, tmp_path / "together", data=DIGITS, resume=True)
+    again = compare(config, tmp_path / "together", data=FEW, resume=True)
     assert again["runs"] == found["runs"]
 
     class BoomError(Exception):
         pass
 
     def watcher(step, steps, newest):
-        if step == 30:
+        if step == 8:
             raise BoomError
 
     with pytest.raises(BoomError):
-        compare(config, tmp_path / "cut", data=DIGITS, announce=lambda rule, seeds: watcher)
-    assert compare(config, tmp_path / "cut", data=DIGITS, resume=True)["runs"] == found["runs"]
+        compare(config, tmp_path / "cut", data=FEW, announce=lambda rule, seeds: watcher)
+    assert compare(config, tmp_path / "cut", data=FEW, resume=True)["runs"] == found["runs"]
     for mine in found["runs"]:
         if "failed" not in mine:
             identical(last(tmp_path / "cut" / mine["folder"]), last(tmp_path / "together" / mine["folder"]))

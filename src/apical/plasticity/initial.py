@@ -111,11 +111,12 @@ def draw_for(
     `mirror`: whether "weights" may look at the weights' values; sign rules, which carry no magnitudes, may not.
     """
     weight = owner._parameters.get("weight")
-    layerwise = weight is not None and weight.shape == shape and hasattr(owner, "fans")
     # Copies side by side draw each as a network of its own would.
     copies = getattr(owner, "copies", 1)
-    dimension = 0 if layerwise else 1
+    dimension = 0 if weight is not None and weight.shape == shape else 1
     own = torch.Size([*shape[:dimension], shape[dimension] // copies, *shape[dimension + 1 :]])
+    single = None if weight is None else torch.Size([weight.shape[0] // copies, *weight.shape[1:]])
+    layerwise = own == single and hasattr(owner, "fans")
     fans = owner.fans() if layerwise else (math.prod(own[1:]), own[0])  # type: ignore[operator]
     reference = weight if weight is not None else next(owner.parameters(), None)
     device = None if reference is None else reference.device

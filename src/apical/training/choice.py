@@ -20,8 +20,8 @@ ELEMENTWISE = (*PROPORTIONAL, torch.optim.ASGD, torch.optim.Rprop)
 MOST_WORK = 20_000_000
 """Multiplications of a network's forward pass for a batch, beyond which copies are trained one by one.
 
-`benchmarks/replicas.py --compare`, 3 copies: 1.9 times the throughput at 0.8 million (64-100-50-10, batch 64), 1.15 at 10 million
-(784-200-10), 1.1 at 25 million and more, for three times the memory. Counted, not timed, so that every machine chooses alike.
+See `benchmarks/replicas.py compare` and docs/performance.md: beyond it 3 copies in one pass gain a tenth to a fifth, for three
+times the memory. Counted, not timed, so that every machine chooses alike.
 """
 
 
