@@ -252,6 +252,24 @@ def test_feedback_regresses_as_alone(make, name, optimizer, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("rule", ["np", "sg", "reinforce"])
+def test_one_copy_learns_as_the_network_itself(rule):
+    (single,) = attached(chain, rule)[:1]
+    replicas = apical.replicate([single], example_input=X[0])
+    alone, learner = apical.learner_of(single), apical.learner_of(replicas)
+    alone.generator.manual_seed(3)
+    learner.generator.manual_seed(3)
+    x, y = X[:1], Y[:1]
+    cross_entropy(replicas(x)[0], y[0]).mean().backward()
+    learner.adapt(x, y, cross_entropy)
+    own, targets = X[0], Y[0]
+    cross_entropy(single(own), targets).mean().backward()
+    alone.adapt(own, targets, cross_entropy)
+    same(replicas.split(), [single])
+    for mine, its in zip(replicas.parameters(), single.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, its.grad, rtol=1e-10, atol=1e-12)
+
+
 def test_feedback_regresses_on_the_pass_that_the_loop_has_made():
     replicas = apical.replicate(attached(chain, "sg"), example_input=X[0])
     learner, passes = apical.learner_of(replicas), []

@@ -328,7 +328,7 @@ class Episode:
 
     def _judge(self, output: Tensor) -> Tensor:
         copies = self.learner.copies
-        if copies == 1:
+        if self.learner._fold is None:
             return check_losses(self.criterion(output, self.targets), output)
         # The criterion sees the copies' samples, copy after copy, as one batch.
         apart = output.unflatten(1, (copies, -1)).transpose(0, 1).flatten(0, 1)
