@@ -136,8 +136,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
     """P of Student's t-test of two independent samples, two-sided; nan for fewer than two of each."""
     if min(len(a), len(b)) < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return math.nan
-    _, p = stats.ttest_ind(a, b)
-    return float(p)
+    return float(np.asarray(stats.ttest_ind(a, b))[1])
 
 
 def _told(a: np.ndarray, b: np.ndarray, p: float) -> str:

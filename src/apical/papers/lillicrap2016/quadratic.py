@@ -282,8 +282,8 @@ FIG5A = UnitAngles(
     readings=(
         *READINGS,
         "Also tried, one network each, 20000 examples: W_0 from U[-0.1, 0.1] or U[-0.3, 0.3] and W from U[-0.01, 0.01] to "
-        "U[-0.1, 0.1] at rates 3e-4 and 5e-4. The mean angle then rises above 90 degrees (to 100 to 130) before it falls, further "
-        "and sooner (to 51 to 64 degrees). With B from U[-0.02, 0.02] little was learned.",
+        "U[-0.1, 0.1] at rates 3e-4 and 5e-4. The mean angle then rises above 90 degrees (to 100 to 130) before it falls, sooner "
+        "and further (to 51 to 64 degrees). With B from U[-0.02, 0.02] little was learned.",
     ),
 )
 FIG5C = Phases(
