@@ -378,15 +378,22 @@ def test_feedback_regresses_as_alone(make, name, optimizer, pool, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("rule", ["sg", "sg-direct"])
-def test_feedback_of_a_single_copy_regresses(rule):
-    single = attached(chain, apical.rule(rule, rate=0.5))[0]
+@pytest.mark.parametrize("rule", ["np", "sg", "sg-direct", "reinforce"])
+def test_one_copy_learns_as_the_network_itself(rule):
+    (single,) = attached(chain, rule)[:1]
     replicas = apical.replicate([single], example_input=X[0])
-    replicas(X[:1]).square().sum().backward()
-    apical.learner_of(replicas).adapt(X[:1], Y[:1], cross_entropy)
-    single(X[0]).square().sum().backward()
-    apical.learner_of(single).adapt(X[0], Y[0], cross_entropy)
+    alone, learner = apical.learner_of(single), apical.learner_of(replicas)
+    alone.generator.manual_seed(3)
+    learner.generator.manual_seed(3)
+    x, y = X[:1], Y[:1]
+    cross_entropy(replicas(x)[0], y[0]).mean().backward()
+    learner.adapt(x, y, cross_entropy)
+    own, targets = X[0], Y[0]
+    cross_entropy(single(own), targets).mean().backward()
+    alone.adapt(own, targets, cross_entropy)
     same(replicas.split(), [single])
+    for mine, its in zip(replicas.parameters(), single.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, its.grad, rtol=1e-10, atol=1e-12)
 
 
 def test_feedback_regresses_on_the_pass_that_the_loop_has_made():

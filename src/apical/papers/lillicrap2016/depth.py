@@ -1,0 +1,236 @@
+"""Figure 3d: a nonlinear function learned by networks of three and of four layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+import apical
+from apical.data import ImageData
+from apical.papers.course import course, spread
+from apical.papers.experiment import Experiment, Task
+from apical.papers.lillicrap2016.online import Pairs, Students, drawn, normalized_squared_error, uniform
+from apical.papers.outcome import Claim, Line, Outcome, Panel, Published, Row
+from apical.papers.record import Record
+
+ERROR = "normalized squared error"
+SIZES = {3: (30, 20, 10), 4: (30, 20, 10, 10)}
+
+
+def network(sizes: tuple[int, ...], seed: int, bound: float) -> nn.Sequential:
+    """Fully connected, tanh hidden, linear output; weights and biases from U[-bound, bound]."""
+    generator = torch.Generator().manual_seed(seed)
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.Tanh()]
+    net = nn.Sequential(*layers[:-1])
+    for parameter in net.parameters():
+        nn.init.uniform_(parameter, -bound, bound, generator=generator)
+    return net
+
+
+def teacher() -> Callable[[Tensor], Tensor]:
+    """A 30-20-10-10 network with weights and biases from U[-0.5, 0.5], common to all conditions and seeds."""
+    layers = [
+        (drawn((o, i), 0.5, 2016 + place), drawn((o,), 0.5, 2026 + place))
+        for place, (i, o) in enumerate(pairwise(SIZES[4]))
+    ]
+
+    def answer(x: Tensor) -> Tensor:
+        for place, (weight, bias) in enumerate(layers):
+            x = torch.addmm(bias, x, weight.t())
+            x = x if place == len(layers) - 1 else x.tanh()
+        return x
+
+    return answer
+
+
+@dataclass(frozen=True)
+class Student:
+    """A condition: rule, layers of units (with the input), and whether the first weights stand still."""
+
+    rule: str
+    layers: int
+    frozen: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.rule}, {self.layers} layers" + (", W0 frozen" if self.frozen else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth(Experiment):
+    """Students of three and four layers learn the outputs of a teacher of four, online.
+
+    Args:
+        students: the conditions. examples: to learn from. rate: of all. weights: weights and biases from U[-weights, weights].
+        feedback: B from U[-feedback, feedback].
+    """
+
+    students: tuple[Student, ...]
+    examples: int = 400_000  # [T]
+    rate: float = 0.01  # [R]
+    weights: float = 0.1  # [R]
+    feedback: float = 0.7  # [R]
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Rule and number of layers."""
+        return tuple(map(str, self.students))
+
+    def steps(self, data: ImageData | None) -> Mapping[str, int]:
+        """Examples."""
+        return {"examples": self.examples}
+
+    def run(self, task: Task) -> Record:
+        """All seeds at once, as copies of one network."""
+        student = self.students[self.conditions.index(task.condition)]
+        sizes = SIZES[student.layers]
+        pairs = Pairs(task.seeds, sizes[0], teacher())
+        hyperparameters = {"init": uniform(self.feedback)} if student.rule == "fa" else {}
+        learning = Students(
+            lambda seed: network(sizes, seed, self.weights),
+            apical.rule(student.rule, **hyperparameters),
+            task.seeds,
+            inputs=sizes[0],
+            rate=self.rate,
+            frozen=("0",) if student.frozen else (),
+        )
+        x, y = pairs.held_out(5000)  # [T]
+        examples = task.lengths["examples"]
+        found = course(
+            task,
+            examples,
+            learn=lambda step: learning.learn(*pairs(step)),
+            measure=lambda: {ERROR: normalized_squared_error(learning.outputs(x), y)},
+            at=spread(examples, 50),
+            parts=learning.parts,
+        )
+        return Record(curves=found)
+
+    def outcome(self, records: Mapping[str, Record]) -> Outcome:  # noqa: D102
+        curves = {name: record.curves[ERROR] for name, record in records.items()}
+        panel = Panel(
+            title="d",
+            x="examples",
+            y="normalized squared error",
+            lines=[Line.of(name, curve, dashed="frozen" in name) for name, curve in curves.items()],
+            log_y=True,
+        )
+        final = {name: np.asarray(curve.last) for name, curve in curves.items()}
+        rows, claims = self.judged(final)
+        return Outcome(rows=rows, claims=claims, panels=[panel], columns=1)
+
+    def judged(self, final: Mapping[str, np.ndarray]) -> tuple[list[Row], list[Claim]]:
+        """Rows and claims from the final errors of every condition [seeds]."""
+        raise NotImplementedError
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> float:
+    """P of Student's t-test of two independent samples, two-sided; nan for fewer than two of each."""
+    if min(len(a), len(b)) < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return math.nan
+    return float(np.asarray(stats.ttest_ind(a, b))[1])
+
+
+def _told(a: np.ndarray, b: np.ndarray, p: float) -> str:
+    known = f"t-test P = {p:.1g}, n = {len(a)}" if math.isfinite(p) else "too few seeds for a t-test"
+    return f"{a.mean():.2g} against {b.mean():.2g}, {known}"
+
+
+class Benefit(Depth):
+    """Figure 3d: four layers are better than three."""
+
+    def judged(self, final: Mapping[str, np.ndarray]) -> tuple[list[Row], list[Claim]]:  # noqa: D102
+        # A picture of the preprint's figure, read by eye.
+        ends = {"shallow": 0.13, "bp, 3": 2.1e-3, "fa, 3": 2.1e-3, "bp, 4": 1.05e-3, "fa, 4": 8.8e-4}
+        rows = [
+            Row(
+                f"final {ERROR}, {name}",
+                values.tolist(),
+                next((Published(end, tag="T") for key, end in ends.items() if name.startswith(key)), None),
+            )
+            for name, values in final.items()
+        ]
+        claims = []
+        for rule, printed in (("fa", 9e-13), ("bp", 3e-12)):
+            if not {f"{rule}, 3 layers", f"{rule}, 4 layers"} <= final.keys():
+                continue
+            three, four = final[f"{rule}, 3 layers"], final[f"{rule}, 4 layers"]
+            p = difference(four, three)
+            claims.append(
+                Claim(
+                    f"Four layers are better than three under {rule}",
+                    bool(four.mean() < three.mean() and p < 0.05),
+                    _told(four, three, p),
+                )
+            )
+            if math.isfinite(p):
+                log = math.log10(max(p, 1e-300))
+                rows.append(
+                    Row(f"log10 of P, four layers against three, {rule}", [log], Published(math.log10(printed)))
+                )
+        if {"fa, 4 layers", "bp, 4 layers"} <= final.keys():
+            ours, theirs = final["fa, 4 layers"], final["bp, 4 layers"]
+            p = difference(ours, theirs)
+            claims.append(
+                Claim(
+                    "With four layers feedback alignment is as good as backpropagation",
+                    bool(ours.mean() <= theirs.mean() or p >= 0.05),
+                    _told(ours, theirs, p),
+                )
+            )
+        return rows, claims
+
+
+class Control(Depth):
+    """Supplementary Figure 6: with the first weights frozen, the fourth layer brings nothing."""
+
+    def judged(self, final: Mapping[str, np.ndarray]) -> tuple[list[Row], list[Claim]]:  # noqa: D102
+        rows = [Row(f"final {ERROR}, {name}", values.tolist()) for name, values in final.items()]
+        claims = []
+        for rule in ("fa", "bp"):
+            frozen, three = final.get(f"{rule}, 4 layers, W0 frozen"), final.get(f"{rule}, 3 layers")
+            if frozen is not None and three is not None:
+                claims.append(
+                    Claim(
+                        f"Freezing W0 removes the benefit of the fourth layer under {rule}",
+                        bool(frozen.mean() >= three.mean()),
+                        _told(frozen, three, difference(frozen, three)) + " for three layers that all learn",
+                    )
+                )
+        return rows, claims
+
+
+READINGS = (
+    "x ~ N(0, 1), 4e5 examples, 5000 test points: third-party reproductions [T]. The teacher's biases are drawn as its weights.",
+    "delta_2 is multiplied by h_2' before it passes through B_2, as in backpropagation.",
+    "The range of B is fixed, and each of the 20 simulations draws its own B; the paper's paragraph says both.",
+    "The t-test is the unpaired one, on the final test errors.",
+)
+FIG3D = Benefit(
+    name="lillicrap2016/fig3d",
+    title="Feedback alignment profits from depth",
+    source="Figure 3d; Methods, nonlinear function",
+    length="400000 examples",
+    seeds=20,
+    minutes=15,
+    students=(Student("shallow", 3), Student("bp", 3), Student("fa", 3), Student("bp", 4), Student("fa", 4)),
+    readings=READINGS,
+)
+FIG3D_CONTROL = Control(
+    name="lillicrap2016/fig3d-control",
+    title="With the first weights frozen, depth does not help",
+    source="Supplementary Figure 6",
+    length="400000 examples",
+    seeds=20,
+    minutes=12,
+    students=(Student("bp", 3), Student("fa", 3), Student("bp", 4, frozen=True), Student("fa", 4, frozen=True)),
+    readings=READINGS,
+)
