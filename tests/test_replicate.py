@@ -250,9 +250,10 @@ def test_feedback_regresses_as_alone(make, name, optimizer, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("solver", ["sgd", "ridge"])
 @pytest.mark.parametrize("rule", ["sg", "sg-direct"])
-def test_feedback_of_a_single_copy_regresses(rule):
-    single = attached(chain, apical.rule(rule, rate=0.5))[0]
+def test_feedback_of_a_single_copy_regresses(rule, solver):
+    single = attached(chain, apical.rule(rule, rate=0.5, solver=solver))[0]
     replicas = apical.replicate([single], example_input=X[0])
     replicas(X[:1]).square().sum().backward()
     apical.learner_of(replicas).adapt(X[:1], Y[:1], cross_entropy)
