@@ -378,7 +378,11 @@ def test_feedback_regresses_as_alone(make, name, optimizer, pool, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("rule", ["np", "sg", "sg-direct", "reinforce"])
+@pytest.mark.parametrize(
+    "rule",
+    [*("np", "sg", "sg-direct", "reinforce"), *(apical.rule(name, solver="ridge") for name in ("sg", "sg-direct"))],
+    ids=lambda rule: rule if isinstance(rule, str) else f"{rule.name}-ridge",
+)
 def test_one_copy_learns_as_the_network_itself(rule):
     (single,) = attached(chain, rule)[:1]
     replicas = apical.replicate([single], example_input=X[0])

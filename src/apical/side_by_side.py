@@ -55,6 +55,7 @@ class ReplicatedLinearSynapse(Synapse, ReplicatedLinear):
 
     plain = ReplicatedLinear
     fuses = True
+    rows = True
 
     def transmit(self, x, weight, bias, geometry=()):  # noqa: D102
         return _transmit(x, weight, bias, self.copies)

@@ -127,6 +127,8 @@ class Synapse(nn.Module):
     """Whether results of the weights' size are worth keeping memory for (see `recycle`)."""
     fuses: ClassVar[bool] = False
     """Whether `add_hebbian` adds the product of two-dimensional activities in place."""
+    rows: ClassVar[bool] = False
+    """Whether signals are rows times the feedback (of each copy), delta B, so that ridge regression can solve for it."""
     copies: int = 1
     """How many networks lie side by side in the channels (see `replicate`)."""
     connectivity: Connectivity | None = None
@@ -315,6 +317,7 @@ class LinearSynapse(Synapse, nn.Linear):
 
     plain = nn.Linear
     fuses = True
+    rows = True
 
     def infer(self, input: Tensor, *args: Any) -> Tensor:  # noqa: D102
         # To the last bit what a pass with a graph gives: node perturbation compares the two.

@@ -15,7 +15,7 @@ from apical.perturbation import Estimate, estimates
 from apical.plasticity.base import Plasticity, keep_buffer
 from apical.plasticity.initial import Init, draw_for
 from apical.recycle import in_use
-from apical.synapse import LinearSynapse, Synapse
+from apical.synapse import Synapse
 
 if TYPE_CHECKING:
     from apical.episode import Call
@@ -74,8 +74,7 @@ class Regression(Plasticity):
         if self.solver != "ridge":
             return
         direct = not isinstance(owner, Synapse) or shape != owner.weight.shape
-        linear = isinstance(owner, LinearSynapse | nn.Linear) or (_copies(owner) > 1 and len(shape) == 2)
-        if not direct and not linear:
+        if not direct and not (isinstance(owner, nn.Linear) or owner.rows):
             raise ValueError(
                 f"solver='ridge' is for linear layers, and '{name}' is a {type(owner).__name__.removesuffix('Synapse')}; give "
                 f"it a rule of its own, apical.attach(model, {{'': ..., '{name}': 'np'}}), or use solver='sgd'"

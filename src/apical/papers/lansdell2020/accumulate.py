@@ -45,13 +45,13 @@ def regress(
     stream: torch.Generator,
     criterion: Criterion,
     measure: Callable[[], Measures],
-    points: int = 60,
     growth: int = GROWTH,
     name: str = "course",
 ) -> dict[str, Curve]:
     """Let feedback learn from `samples` samples; curves over their number."""
     sizes = batches(samples, growth)
     seen = [0, *accumulate(sizes)]
+    points = max(4, min(60, len(sizes) // 4))
     at = {next(i for i, n in enumerate(seen) if n >= point) for point in spread(samples, points, logarithmic=True)}
 
     def learn(step: int) -> None:

@@ -20,6 +20,7 @@ from apical.papers.lansdell2020.common import (
     Shared,
     iterations,
     pixels,
+    points,
     repeatable,
     seeded,
     training,
@@ -178,7 +179,7 @@ class Autoencoder(Shared):
             steps,
             learn=learn,
             measure=measure,
-            at=spread(steps, 100),
+            at=spread(steps, points(steps, 100)),
             parts=parts,
             x=lambda step: step / 1000,
         )
@@ -224,7 +225,7 @@ TABLE2A = Autoencoder(
     source="Table 2a; Figure 3; appendix C.2, C.5",
     length="1 000 000 iterations of 32 samples",
     seeds=3,
-    minutes=6000,
+    minutes=730,
     data="ylecun/mnist",
     shows=("table", "curves"),
     family="lansdell2020/table2a",
@@ -249,7 +250,7 @@ FIG3A = replace(
     source="Figure 3a",
     methods=("bp", "adam", "fa", "dae", "np", "sg", "matched"),
     shows=("curves",),
-    minutes=3000,
+    minutes=400,
 )
 
 FIG3B = replace(
@@ -259,7 +260,7 @@ FIG3B = replace(
     source="Figure 3b",
     methods=("bp", "fa", "np"),
     shows=("codes",),
-    minutes=1300,
+    minutes=170,
     readings=(
         *TABLE2A.readings,
         "How well a code separates digits is read as how often a test image has the class of most of its ten nearest neighbours.",

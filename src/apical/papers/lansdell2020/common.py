@@ -71,6 +71,11 @@ def iterations(full: int, data: ImageData | None) -> int:
     return max(1, round(full * len(training(data)) / 55_000))
 
 
+def points(steps: int, most: int) -> int:
+    """At how many steps to measure: `most`, or fewer where a short run would do little else."""
+    return max(2, min(most, steps // 50))
+
+
 class Minibatches:
     """Minibatches for copies of a network, each from a stream of its own."""
 

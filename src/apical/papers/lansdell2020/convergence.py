@@ -207,7 +207,7 @@ class Convergence(Shared):
 
 def told(values: Mapping[str, float]) -> str:
     """Name and value, in words."""
-    return ", ".join(f"{value:.2g} ({name})" for name, value in values.items())
+    return ", ".join(f"{value:.3g} ({name})" for name, value in values.items())
 
 
 FIG4 = Convergence(
@@ -216,7 +216,7 @@ FIG4 = Convergence(
     source="Figure 4; appendix C.3",
     length="1 000 000 iterations of 32 samples",
     seeds=3,
-    minutes=60,
+    minutes=70,
     data="ylecun/mnist",
     together=False,
     shows=("a", "b", "c", "d", "e"),
@@ -232,11 +232,11 @@ FIG4 = Convergence(
 )
 
 PARTS = {
-    "a": ("Relative error of B at several noise levels", 20.0),
-    "b": ("Angle of e B to e W at several noise levels", 20.0),
-    "c": ("Sign congruence of B and W at several noise levels", 20.0),
-    "d": ("Relative error of B for several widths", 40.0),
-    "e": ("Angle of e B to e W for several widths", 40.0),
+    "a": ("Relative error of B at several noise levels", 15.0),
+    "b": ("Angle of e B to e W at several noise levels", 15.0),
+    "c": ("Sign congruence of B and W at several noise levels", 15.0),
+    "d": ("Relative error of B for several widths", 55.0),
+    "e": ("Angle of e B to e W for several widths", 55.0),
 }
 
 FIGURES = (

@@ -166,7 +166,7 @@ THEOREMS = Theorems(
     source="Theorems 1 and 2, Corollary 1",
     length="1 000 000 samples",
     seeds=10,
-    minutes=2,
+    minutes=1.5,
     together=False,
     readings=(
         "The paper proves and does not simulate these; sizes, inputs N(0, I) and targets of sd 0.3, which make the errors' "
