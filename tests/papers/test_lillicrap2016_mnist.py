@@ -41,12 +41,17 @@ def sigma(v):
 
 
 @pytest.mark.parametrize("rule", ["shallow", "bp", "fa"])
-@pytest.mark.parametrize("batch", [1, 4])
-def test_updates_are_the_papers(rule, batch, tmp_path):
+@pytest.mark.parametrize(("batch", "shrink", "faster"), [(1, "rate", 1), (4, "example", 1), (4, "rate", 2)])
+def test_updates_are_the_papers(rule, batch, shrink, faster, tmp_path):
     """dW = eta (e (*) y')^T h - alpha' W, the hidden layer by the three-factor rule; per example, summed over a batch."""
-    eta, decay, data = 0.3, 0.02, images(12)
-    one = replace(FIG3A, hidden=5, rate=eta, decay=decay, batch=batch, weights=0.8, feedback=0.9)
-    start, end = (trained(one, rule, n, data, tmp_path) for n in (0, 7))
+    eta, alpha, data = 0.3, 0.02, images(12)
+    one = replace(
+        FIG3A, hidden=5, rate=eta, decay=alpha, shrink=shrink, batch=batch, weights=0.8, feedback=0.9, factor=faster
+    )
+    condition = rule if faster == 1 else f"{rule}, {faster} eta"
+    start, end = (trained(one, condition, n, data, tmp_path) for n in (0, 7))
+    eta = faster * eta
+    decay = eta * alpha if shrink == "rate" else alpha
     W0, b0, W, b = (start[f"{layer}.{part}"] for layer in "13" for part in ("weight", "bias"))
     B = start["3.feedback"] if rule == "fa" else None
     for step in range(7):
@@ -128,8 +133,11 @@ def test_what_figure_3_shows_is_judged_by_its_curves():
     assert [claim.holds for claim in FIG3A.outcome(bad).claims] == [False] * 4
     assert not FIG3A.outcome({}).rows
     assert not FIG3B.outcome({"fa": record([90, 80])}).panels
-    # 5 % between 6 and 3 is reached a third of the way from the second measurement.
-    assert "5 % after 1.33 examples" in shown.claims[1].evidence
+    # BP ends at 2.4; FA gets there two thirds of the way between its last measurements.
+    assert shown.claims[1].evidence == "2.40 % after 2.67 examples against 3"
+    higher = FIG3A.outcome({f"{rule}, 10 eta": good[rule] for rule in ("bp", "fa")})
+    assert [row.agrees for row in higher.rows] == [True, True, None]
+    assert [claim.text.endswith("10 eta") for claim in higher.claims] == [True] * 3
 
 
 def test_descriptions_have_the_papers_numbers():
