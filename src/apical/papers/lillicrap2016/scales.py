@@ -140,7 +140,7 @@ class ScaleSweep(LinearFunction):
                 ("delta FA and W^+ e", TO_PBP, "angle, °"),
             )
         ]
-        return Outcome(rows=rows, claims=claims, panels=panels, columns=3)
+        return Outcome(rows=rows, claims=claims, panels=panels)
 
 
 def _area(curve: Curve) -> np.ndarray:
