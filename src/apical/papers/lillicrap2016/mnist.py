@@ -37,7 +37,7 @@ class HandwrittenDigits(Experiment):
     """
 
     rules: tuple[str, ...] = ("shallow", "bp", "fa")
-    faster: tuple[str, ...] = ("bp", "fa")
+    faster: tuple[str, ...] = ("bp",)
     factor: float = 10.0
     epochs: int = 25  # [R]
     hidden: int = 1000  # [T]
@@ -45,8 +45,8 @@ class HandwrittenDigits(Experiment):
     batch: int = 20  # [R]
     decay: float = 1e-6
     shrink: Literal["rate", "example"] = "rate"  # [R]
-    weights: float = 0.2
-    feedback: float = 1.0
+    weights: float = 0.3  # [R]
+    feedback: float = 30.0  # [R]
     connected: float = 1.0
     panels: str = "ab"
     published: Mapping[str, Published] = field(default_factory=dict)
@@ -132,7 +132,7 @@ class HandwrittenDigits(Experiment):
             for name, curve in errors.items():
                 published = self.published.get(name.removesuffix(self._higher))
                 rows.append(Row(f"test error, {name}", curve.last, published, "%"))
-            claims += _compared(errors, "") + _compared(errors, self._higher)
+            claims += _compared(errors)
             lines = [Line.of(name, curve, dashed=name.endswith(self._higher)) for name, curve in errors.items()]
             panels.append(Panel(title="a", x="examples", y="test error (%)", lines=lines, log_y=True))
         if "b" in self.panels and angles:
@@ -146,32 +146,30 @@ class HandwrittenDigits(Experiment):
         return Outcome(rows=rows, claims=claims, panels=panels)
 
 
-def _compared(errors: Mapping[str, Curve], suffix: str) -> list[Claim]:
-    """Claims about the rules whose conditions end so."""
-    found = {rule: errors[rule + suffix] for rule in ("shallow", "bp", "fa") if rule + suffix in errors}
-    last = {rule: Row(rule, curve.last) for rule, curve in found.items()}
+def _compared(errors: Mapping[str, Curve]) -> list[Claim]:
+    last = {rule: Row(rule, curve.last) for rule, curve in errors.items()}
     claims = []
-    if {"bp", "fa"} <= found.keys():
+    if {"bp", "fa"} <= errors.keys():
         fa, bp = last["fa"], last["bp"]
         noise = math.hypot(fa.sem or 0, bp.sem or 0)
         claims.append(
             Claim(
-                f"FA ends at BP's test error or below{suffix}",
+                "FA ends at BP's test error or below",
                 fa.mean <= bp.mean + 2 * noise,
                 f"{fa.mean:.2f} % against {bp.mean:.2f} %",
             )
         )
         # Where the slower of the two gets to is where their speeds can be compared.
         goal = max(fa.mean, bp.mean)
-        needed = {rule: _examples_until(found[rule], goal) for rule in ("fa", "bp")}
+        needed = {rule: _examples_until(errors[rule], goal) for rule in ("fa", "bp")}
         claims.append(
             Claim(
-                f"FA learns just as quickly as BP{suffix}",
+                "FA learns just as quickly as BP",
                 needed["fa"] <= 1.1 * needed["bp"],
                 f"{goal:.2f} % after {needed['fa']:.3g} examples against {needed['bp']:.3g}",
             )
         )
-    if {"shallow", "fa"} <= found.keys():
+    if {"shallow", "fa"} <= errors.keys():
         fa, shallow = last["fa"].mean, last["shallow"].mean
         claims.append(
             Claim("FA teaches the hidden layer", fa < shallow, f"{fa:.2f} % against {shallow:.2f} % with W_0 fixed")
@@ -206,7 +204,19 @@ def _order(n: int, epoch: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 10**6 + epoch))
 
 
-_READINGS = ("Minibatches of 50 at 50 times the rate stand for updates after every example.",)
+_READINGS = (
+    "Minibatches of 20 that sum their examples' updates stand for online learning. On 25 000 examples BP's error came to 23.2 % "
+    "online and to 23.3 %, 23.3 % and 23.4 % in minibatches of 10, 20 and 50 (errors here and below are of one seed, on 10 000 "
+    "training images that were held out).",
+    "Weight decay is W - eta alpha W. With W - alpha W for every example BP stays at 9.2 % and FA at 7.7 % after 25 epochs, with "
+    "eta alpha W at 7.7 % and 6.4 % (w = 0.2, beta = 1).",
+    "w = 0.3 by BP's held-out error, where the paper took the test set's: 8.1 %, 7.3 %, 6.7 % and 15.8 % for w = 0.2, 0.3, 0.4 "
+    "and 0.5 after 5 epochs at 5 eta. Above 0.3, classes whose output units start saturated may stay unlearned.",
+    "beta = 30 by FA's held-out error: 6.8 %, 4.9 %, 3.6 % and 3.0 % for beta = 1, 3, 10 and 30 (w = 0.2, 5 epochs at 5 eta).",
+    "The printed eta leaves BP far from its published error in 25 epochs, whatever w; so BP is also trained at 10 eta.",
+    "25 epochs, each in an order of its own; pixels from 0 to 1; biases start at zero and decay like weights.",
+    "The angle is that of e B to e W, with e the error at the inputs of the output units, averaged over 256 test images.",
+)
 
 FIG3A = HandwrittenDigits(
     name="lillicrap2016/fig3a",
@@ -214,7 +224,7 @@ FIG3A = HandwrittenDigits(
     source="Figure 3a; Methods, MNIST",
     length="25 epochs",
     seeds=5,
-    minutes=60,
+    minutes=45,
     data="ylecun/mnist",
     together=False,
     readings=_READINGS,
@@ -228,6 +238,8 @@ FIG3B = replace(
     title="The angle of random feedback's signal to backpropagation's on MNIST",
     source="Figure 3b",
     rules=("fa",),
+    faster=(),
+    minutes=11,
     panels="b",
     published={},
 )
@@ -236,8 +248,14 @@ FIG3_SPARSE = replace(
     FIG3A,
     name="lillicrap2016/fig3-sparse",
     title="Half of the connections between hidden layer and output, forward and back, on MNIST",
-    source="Supplementary Figure 5; reference in the main text",
+    source="Supplementary Figure 5",
     rules=("fa",),
+    faster=(),
+    minutes=12,
     connected=0.5,
     published={"fa": Published(2.4)},
+    readings=(
+        *_READINGS,
+        "Half of the elements of W and of B are missing, independently; W_0 stays whole, and what is left is not rescaled.",
+    ),
 )
