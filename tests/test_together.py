@@ -186,7 +186,7 @@ def test_a_comparison_that_was_stopped_before_its_results_were_all_written_goes_
 
 
 def start(folder, *more):
-    options = ["--rules", "kp", "usf", "--seeds", "3", "--network", "64-30-10", "--epochs", "60", "--no-time-steps"]
+    options = ["--rules", "kp", "usf", "--seeds", "3", "--network", "64-30-10", "--no-time-steps"]
     return subprocess.Popen(
         [sys.executable, "-m", "apical", "compare", *options, "--checkpoint-every", "7", "--align-every", "500", *more],
         stdout=subprocess.PIPE,
@@ -212,8 +212,9 @@ def wait_for(condition, process, seconds=90):
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_comparison_killed_at_random_moments_ends_bit_identical(tmp_path, kills):
+    epochs = 50 + 25 * kills  # Enough that no start comes to the end.
     config = CompareConfig(
-        rules=("kp", "usf"), seeds=3, network="64-30-10", epochs=60, checkpoint_every=7, align_every=500
+        rules=("kp", "usf"), seeds=3, network="64-30-10", epochs=epochs, checkpoint_every=7, align_every=500
     )
     compare(config, tmp_path / "whole", data=DIGITS)
     folder = tmp_path / "cut"
@@ -224,7 +225,7 @@ def test_a_comparison_killed_at_random_moments_ends_bit_identical(tmp_path, kill
 
     for kill in range(kills):
         seen = lines()
-        process = resume(folder) if kill else start(folder, "--folder", str(folder))
+        process = resume(folder) if kill else start(folder, "--folder", str(folder), "--epochs", str(epochs))
         # Until it has measured something new, so that every start gets somewhere; then at any moment.
         wait_for(lambda s=seen: lines() > s, process)
         time.sleep(chance.uniform(0, 0.15))

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical.copies import Streams
 from apical.data import ImageData, Split
 from apical.learner import Learner, learner_of
 from apical.replicate import Replicas, replicate
@@ -167,11 +166,15 @@ class Together(Session):
         """A copy's share of the time."""
         return super().seconds / self.copies
 
+    def _generators(self) -> Sequence[torch.Generator]:
+        found = self.replicas.generators
+        assert found is not None
+        return found
+
     def _apart(self) -> list[dict[str, Any]]:
         """Bring the single networks up to date; what their checkpoints would hold of them."""
-        own = self.learner.generator.own if isinstance(self.learner.generator, Streams) else [self.learner.generator]
         states = self.replicas.states()
-        for single, state, generator in zip(self.singles, states, own, strict=True):
+        for single, state, generator in zip(self.singles, states, self._generators(), strict=True):
             single.model.load_state_dict(state)
             single.generator.set_state(generator.get_state())
             single.adapted = self.learner.adapted
@@ -233,10 +236,7 @@ class Together(Session):
                 self.scheduler.load_state_dict(runs[0]["scheduler"])
             for single, own in zip(self.singles, runs, strict=True):
                 single.load_state_dict(own["learner"])
-            source = self.learner.generator
-            for single, generator in zip(
-                self.singles, source.own if isinstance(source, Streams) else [source], strict=True
-            ):
+            for single, generator in zip(self.singles, self._generators(), strict=True):
                 generator.set_state(single.generator.get_state())
             self.learner.adapted = self.singles[0].adapted
             self.step, self.before = runs[0]["step"], runs[0]["seconds"] * self.copies
