@@ -9,7 +9,7 @@ import torch
 import apical
 from apical.data import ImageData
 from apical.data.images import Split
-from apical.papers import experiment
+from apical.papers import find
 from apical.papers.akrout2019.released import Printed, Released, settings
 from apical.papers.experiment import Task
 from apical.papers.record import Curve, Record
@@ -112,7 +112,7 @@ def test_released_wm_mirrors_an_epoch_first_and_then_after_every_batch(tmp_path)
 
 @pytest.mark.parametrize(("name", "n", "steps"), [("code-mnist", 60000, 400 * 468), ("code-cifar10", 50000, 400 * 390)])
 def test_lengths_of_the_released_runs(name, n, steps):
-    assert experiment(f"akrout2019/{name}").steps(images(n, 1)) == {"steps": steps}
+    assert find(f"akrout2019/{name}").steps(images(n, 1)) == {"steps": steps}
 
 
 def record(error: float, angle: float | None) -> Record:
@@ -137,7 +137,7 @@ def test_claims_of_the_released_runs_can_fail():
 
 @pytest.fixture(scope="module")
 def theory(tmp_path_factory):
-    one = experiment("akrout2019/theory")
+    one = find("akrout2019/theory")
     lengths = {"updates": 60, "mirrors": 100}
     return {name: one.run(Task(name, (0, 1), 1.0, lengths, tmp_path_factory.mktemp("task"))) for name in one.conditions}
 
@@ -166,6 +166,6 @@ def test_costs(theory):
 
 
 def test_all_statements_hold_in_a_short_run(theory):
-    outcome = experiment("akrout2019/theory").outcome(theory)
+    outcome = find("akrout2019/theory").outcome(theory)
     assert len(outcome.claims) == 7
     assert all(claim.holds for claim in outcome.claims)

@@ -9,14 +9,14 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from apical.papers import experiment
+from apical.papers import find
 from apical.papers.amit2019 import circuits, conservation, linear, scalar
 from apical.papers.experiment import Task
 from apical.papers.record import Curve, Record
 
 
 def run(name: str, condition: str, lengths: dict[str, int], folder, seeds=(0, 1)) -> Record:
-    return experiment(f"amit2019/{name}").run(Task(condition, seeds, 1.0, lengths, folder))
+    return find(f"amit2019/{name}").run(Task(condition, seeds, 1.0, lengths, folder))
 
 
 @pytest.mark.parametrize("condition", ["bp", "eps=0", "eps=0.5", "eps=1, sd 0.2"])
@@ -94,7 +94,7 @@ def test_claims_of_fig12_can_fail():
         return Record(curves=curves, seeds=[0])
 
     slow, fast = made(1e-4, (0.1, 0.3, 0.95)), made(1e-6, (0.6, 0.5, 0.99))
-    one = experiment("amit2019/fig12")
+    one = find("amit2019/fig12")
     good = one.outcome({"eps=0": slow, "eps=1": fast})
     assert all(claim.holds for claim in good.claims)
     assert len(good.claims) == 6
@@ -133,7 +133,7 @@ def test_rate_of_two_layers_is_as_written_out():
 
 @pytest.mark.parametrize("name", ["theorem1", "theorem2", "fig12-scalar"])
 def test_draws_meet_the_conditions_of_the_theorems(name):
-    one = experiment(f"amit2019/{name}")
+    one = find(f"amit2019/{name}")
     assert isinstance(one, scalar.Decoupled)
     target, back = one._drawn(range(50))
     assert (target <= 1).all()
@@ -144,7 +144,7 @@ def test_draws_meet_the_conditions_of_the_theorems(name):
 
 
 def test_theorem_1_holds_and_its_claims_can_fail(tmp_path):
-    one = experiment("amit2019/theorem1")
+    one = find("amit2019/theorem1")
     records = {c: run("theorem1", c, {"steps": 5000}, tmp_path, range(4)) for c in one.conditions}
     assert [claim.holds for claim in one.outcome(records).claims] == [True, True, True]
     swapped = {a: records[b] for a, b in zip(one.conditions, reversed(one.conditions), strict=True)}
@@ -172,7 +172,7 @@ def test_two_layer_law_has_no_derivative_under_the_flow():
 
 
 def test_drift_halves_with_the_step(tmp_path):
-    one = experiment("amit2019/conservation")
+    one = find("amit2019/conservation")
     record = run("conservation", "eps=0.5", {"iterations": 60}, tmp_path)
     drifts = [record.curves[f"drift, step / {h}"].values[:, -1] for h in conservation.HALVINGS]
     for coarse, fine in pairwise(drifts):

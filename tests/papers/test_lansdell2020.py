@@ -13,7 +13,7 @@ import apical
 from apical.data import ImageData
 from apical.data.images import Split
 from apical.networks import lansdell2020_mlp
-from apical.papers import experiment, experiments
+from apical.papers import experiments, find
 from apical.papers.experiment import Task
 from apical.papers.lansdell2020 import accumulate, views
 from apical.papers.lansdell2020.autoencoder import METHODS, TABLE2A, autoencoder
@@ -111,10 +111,10 @@ def test_the_autoencoder_starts_as_the_code_does():
 
 
 def test_rates_for_sums_become_rates_for_means():
-    rule = experiment("lansdell2020/fig2").rule("np, c = 0.001", 2_000_000)
+    rule = find("lansdell2020/fig2").rule("np, c = 0.001", 2_000_000)
     found = rule.hyperparameters
     assert (found["rate"], found["noise"], found["warmup"], found["solver"]) == (0.016, 0.001, 1000, "sgd")
-    assert experiment("lansdell2020/fig2").rule("np ridge, c = 0.1", 10).hyperparameters["solver"] == "ridge"
+    assert find("lansdell2020/fig2").rule("np ridge, c = 0.1", 10).hyperparameters["solver"] == "ridge"
     assert TABLE2A.rule(METHODS["np"]).hyperparameters["rate"] == pytest.approx(8e-6 * 32)
 
 
@@ -136,7 +136,7 @@ def test_errors_of_a_theorem_are_zero_where_its_limit_is_reached(name):
 
 
 def test_the_theorems_hold(tmp_path):
-    outcome = reproduce(experiment("lansdell2020/theorems"), tmp_path / "run", seeds=3, scale=0.05)
+    outcome = reproduce(find("lansdell2020/theorems"), tmp_path / "run", seeds=3, scale=0.05)
     assert [claim["holds"] for claim in outcome["shows"]["claims"]] == [True] * 4
 
 
@@ -181,9 +181,9 @@ def test_published_numbers():
 def test_a_view_takes_conditions_from_the_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("apical.papers.reproduce.images.load", lambda name: DATA)
     options = {"seeds": 2, "scale": 0.005, "data": "noise"}
-    whole = reproduce(experiment("lansdell2020/fig2"), tmp_path / "whole", only=["bp", "fa", "np, c = 0.1"], **options)
-    monkeypatch.setattr(type(experiment("lansdell2020/fig2")), "_run", None)
-    view = experiment("lansdell2020/fig2d")
+    whole = reproduce(find("lansdell2020/fig2"), tmp_path / "whole", only=["bp", "fa", "np, c = 0.1"], **options)
+    monkeypatch.setattr(type(find("lansdell2020/fig2")), "_run", None)
+    view = find("lansdell2020/fig2d")
     part = reproduce(view, tmp_path / "part", only=["fa", "np, c = 0.1"], using=tmp_path / "whole", **options)
     rows = {row["label"]: row["ours"] for row in whole["shows"]["rows"]}
     assert part["shows"]["rows"]
@@ -192,7 +192,7 @@ def test_a_view_takes_conditions_from_the_whole(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="scale: 0\\.005 there, 0\\.01 asked"):
         reproduce(view, tmp_path / "other", using=tmp_path / "whole", **{**options, "scale": 0.01})
     with pytest.raises(ValueError, match="lansdell2020/fig2, whose runs are not those of lansdell2020/fig4a"):
-        reproduce(experiment("lansdell2020/fig4a"), tmp_path / "other", using=tmp_path / "whole", **options)
+        reproduce(find("lansdell2020/fig4a"), tmp_path / "other", using=tmp_path / "whole", **options)
     with pytest.raises(RunFolderError, match=r"no config\.json"):
         reproduce(view, tmp_path / "other", using=tmp_path / "nothing", **options)
     assert not (tmp_path / "other").exists()

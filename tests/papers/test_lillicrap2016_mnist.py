@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from apical.data import ImageData, Split
-from apical.papers import Curve, Published, Record, Task, experiment
+from apical.papers import Curve, Published, Record, Task, find
 from apical.papers.lillicrap2016.mnist import FIG3_SPARSE, FIG3A, FIG3B, HandwrittenDigits, shuffled
 from apical.papers.lillicrap2016.spiking import Dynamics
 from apical.papers.lillicrap2016.spiking_mnist import FIG4, SpikingDigits
@@ -163,7 +163,7 @@ def test_descriptions_have_the_papers_numbers():
     assert FIG3A.conditions == ("shallow", "bp", "fa", "bp, 10 eta")
     assert FIG3B.conditions == FIG3_SPARSE.conditions == ("fa",)
     for one in (FIG3A, FIG3B, FIG3_SPARSE, FIG4):
-        assert experiment(one.name) is one
+        assert find(one.name) is one
 
 
 SMALL = replace(FIG4, hidden=(6, 5), group=4, streams=3, tested=4)

@@ -12,7 +12,7 @@ KEPT = Path(__file__).parents[2] / "docs" / "results"
 
 def test_pages_show_words_as_they_are_written(tmp_path):
     shutil.copytree(KEPT / "akrout2019", tmp_path / "akrout2019")
-    (page,) = results.pages(tmp_path)
+    page, _ = results.pages(tmp_path)
     text = page.read_text()
     assert "Kolen-Pollack's difference" in text
     assert "&#39;" not in text

@@ -57,7 +57,7 @@ def course(
 
     while not finished:
         if step in wanted and (not lines or lines[-1][0] != step):
-            found = {key: torch.as_tensor(values).detach().tolist() for key, values in measure().items()}
+            found = {key: _floats(values) for key, values in measure().items()}
             lines.append((step, found))
             finished = enough is not None and step > 0 and enough(found)
         if step == steps or finished:
@@ -91,6 +91,12 @@ def curves(lines: Sequence[tuple[int, Measures]], x: Callable[[int], float] = fl
         )
         for name in names
     }
+
+
+def _floats(values: Sequence[float] | torch.Tensor) -> list[float]:
+    if isinstance(values, torch.Tensor):
+        return values.detach().double().tolist()
+    return [float(value.detach() if isinstance(value, torch.Tensor) else value) for value in values]
 
 
 def _state(part: Any) -> Any:
