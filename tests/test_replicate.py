@@ -117,9 +117,10 @@ def trained(singles, optimize, steps=4):
         moves.zero_grad()
     for index, single in enumerate(singles):
         own = optimize(single)
+        x, y = X[index], Y[index]
         for _ in range(steps):
-            cross_entropy(single(X[index]), Y[index]).mean().backward()
-            apical.learner_of(single).adapt(X[index], Y[index], cross_entropy)
+            cross_entropy(single(x), y).mean().backward()
+            apical.learner_of(single).adapt(x, y, cross_entropy)
             own.step()
             own.zero_grad()
     return replicas.split()
@@ -351,7 +352,58 @@ def test_measures_are_those_of_single_copies():
     assert found["6"].matrix_angle is not None
 
 
-@pytest.mark.parametrize("rule", ["np", "np-direct", "sg", "reinforce"])
+REGRESSIONS = {
+    "np": {},
+    "np, ridge": {"solver": "ridge"},
+    "np, uniform": {"distribution": "uniform", "noise": 0.1, "warmup": 2},
+    "sg": {"rate": 0.5},
+    "sg, ridge": {"solver": "ridge", "gamma": 2.0},
+    "reinforce": {"noise": 0.1},
+}
+
+
+@pytest.mark.parametrize("pool", [64, 2**20], ids=["pool", "drawn"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", REGRESSIONS)
+@pytest.mark.parametrize("make", [chain, without_biases, Residual])
+def test_feedback_regresses_as_alone(make, name, optimizer, pool, monkeypatch):
+    if make is Residual and "ridge" in name:
+        pytest.skip("ridge is for linear layers")
+    monkeypatch.setattr("apical.noise.POOL", pool)
+    singles = attached(make, apical.rule(name.partition(",")[0], **REGRESSIONS[name]))
+    before = [{k: v.clone() for k, v in model.state_dict().items() if k.endswith("feedback")} for model in singles]
+    same(trained(singles, OPTIMIZERS[optimizer]), singles)
+    assert all(
+        not torch.equal(model.state_dict()[k], b[k]) for model, b in zip(singles, before, strict=True) for k in b
+    )
+
+
+@pytest.mark.parametrize("rule", ["sg", "sg-direct"])
+def test_feedback_of_a_single_copy_regresses(rule):
+    single = attached(chain, apical.rule(rule, rate=0.5))[0]
+    replicas = apical.replicate([single], example_input=X[0])
+    replicas(X[:1]).square().sum().backward()
+    apical.learner_of(replicas).adapt(X[:1], Y[:1], cross_entropy)
+    single(X[0]).square().sum().backward()
+    apical.learner_of(single).adapt(X[0], Y[0], cross_entropy)
+    same(replicas.split(), [single])
+
+
+def test_feedback_regresses_on_the_pass_that_the_loop_has_made():
+    replicas = apical.replicate(attached(chain, "sg"), example_input=X[0])
+    learner, passes = apical.learner_of(replicas), []
+    losses(replicas(X)).sum().backward()
+    learner.adapt(X, Y, cross_entropy)  # The first time, whether the model is random is looked at.
+    replicas.model.register_forward_hook(lambda *_: passes.append(1))
+    x = X.clone()
+    losses(replicas(x)).sum().backward()
+    learner.adapt(x, Y, cross_entropy)
+    assert len(passes) == 2
+    x.add_(1)
+    torch.testing.assert_close(replicas(x), replicas(x.clone()))
+
+
+@pytest.mark.parametrize("rule", ["np-direct", "sg-direct"])
 def test_rules_that_compare_losses_are_refused(rule):
     with pytest.raises(ValueError, match="one by one"):
         apical.attach(apical.replicate(chain(), 2), rule, example_input=X[:2])

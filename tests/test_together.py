@@ -26,7 +26,21 @@ FEW = ImageData(
     10,
     DIGITS.class_names,
 )
-RULES = ("bp", "fa", "dfa", "kp", "usf", "shallow", "urfb:epsilon=0.5", "wm", "brsf", "kp-direct")
+RULES = (
+    "bp",
+    "fa",
+    "dfa",
+    "kp",
+    "usf",
+    "shallow",
+    "urfb:epsilon=0.5",
+    "wm",
+    "brsf",
+    "kp-direct",
+    "np",
+    "sg",
+    "reinforce",
+)
 SHORT = CompareConfig(rules=("kp", "dfa"), seeds=3, epochs=2, network="64-20-10", checkpoint_every=7, replicas="on")
 
 
@@ -322,7 +336,7 @@ def test_when_all_copies_fail_the_next_rule_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("rule", "change", "message"),
     [
-        ("np", {}, "compares losses of whole networks"),
+        ("np-direct", {}, "compares losses of whole networks"),
         ("fa", {"seeds": 1}, "one seed only"),
         ("fa", {"precision": "bf16-mixed"}, "precision bf16-mixed"),
         ("fa", {"optimizer": "Adafactor"}, "Adafactor looks at more than one weight"),
@@ -357,7 +371,7 @@ def test_dropout_and_layers_that_mix_channels_go_one_by_one(tmp_path):
 
 
 def test_auto_takes_together_what_it_can(tmp_path):
-    config = dataclasses.replace(SHORT, rules=("np", "kp"), seeds=2, epochs=1, replicas="auto")
+    config = dataclasses.replace(SHORT, rules=("np-direct", "kp"), seeds=2, epochs=1, replicas="auto")
     found = compare(config, tmp_path / "auto", data=DIGITS)
     assert [rule["together"] for rule in found["rules"]] == [False, True]
     found = compare(dataclasses.replace(config, replicas="off"), tmp_path / "off", data=DIGITS)

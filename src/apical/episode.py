@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from apical.local import ordinary
-from apical.outputs import pick
+from apical.outputs import over_tensors, pick
 from apical.probe import run
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ class Episode:
     """A clean pass with per-sample losses, ready to be compared with others of the same batch.
 
     Attributes:
-        losses: of the clean pass [N]. errors: their gradient at the output [N, outputs].
+        losses: of the clean pass [N]; of copies side by side [N, copies]. errors: their gradient at the output [N, outputs].
         scale: what the errors in `calls` were multiplied with: a loss averaged over the batch has 1/N.
         calls: place -> its calls, in the order of the forward pass.
     """
@@ -253,7 +253,7 @@ class Episode:
         assert found.output is not None
         with torch.enable_grad():
             output = found.output.detach().requires_grad_()
-            losses = check_losses(self.criterion(output, self.targets), output)
+            losses = self._judge(output)
             (errors,) = torch.autograd.grad(losses.sum(), output)
         self.output, self.losses, self.errors = output.detach(), losses.detach(), errors
         self.scale = _scale(found.error, errors)
@@ -276,12 +276,11 @@ class Episode:
                 output = pick(run(learner.model, self.inputs), learner._wiring.output)
             found = recorder.newest
             assert found is not None
-            losses = check_losses(self.criterion(output, self.targets), output)
-            torch.autograd.grad(losses.sum(), parameters, allow_unused=True)
+            torch.autograd.grad(self._judge(output).sum(), parameters, allow_unused=True)
         return found
 
     def perturbed(self, perturb: Perturb) -> Tensor:
-        """Losses [N] of the same pass, in which `perturb` may change the activity at any place."""
+        """Losses, shaped like `losses`, of the same pass, in which `perturb` may change the activity at any place."""
         with self._again(), self.taken.conditions.clean_statistics(), perturbing(self.learner, perturb):
             return self._losses()
 
@@ -325,7 +324,16 @@ class Episode:
     def _losses(self) -> Tensor:
         with self.learner._forward():
             output = pick(self.learner.model(*self.taken.args, **self.taken.kwargs), self.learner._wiring.output)
-        return check_losses(self.criterion(output, self.targets), output)
+        return self._judge(output)
+
+    def _judge(self, output: Tensor) -> Tensor:
+        if self.learner._fold is None:
+            return check_losses(self.criterion(output, self.targets), output)
+        # The criterion sees the copies' samples, copy after copy, as one batch.
+        copies = self.learner.copies
+        apart = output.unflatten(1, (copies, -1)).transpose(0, 1).flatten(0, 1)
+        losses = check_losses(self.criterion(apart, over_tensors(self.targets, lambda y: y.flatten(0, 1))), apart)
+        return losses if copies == 1 else losses.view(copies, -1).t()
 
     def _check_repeatable(self) -> None:
         again = self.perturbed(lambda place, call, activity: None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -79,6 +79,19 @@ class Supply:
 
     def _empty(self, shape: Iterable[int]) -> Tensor:
         return torch.empty(tuple(shape), device=self.device, dtype=self.dtype)
+
+
+class Supplies:
+    """One supply for each of the copies that lie side by side in dimension 1."""
+
+    def __init__(self, own: Sequence[Supply]) -> None:
+        self.own = own
+
+    def take(self, shape: torch.Size) -> tuple[Tensor, None]:
+        """Values of `shape` [N, copies features, ...]."""
+        share = torch.Size([shape[0], shape[1] // len(self.own), *shape[2:]])
+        drawn = [one.take(share) for one in self.own]
+        return torch.cat([values if signs is None else values * signs for values, signs in drawn], 1), None
 
 
 class NoisyInput(nn.Module):

@@ -33,6 +33,8 @@ class Pathway:
     """Whether the signal is found in a phase of its own, `adapt`."""
     listens: ClassVar[bool] = False
     """Whether that phase wants to know what went through the synapses in the pass before."""
+    replicates: ClassVar[bool] = False
+    """Whether a phase that listens knows copies of a network side by side apart (see `apical.replicate`)."""
     broadcasts: ClassVar[str] = ""
     """What that phase sends to every synapse alike, in words."""
     chained: ClassVar[bool] = False
@@ -156,6 +158,7 @@ class Scalar(Pathway):
     name: ClassVar[str] = "scalar"
     adapts: ClassVar[bool] = True
     listens: ClassVar[bool] = True
+    replicates: ClassVar[bool] = True
     broadcasts: ClassVar[str] = "one scalar per sample"
     noise: float = 0.01
     distribution: Distribution = "gaussian"

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A gradient at some activity [N, *features]: `values`, times `factors` [N, 1, ...] where there are any."""
+    """A gradient at some activity [N, *features]: `values`, times `factors` where there are any.
+
+    factors: one per sample [N, 1, ...]; of copies side by side, one per sample and feature [N, features, 1, ...].
+    """
 
     values: Tensor
     factors: Tensor | None = None
@@ -65,7 +68,10 @@ def estimates(phase: Phase, places: list[str], c: float, distribution: Distribut
     change = (episode.perturbed(add) - episode.losses).to(phase.dtype) / c
 
     def estimate(values: Tensor, signs: Tensor | None) -> Estimate:
-        own = change.view(-1, *[1] * (values.dim() - 1))
+        own = change
+        if change.dim() > 1:
+            own = own.repeat_interleave(values.shape[1] // change.shape[1], dim=1)
+        own = own.view(rows, -1, *[1] * (values.dim() - 2))
         return Estimate(values, own if signs is None else own * signs)
 
     return {place: [estimate(*noise) for noise in noises] for place, noises in drawn.items()}

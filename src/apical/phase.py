@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 
 from apical.copies import Streams
 from apical.episode import Episode, perturbing
-from apical.noise import Distribution, Supply
+from apical.noise import Distribution, Supplies, Supply
 from apical.outputs import pick
 from apical.probe import run
 
@@ -137,9 +137,13 @@ class Phase:
             for module, mode in modes:
                 module.training = mode
 
-    def supply(self, distribution: Distribution, sizes: list[int]) -> Supply:
+    def supply(self, distribution: Distribution, sizes: list[int]) -> Supply | Supplies:
         """Noise for places that take so many numbers each."""
-        return Supply(distribution, sizes, generator=self.generator, device=self.device, dtype=self.dtype)
+        share = [size // len(self.generators) for size in sizes]
+        own = [
+            Supply(distribution, share, generator=one, device=self.device, dtype=self.dtype) for one in self.generators
+        ]
+        return own[0] if len(own) == 1 else Supplies(own)
 
     def average(self, tensors: list[Tensor]) -> None:
         """Replace tensors by their means over all processes."""

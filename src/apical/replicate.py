@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.copies import Streams, generator_from, merged, tune
-from apical.learner import Learner, attach, attached
+from apical.learner import Learner, attach, attached, learner_of
 from apical.outputs import over_tensors, tensors
 from apical.probe import run
 from apical.registry import synapse_type
@@ -40,7 +40,7 @@ class Replicas(nn.Module):
         super().__init__()
         self.model, self.copies = model, copies
         vars(self)["_single"] = (single,)  # Not a module of ours: it has no parameters to train.
-        vars(self).update(_example=None, _rules=None)
+        vars(self).update(_example=None, _rules=None, _folded=None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Every copy's output for its own batch: x [n, N, *] -> [n, N, *], for every tensor given and returned."""
@@ -57,7 +57,13 @@ class Replicas(nn.Module):
                 f"input must be [copies, N, features, ...] with {self.copies} copies first, got shape {list(x.shape)}; "
                 f"x.expand({self.copies}, *x.shape) shows one batch to all"
             )
-        return x.transpose(0, 1).flatten(1, 2)
+        kept = vars(self)["_folded"]
+        if kept is not None and kept[0] is x and kept[1] == x._version:
+            return kept[2]
+        folded = x.transpose(0, 1).flatten(1, 2)
+        # `Learner.adapt` knows the batch of the pass before by its identity.
+        vars(self)["_folded"] = None if x.requires_grad or x.is_inference() else (x, x._version, folded)
+        return folded
 
     def _apart(self, y: Tensor) -> Tensor:
         if y.dim() < 2 or y.shape[1] % self.copies:
@@ -75,24 +81,20 @@ class Replicas(nn.Module):
         if learner is not None:
             example, rules = vars(self)["_example"], vars(self)["_rules"] or [dict(learner.rules)] * self.copies
             shown = None if example is None else over_tensors(example, lambda x: x[0])
-            for model, rule, own in zip(models, rules, self.generators or [None] * self.copies, strict=True):
-                drawn = None if own is None else generator_from(own.get_state(), own.device)
+            for model, rule, own in zip(models, rules, self.generators, strict=True):
+                drawn = generator_from(own.get_state(), own.device)
                 _attach_like(learner, model, rule, shown, drawn).adapted = learner.adapted
-                if drawn is not None and own is not None:
-                    drawn.set_state(own.get_state())
+                drawn.set_state(own.get_state())
         for model, state in zip(models, self.states(), strict=True):
             model.load_state_dict(state)
             model.train(self.training)
         return models
 
     @property
-    def generators(self) -> Sequence[torch.Generator] | None:
-        """One for each copy, where they have one each: attached one by one, or with a list of generators."""
-        learner = attached(self)
-        source = None if learner is None else learner.generator
-        if isinstance(source, Streams):
-            return source.own
-        return [source] if source is not None and self.copies == 1 else None
+    def generators(self) -> Sequence[torch.Generator]:
+        """The source of each copy's randomness, once a rule is attached."""
+        source = learner_of(self).generator
+        return source.own if isinstance(source, Streams) else [source]
 
     def states(self) -> list[dict[str, Tensor]]:
         """Each copy's state dict, with the names and shapes of a single network; views where there is more than a number."""
@@ -190,7 +192,7 @@ def _attach_like(
     model: nn.Module,
     rule: Rules | Sequence[Rules],
     example: Any,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
+    generator: torch.Generator | Sequence[torch.Generator],
 ) -> Learner:
     """Attach `model`, of the same structure, as `learner` is attached to its own."""
     return attach(
@@ -213,9 +215,9 @@ def _dimension(model: nn.Module, name: str) -> int:
 def replicate(models: Models, n: int | None = None, *, example_input: Any = None) -> Replicas:
     """Several copies of a network, trained in one pass, each with weights and feedback of its own.
 
-    What each copy computes and learns is what it would on its own, to rounding. Noise that rules draw while they train, too,
-    where copies have generators of their own: networks that come attached, or a list of generators given to `attach`. One
-    generator for all makes them alike in distribution.
+    What each copy computes and learns is what it would on its own, to rounding; noise, too, is drawn for each from a generator
+    of its own. Rules that compare losses ("np", "sg", "reinforce") call the criterion with the samples of all copies as one
+    batch, [n N, *].
 
     Args:
         models: a network, of which n copies with equal weights are made; a function without arguments that returns one, called

@@ -41,7 +41,9 @@ def layers(model: nn.Module, rule: Rules, example_input: Any, at: Sequence[str] 
         found += [
             f"rule '{one.name}' compares losses of whole networks, which copies side by side would share; train them one by one"
             for one in different
-            if one.pathway.listens or one.plasticity.listens or (one.pathway.wired and one.plasticity.adapts)
+            if (one.pathway.listens and not one.pathway.replicates)
+            or (one.plasticity.listens and not one.plasticity.replicates)
+            or (one.pathway.wired and one.plasticity.adapts)
         ]
     chained = next((one for one in different if one.pathway.chained), None)
     if chained is not None and len(different) > 1:

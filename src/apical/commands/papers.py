@@ -31,19 +31,15 @@ class Papers:
             for page in results.pages(self.pages):
                 console.print(f"page: {page}")
             return
-        table = Table(title="apical reproduce ID", title_justify="left")
-        table.add_column("id", style="bold", no_wrap=True)
-        table.add_column("what")
-        table.add_column("length")
-        table.add_column("seeds", justify="right")
-        table.add_column("two cores", justify="right", no_wrap=True)
-        table.add_column("data")
+        table = Table(title="apical reproduce ID", title_justify="left", show_header=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column()
         for paper in PAPERS:
             for one in experiments().values():
                 if one.paper == paper:
-                    table.add_row(
-                        one.name, one.title, one.length, str(one.seeds), duration(one.minutes), one.data or "drawn"
-                    )
+                    seeds = f"{one.seeds} seed{'s' if one.seeds > 1 else ''}"
+                    facts = f"{one.length}; {seeds}; {duration(one.minutes)} on two cores; data {one.data or 'drawn'}"
+                    table.add_row(one.name, f"{one.title}\n[dim]{facts}[/]")
             table.add_section()
         console.print(table)
 

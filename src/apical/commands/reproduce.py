@@ -42,6 +42,8 @@ class Reproduce:
     """Where to leave everything. None: a new folder under runs/."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Finish the experiment in this folder; every other option but --publish is read from it."""
+    using: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Take finished conditions from the folder of another experiment of the same runs (fig2a from fig2)."""
     overwrite: bool = False
     """Delete the experiment in --folder first, if there is one."""
     publish: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
@@ -57,6 +59,7 @@ class Reproduce:
             "scale": self.scale,
             "data": self.data,
             "only": self.only,
+            "using": self.using,
         }
         if self.resume is not None:
             folder, kept = self.resume, config_in(self.resume)

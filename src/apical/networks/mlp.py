@@ -53,12 +53,12 @@ def mlp(sizes: Sequence[int], activation: str = "tanh") -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
 
-def lansdell2020_mlp(inputs: int = 784, classes: int = 10) -> nn.Sequential:
-    """The small network of lansdell2020 figs 2 and 4: x [N, *] -> [N, classes], hidden layers of 50 and 20, sigmoid.
+def lansdell2020_mlp(inputs: int = 784, classes: int = 10, hidden: tuple[int, int] = (50, 20)) -> nn.Sequential:
+    """The small network of lansdell2020 figs 2 and 4: x [N, *] -> [N, classes], two hidden layers, sigmoid.
 
     Released code: weights and biases are normal with sd sqrt(2 / fan in), the output is linear.
     """
-    model = mlp([inputs, 50, 20, classes], "sigmoid")
+    model = mlp([inputs, *hidden, classes], "sigmoid")
     for layer in model:
         if isinstance(layer, nn.Linear):
             for parameter in (layer.weight, layer.bias):

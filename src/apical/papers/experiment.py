@@ -65,6 +65,11 @@ class Experiment(ABC):
         """Judge: condition -> record, to rows, claims and panels. Conditions that were left out are missing."""
 
     @property
+    def runs(self) -> str:
+        """What is run: experiments of the same are views of one set of runs, and can take finished conditions from each other."""
+        return self.name
+
+    @property
     def paper(self) -> str:
         """The paper's key."""
         return self.name.partition("/")[0]

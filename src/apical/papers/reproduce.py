@@ -19,6 +19,7 @@ import torch
 import apical
 from apical import data as images
 from apical.files import write_json
+from apical.papers import experiments
 from apical.papers.experiment import Experiment, Task, Watcher
 from apical.papers.record import Record
 from apical.training.compare import machine
@@ -38,6 +39,7 @@ def reproduce(
     data: str | None = None,
     only: Sequence[str] = (),
     resume: bool = False,
+    using: Path | str | None = None,
     announce: Announce | None = None,
 ) -> dict[str, Any]:
     """Run an experiment and leave `outcome.json` in `folder`.
@@ -49,6 +51,7 @@ def reproduce(
         data: hub name or folder of the images; None: what the experiment names.
         only: some of the conditions; none given: all.
         resume: go on with what was stopped in `folder`.
+        using: folder of an experiment of the same runs, whose finished conditions are taken over.
         announce: gives each task's watcher.
 
     Returns:
@@ -78,16 +81,18 @@ def reproduce(
         "data": name,
         "lengths": lengths,
     }
+    found = {} if using is None else _finished(experiment, Path(using), config)
     home = RunFolder(folder)
     if resume:
         home.reopen(config)
     else:
         home.start(config)
+    for path, record in found.items():
+        write_json(home.path / "records" / path, record)
     records = {}
     for condition in chosen:
-        shares = [tuple(config["seeds"])] if experiment.together else [(seed,) for seed in config["seeds"]]
         parts = []
-        for share in shares:
+        for share in _shares(experiment, config["seeds"]):
             watcher = announce(condition, share) if announce else None
             parts.append(_record(experiment, home.path, condition, share, scale, lengths, loaded, watcher))
         records[condition] = Record.joined(parts)
@@ -156,6 +161,38 @@ def _scaled(experiment: Experiment, full: Any, scale: float) -> dict[str, int]:
     return lengths
 
 
+def _finished(experiment: Experiment, folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """File name -> record, of the conditions in another run's folder that are wanted and done."""
+    there = RunFolder(folder).reopen()
+    other = there.get("experiment")
+    if other not in experiments() or experiments()[other].runs != experiment.runs:
+        raise ValueError(
+            f"using: {folder} holds {other}, whose runs are not those of {experiment.name}; leave it out, or name a folder of "
+            + " or ".join(name for name, one in experiments().items() if one.runs == experiment.runs)
+        )
+    changed = [
+        f"{key}: {there[key]!r} there, {config[key]!r} asked"
+        for key in ("seeds", "scale", "data", "lengths")
+        if there[key] != config[key]
+    ]
+    if changed:
+        raise ValueError(
+            f"using: the runs in {folder} were made with other settings ({'; '.join(changed)}); ask for the same, or leave it out"
+        )
+    names = [_slug(one, share) for one in config["conditions"] for share in _shares(experiment, config["seeds"])]
+    paths = [folder / "records" / f"{name}.json" for name in names]
+    return {path.name: json.loads(path.read_text()) for path in paths if path.exists()}
+
+
+def _shares(experiment: Experiment, seeds: Sequence[int]) -> list[tuple[int, ...]]:
+    """Seeds that are run together."""
+    return [tuple(seeds)] if experiment.together else [(seed,) for seed in seeds]
+
+
+def _slug(condition: str, seeds: Sequence[int]) -> str:
+    return re.sub(r"[^\w.=-]+", "_", condition) + "-" + "-".join(map(str, sorted({seeds[0], seeds[-1]})))
+
+
 def _record(
     experiment: Experiment,
     home: Path,
@@ -166,7 +203,7 @@ def _record(
     loaded: images.ImageData | None,
     watcher: Watcher | None,
 ) -> Record:
-    slug = re.sub(r"[^\w.=-]+", "_", condition) + "-" + "-".join(map(str, sorted({seeds[0], seeds[-1]})))
+    slug = _slug(condition, seeds)
     path, place = home / "records" / f"{slug}.json", home / "tasks" / slug
     if path.exists():
         return Record.of(json.loads(path.read_text()))

@@ -36,6 +36,8 @@ class Plasticity:
     """Whether that phase wants to know what went through the synapses in the pass before."""
     thins: ClassVar[bool] = True
     """Whether it can learn feedback of which some elements are absent (see `Connectivity`)."""
+    replicates: ClassVar[bool] = False
+    """Whether a phase that listens knows copies of a network side by side apart (see `apical.replicate`)."""
     broadcasts: ClassVar[str] = ""
     """What that phase sends to every synapse alike, in words."""
 

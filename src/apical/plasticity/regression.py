@@ -42,6 +42,7 @@ class Regression(Plasticity):
     pathways: ClassVar[frozenset[str]] = frozenset({"layer-wise", "direct"})
     adapts: ClassVar[bool] = True
     listens: ClassVar[bool] = True
+    replicates: ClassVar[bool] = True
     solver: Literal["sgd", "ridge"] = "sgd"
     rate: float = 0.016
     gamma: float = 0.1
@@ -73,12 +74,13 @@ class Regression(Plasticity):
         if self.solver != "ridge":
             return
         direct = not isinstance(owner, Synapse) or shape != owner.weight.shape
-        if not direct and not isinstance(owner, LinearSynapse | nn.Linear):
+        linear = isinstance(owner, LinearSynapse | nn.Linear) or (_copies(owner) > 1 and len(shape) == 2)
+        if not direct and not linear:
             raise ValueError(
                 f"solver='ridge' is for linear layers, and '{name}' is a {type(owner).__name__.removesuffix('Synapse')}; give "
                 f"it a rule of its own, apical.attach(model, {{'': ..., '{name}': 'np'}}), or use solver='sgd'"
             )
-        needed, free = 8 * (shape[0] ** 2 + shape.numel()), _free_memory(_device(owner))
+        needed, free = 8 * (shape[0] ** 2 // _copies(owner) + shape.numel()), _free_memory(_device(owner))
         if needed > free:
             raise ValueError(
                 f"solver='ridge' would keep {needed / 2**30:.1f} GiB of sums for '{name}' (feedback {list(shape)}), and "
@@ -90,8 +92,9 @@ class Regression(Plasticity):
         keep_buffer(owner, "feedback", feedback)
         if self.solver == "ridge":
             # Sums over a whole training lose small terms in single precision.
-            gram = torch.eye(shape[0], dtype=torch.float64, device=feedback.device).mul_(self.gamma)
-            keep_buffer(owner, "gram", gram)
+            n = _copies(owner)
+            gram = torch.eye(shape[0] // n, dtype=torch.float64, device=feedback.device).mul_(self.gamma)
+            keep_buffer(owner, "gram", gram.repeat(n, 1))
             cross = torch.zeros(shape[0], shape[1:].numel(), dtype=torch.float64, device=feedback.device)
             keep_buffer(owner, "cross", cross)
 
@@ -143,8 +146,11 @@ class Regression(Plasticity):
         assert scale is not None
         delta = call.delta.to(phase.dtype)
         if self.solver == "ridge":
-            delta, wanted = delta.flatten(0, -2) / scale, target.tensor.flatten(0, -2)
-            return [delta.t() @ delta, delta.t() @ wanted]
+            n, delta, wanted = _copies(site.owner), delta.flatten(0, -2) / scale, target.tensor.flatten(0, -2)
+            if n == 1:
+                return [delta.t() @ delta, delta.t() @ wanted]
+            errors, targets = (t.unflatten(1, (n, -1)).transpose(0, 1) for t in (delta, wanted))
+            return [torch.bmm(errors.mT, one).flatten(0, 1) for one in (errors, targets)]
         # Both e~ and e~ B are as the loop's loss scaled them, so the target is scaled too, and the product twice.
         product = self._gradient(phase, site, call, delta, target, scale).div_(scale**2)
         call.delta = call.signal = None  # As large as the activities, and not needed again.
@@ -173,8 +179,10 @@ class Regression(Plasticity):
         gram.add_(sums[0].to(gram), alpha=phase.world)
         cross.add_(sums[1].to(cross), alpha=phase.world)
         # V is positive definite.
-        factor = torch.linalg.cholesky_ex(gram).L
-        site.feedback.copy_(torch.cholesky_solve(cross, factor).view(site.feedback.shape))
+        n = _copies(site.owner)
+        factor = torch.linalg.cholesky_ex(gram.view(n, -1, gram.shape[1])).L
+        solved = torch.cholesky_solve(cross.view(n, -1, cross.shape[1]), factor)
+        site.feedback.copy_(solved.reshape(site.feedback.shape))
 
 
 @dataclass(frozen=True)
@@ -226,6 +234,10 @@ def _free_memory(device: torch.device) -> int:
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError, IndexError):
         return 2**62
+
+
+def _copies(owner: nn.Module) -> int:
+    return getattr(owner, "copies", 1)
 
 
 def _device(owner: nn.Module) -> torch.device:

@@ -1,3 +1,8 @@
 """Amit 2019."""
 
-EXPERIMENTS = ()
+from apical.papers.amit2019.circuits import CIRCUITS
+from apical.papers.amit2019.conservation import CONSERVATION
+from apical.papers.amit2019.linear import FIG12
+from apical.papers.amit2019.scalar import SCALAR, THEOREM1, THEOREM2
+
+EXPERIMENTS = (FIG12, SCALAR, THEOREM1, THEOREM2, CONSERVATION, CIRCUITS)

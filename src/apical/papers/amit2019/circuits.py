@@ -1,0 +1,165 @@
+"""Appendix 1: two circuits of threshold units, one for a class's error, one that shuts an error off at saturation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from apical.data import ImageData
+from apical.papers.experiment import Experiment, Task
+from apical.papers.outcome import Claim, Line, Outcome, Panel
+from apical.papers.record import Record
+
+BOUND = 3.0
+"""M, which |h| stays below."""
+THRESHOLD = 1.0
+"""S."""
+MU = 1 / 9  # [R]
+EPSILON = 0.05  # [R]
+K = 2.0
+"""The shut-off circuit's bound of |delta|."""
+
+
+def error_unit(H: np.ndarray) -> np.ndarray:
+    """The output o of a class's error unit, from its input H."""
+    far = 2 * BOUND + THRESHOLD
+    levels = [far < H, BOUND <= H, -BOUND <= H, -far <= H]
+    return np.select(levels, [1 + EPSILON, 1.0, 0.0, -MU], -MU - EPSILON)
+
+
+def stop_unit(o: np.ndarray) -> np.ndarray:
+    """t, which answers an o beyond 1 or -mu."""
+    return np.where(o > 1, 1.0, np.where(o < -MU, -1.0, 0.0))
+
+
+def output_error(h: np.ndarray, s: int, updates: int) -> np.ndarray:
+    """What o [updates, *h] of the output-error circuit does, H = h + 2 M s - 2 M t; o and t are updated in turn, from t = 0.
+
+    Args:
+        h: the class's score, |h| < M. s: 1 for the class that is shown, else -1.
+    """
+    t, seen = np.zeros_like(h), []
+    for _ in range(updates):
+        seen.append(error_unit(h + 2 * BOUND * s - 2 * BOUND * t))
+        t = stop_unit(seen[-1])
+    return np.stack(seen)
+
+
+def predicted(h: np.ndarray, s: int, updates: int) -> np.ndarray:
+    """What the text says o does: stays at its class's error, or goes to and from 0 once the margin is reached."""
+    steady, over = (1.0, 1 + EPSILON) if s > 0 else (-MU, -MU - EPSILON)
+    cycle = np.where(np.arange(updates)[:, None] % 2 == 0, over, 0.0)
+    return np.where(s * h > THRESHOLD, cycle, steady)
+
+
+def hinge_error(h: np.ndarray, s: int) -> np.ndarray:
+    """-dLoss/dh of the hinge loss (eqs 4-6)."""
+    return np.where(s * h <= THRESHOLD, 1.0 if s > 0 else -MU, 0.0)
+
+
+def shut_off(x: np.ndarray, delta: np.ndarray) -> np.ndarray:
+    """The shut-off circuit's error: g(delta - 2 K u + 2 K v) with u = [x >= 1], v = -[x <= -1]; g(z) = z if z >= -K, else 0."""
+    u, v = (x >= 1).astype(float), -(x <= -1).astype(float)
+    z = delta - 2 * K * u + 2 * K * v
+    return np.where(z >= -K, z, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circuits(Experiment):
+    """Both circuits over a grid of scores, activities and errors."""
+
+    updates: int = 400
+    grid: int = 400
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The circuits."""
+        return "output error", "shut-off"
+
+    def steps(self, data: ImageData | None) -> Mapping[str, int]:
+        """Updates of every unit."""
+        return {"updates": self.updates}
+
+    def run(self, task: Task) -> Record:
+        """Nothing is random here; every seed gives the same."""
+        updates = task.lengths["updates"]
+        numbers: dict[str, float] = {}
+        arrays: dict[str, object] = {}
+        if task.condition == "output error":
+            # Strictly inside: the intervals share their ends, where the text needs both values.
+            h = np.linspace(-BOUND, BOUND, self.grid + 2)[1:-1]
+            for s in (1, -1):
+                o = output_error(h, s, updates)
+                numbers[f"as described, s = {s:+d}"] = float((o == predicted(h, s, updates)).all(0).mean())
+                numbers[f"hinge, s = {s:+d}"] = float(
+                    (np.where(np.abs(o - o[:1]).max(0) > 0, 0.0, o[0]) == hinge_error(h, s)).mean()
+                )
+                for score in (-2.0, 0.0, 2.0):
+                    arrays[f"s = {s:+d}, h = {score:g}"] = output_error(np.array([score]), s, min(updates, 8))[:, 0]
+        else:
+            delta = np.linspace(-K, K, self.grid + 2)[1:-1]
+            x = np.linspace(-1, 1, self.grid + 1)[:, None]
+            numbers["as described"] = float((shut_off(x, delta) == np.where(np.abs(x) == 1, 0.0, delta)).mean())
+            numbers["at the bound"] = float(shut_off(np.ones(1), np.full(1, K))[0])
+            arrays["delta"] = delta[:: self.grid // 40]
+            arrays |= {f"x = {one:g}": shut_off(np.array(one), delta[:: self.grid // 40]) for one in (-1.0, 0.5, 1.0)}
+        task.tell(updates, updates)
+        return Record(
+            numbers={name: [value] * len(task.seeds) for name, value in numbers.items()}, arrays=_listed(arrays)
+        )
+
+    def outcome(self, records: Mapping[str, Record]) -> Outcome:
+        """The text's tables, and what the circuits do."""
+        claims, panels, notes = [], [], []
+        if record := records.get("output error"):
+            for s, who in ((1, "The class shown"), (-1, "Another class")):
+                part, hinge = record.numbers[f"as described, s = {s:+d}"][0], record.numbers[f"hinge, s = {s:+d}"][0]
+                at = "h > S" if s > 0 else "h < −S"
+                error = "1" if s > 0 else "−μ"
+                claims.append(
+                    Claim(
+                        f"{who}: o stays at {error}, and alternates with 0 where {at}",
+                        part == 1,
+                        f"{part:.1%} of {self.grid} scores; where o stays, it is the hinge loss's error ({hinge:.1%})",
+                    )
+                )
+            for s in (1, -1):
+                lines = [
+                    Line(label=name.partition(", ")[2], x=list(range(1, len(o) + 1)), y=o)
+                    for name, o in record.arrays.items()
+                    if name.startswith(f"s = {s:+d}")
+                ]
+                panels.append(Panel(title=f"output error, s = {s:+d}", x="update", y="o", lines=lines))
+        if record := records.get("shut-off"):
+            part = record.numbers["as described"][0]
+            claims.append(
+                Claim(
+                    "An error passes unless its unit is saturated, |x| = 1",
+                    part == 1,
+                    f"{part:.1%} of {self.grid**2} pairs",
+                )
+            )
+            notes.append(
+                f"At delta = K exactly a saturated unit passes {record.numbers['at the bound'][0]:g} instead of 0: the circuit "
+                "needs |delta| < K."
+            )
+            lines = [Line(label=n, x=record.arrays["delta"], y=v) for n, v in record.arrays.items() if n != "delta"]
+            panels.append(Panel(title="shut-off", x="delta", y="delta passed on", lines=lines))
+        return Outcome(claims=claims, panels=panels, columns=3, notes=notes)
+
+
+def _listed(arrays: Mapping[str, object]) -> dict[str, list[float]]:
+    return {name: np.asarray(values, dtype=float).tolist() for name, values in arrays.items()}
+
+
+CIRCUITS = Circuits(
+    name="amit2019/circuits",
+    title="Threshold circuits for the output's error and for saturation",
+    source="Appendix 1",
+    length="400 updates",
+    seeds=1,
+    minutes=0.1,
+    readings=("M = 3, S = 1, mu = 1/9, epsilon = 0.05, K = 2: the paper asks only for mu <= 1 and a small epsilon.",),
+)

@@ -1,0 +1,258 @@
+"""The decoupled form of the linear system (section 5): one number per layer, its conservation law, and both theorems."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from apical.data import ImageData
+from apical.papers.course import spread
+from apical.papers.experiment import Experiment, Task
+from apical.papers.outcome import Claim, Line, Outcome, Panel
+from apical.papers.record import Curve, Record
+
+EPSILONS = (0.0, 0.25, 0.5, 1.0)
+
+
+def change(values: np.ndarray, back: np.ndarray, target: np.ndarray, epsilon: float) -> np.ndarray:
+    """The flow d lambda_i/dt [layers, runs] = prod_{j>i} (lambda_R,j + eps lambda_j) e prod_{j<i} lambda_j.
+
+    Args:
+        values: lambda [layers, runs]. back: lambda_R [layers, runs], its first row unused. target: lambda_T [runs].
+    """
+    feedback = back + epsilon * values
+    error = target - values.prod(0)
+    return np.stack([feedback[i + 1 :].prod(0) * error * values[:i].prod(0) for i in range(len(values))])
+
+
+def conserved(values: np.ndarray, back: np.ndarray, epsilon: float) -> np.ndarray:
+    """Eq. 16 as a difference [layers - 1, runs], conserved: lambda_R,i lambda_i + eps/2 lambda_i^2 - lambda_{i-1}^2 / 2."""
+    return back[1:] * values[1:] + epsilon / 2 * values[1:] ** 2 - values[:-1] ** 2 / 2
+
+
+def decay(values: np.ndarray, epsilon: float) -> np.ndarray:
+    """Eq. 17: -d(e^2)/dt / (2 e^2) [runs], from lambda alone."""
+    upper = np.stack([epsilon / 2 * values[j] ** 2 + values[j - 1] ** 2 / 2 for j in range(1, len(values))])
+    return sum(
+        ((values[:i] ** 2).prod(0) * upper[i:].prod(0) for i in range(len(values))), start=np.zeros(values.shape[1])
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoupled(Experiment):
+    """Runs from lambda = 0 towards targets lambda_T with feedback lambda_R, by fourth-order Runge-Kutta steps.
+
+    Args:
+        layers: k. step: of time. target, upper, lower: ranges that each seed draws lambda_T and lambda_R from; for k = 3
+            lambda_R,2 comes from `upper` times the smallest value that Theorem 2 allows for lambda_R,3, which comes from `lower`.
+        laws: whether eqs 16 and 17 are claims of this experiment. ordered: the name of the theorem about epsilon, if one is.
+    """
+
+    layers: int
+    step: float
+    iterations: int
+    target: tuple[float, float]
+    lower: tuple[float, float]
+    upper: tuple[float, float] = (1.0, 1.0)
+    laws: bool = False
+    ordered: str = ""
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Every epsilon."""
+        return tuple(f"eps={epsilon:g}" for epsilon in EPSILONS)
+
+    def steps(self, data: ImageData | None) -> Mapping[str, int]:
+        """Steps of the solver."""
+        return {"steps": self.iterations}
+
+    def run(self, task: Task) -> Record:
+        """All seeds at once."""
+        epsilon, steps = EPSILONS[self.conditions.index(task.condition)], task.lengths["steps"]
+        target, back = self._drawn(task.seeds)
+        values = np.zeros((self.layers, len(task.seeds)))
+        at, lines = set(spread(steps, 200)), []
+        deviation, mismatch = np.zeros(len(task.seeds)), np.zeros(len(task.seeds))
+        for step in range(steps + 1):
+            if step in at:
+                lines.append((step * self.step, (target - values.prod(0)) ** 2, decay(values, epsilon), values))
+                deviation = np.maximum(deviation, np.abs(conserved(values, back, epsilon)).max(0))
+                mismatch = np.maximum(mismatch, self._mismatch(values, back, target, epsilon))
+            values = self._stepped(values, back, target, epsilon)
+            if step % 1000 == 0:
+                task.tell(step, steps)
+        times = [line[0] for line in lines]
+
+        def curve(rows: Sequence[np.ndarray]) -> Curve:
+            return Curve(times, np.stack(rows).T.tolist())
+
+        return Record(
+            curves={
+                "squared error": curve([line[1] for line in lines]),
+                "rate": curve([line[2] for line in lines]),
+                **{f"lambda {i + 1}": curve([line[3][i] for line in lines]) for i in range(self.layers)},
+            },
+            numbers={"eq. 16": deviation.tolist(), "eq. 17": mismatch.tolist()},
+        )
+
+    def _drawn(self, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        target, back = np.empty(len(seeds)), np.zeros((self.layers, len(seeds)))
+        for index, seed in enumerate(seeds):
+            draw = np.random.default_rng(seed)
+            target[index] = draw.uniform(*self.target)
+            back[-1, index] = draw.uniform(*self.lower)
+            if self.layers == 3:
+                # Theorem 2's condition, at the largest epsilon.
+                back[1, index] = back[2, index] * (1 + np.sqrt(1 + max(EPSILONS))) / 2 * draw.uniform(*self.upper)
+        return target, back
+
+    def _stepped(self, values: np.ndarray, back: np.ndarray, target: np.ndarray, epsilon: float) -> np.ndarray:
+        h = self.step
+        k1 = change(values, back, target, epsilon)
+        k2 = change(values + h / 2 * k1, back, target, epsilon)
+        k3 = change(values + h / 2 * k2, back, target, epsilon)
+        k4 = change(values + h * k3, back, target, epsilon)
+        return values + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+
+    @staticmethod
+    def _mismatch(values: np.ndarray, back: np.ndarray, target: np.ndarray, epsilon: float) -> np.ndarray:
+        """Relative difference of eq. 17 to what the flow gives, e' = -sum_i (prod / lambda_i) lambda_i'."""
+        error = target - values.prod(0)
+        moved = change(values, back, target, epsilon)
+        others = np.stack([np.delete(values, i, axis=0).prod(0) for i in range(len(values))])
+        rate = np.divide((others * moved).sum(0), error, out=np.zeros_like(error), where=np.abs(error) > 1e-9)
+        theirs = np.where(np.abs(error) > 1e-9, decay(values, epsilon), 0.0)
+        return np.abs(rate - theirs) / np.maximum(np.abs(theirs), 1e-12)
+
+    def outcome(self, records: Mapping[str, Record]) -> Outcome:
+        """Errors, rates and every layer's number over time, for the first seed."""
+        claims = (self._laws(records) if self.laws else []) + (self._theorem(records) if self.ordered else [])
+        names = ("squared error", "rate", *(f"lambda {i + 1}" for i in range(self.layers)))
+        labels = {"squared error": "squared error", "rate": "rate of eq. 17, −d(e²)/dt / 2e²"}
+        panels = [
+            Panel(
+                title=name,
+                x="time",
+                y=labels.get(name, f"λ{name[-1]}"),
+                lines=[
+                    Line(label=condition, x=record.curves[name].x, y=record.curves[name].y[0])
+                    for condition, record in records.items()
+                ],
+                log_y=name == "squared error",
+            )
+            for name in names
+        ]
+        return Outcome(claims=claims, panels=panels)
+
+    def _laws(self, records: Mapping[str, Record]) -> list[Claim]:
+        if not records:
+            return []
+        conservation = max(max(record.numbers["eq. 16"]) for record in records.values())
+        descent = max(max(record.numbers["eq. 17"]) for record in records.values())
+        return [
+            Claim("Eq. 16 is conserved", conservation < 1e-9, f"largest deviation {conservation:.1g}"),
+            Claim("Eq. 17 gives the error's descent", descent < 1e-6, f"largest relative difference {descent:.1g}"),
+        ]
+
+    def _theorem(self, records: Mapping[str, Record]) -> list[Claim]:
+        claims = []
+        if len(records) > 1:
+            eps = np.array([EPSILONS[self.conditions.index(name)] for name in records])
+
+            def stacked(name: str) -> np.ndarray:
+                return np.stack([record.curves[name].values[:, 1:] for record in records.values()])
+
+            errors = stacked("squared error")
+            apart = np.diff(errors, axis=0)
+            # Equal to rounding at first, when nothing has grown; at last only rounding is left.
+            faster = (apart <= 1e-14 * errors[:-1]) | (errors[1:] < 1e-24)
+            risen = {
+                "λ1": stacked("lambda 1"),
+                f"ε λ{self.layers}²": eps[:, None, None] * stacked(f"lambda {self.layers}") ** 2,
+                "rate": stacked("rate"),
+            }
+            held = {name: bool((np.diff(values, axis=0) > -1e-12).all()) for name, values in risen.items()}
+            claims += [
+                Claim(
+                    f"{self.ordered}: at every time the error is smaller, the larger epsilon is",
+                    bool(faster.all()),
+                    f"{faster.mean():.1%} of {faster.size} comparisons of neighbours in {', '.join(records)}, "
+                    f"{errors.shape[1]} draws",
+                ),
+                Claim(
+                    f"{self.ordered}: {', '.join(held)} grow with epsilon at every time",
+                    all(held.values()),
+                    "; ".join(f"{name}: {'yes' if ok else 'no'}" for name, ok in held.items()),
+                ),
+            ]
+        if records:
+            settled = {name: _settled(record.curves["rate"]) for name, record in records.items()}
+            claims.append(
+                Claim(
+                    f"{self.ordered}: the error falls exponentially",
+                    all(low > 0 and high < 0.01 for low, high in settled.values()),
+                    "slowest rate at the end, and its change over the last tenth of the time, largest of the draws: "
+                    + "; ".join(f"{name} {low:.2g}, {high:.1%}" for name, (low, high) in settled.items()),
+                )
+            )
+        return claims
+
+
+def _settled(curve: Curve) -> tuple[float, float]:
+    """The smallest last value of all seeds, and the largest relative change over the last tenth."""
+    rates = curve.values
+    before = rates[:, int(0.9 * (rates.shape[1] - 1))]
+    return float(rates[:, -1].min()), float((np.abs(rates[:, -1] - before) / np.maximum(rates[:, -1], 1e-300)).max())
+
+
+_RANGES = "The paper gives no numbers; each seed draws lambda_T and lambda_R within the theorem's conditions."
+
+SCALAR = Decoupled(
+    name="amit2019/fig12-scalar",
+    title="The decoupled linear system, its conservation law and its descent",
+    source="Section 5, Appendix 2, eqs 16 and 17",
+    length="10000 steps of 0.02",
+    seeds=10,
+    minutes=0.2,
+    readings=(_RANGES,),
+    layers=3,
+    step=0.02,
+    iterations=10_000,
+    target=(0.5, 1.0),
+    lower=(0.05, 0.1),
+    upper=(1.05, 1.5),
+    laws=True,
+)
+THEOREM1 = Decoupled(
+    name="amit2019/theorem1",
+    title="Two layers: exponential convergence, faster with larger epsilon",
+    source="Theorem 1",
+    length="5000 steps of 0.02",
+    seeds=20,
+    minutes=0.2,
+    readings=(_RANGES,),
+    layers=2,
+    step=0.02,
+    iterations=5000,
+    target=(0.5, 1.0),
+    lower=(0.01, 0.05),
+    ordered="Theorem 1",
+)
+THEOREM2 = Decoupled(
+    name="amit2019/theorem2",
+    title="Three layers: exponential convergence, faster with larger epsilon",
+    source="Theorem 2",
+    length="20000 steps of 0.05",
+    seeds=20,
+    minutes=0.5,
+    readings=(_RANGES, "lambda_R,2 is 1.05 to 1.5 times the smallest value that the theorem allows."),
+    layers=3,
+    step=0.05,
+    iterations=20_000,
+    target=(0.5, 1.0),
+    lower=(0.02, 0.05),
+    upper=(1.05, 1.5),
+    ordered="Theorem 2",
+)

@@ -1,0 +1,95 @@
+"""What the paper's experiments on MNIST have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+import apical
+from apical.data import ImageData
+from apical.data.images import Split
+from apical.papers.experiment import Experiment
+
+BATCH = 32
+
+DATA = (
+    "Training images are the last 55 000 of MNIST's 60 000, as in TensorFlow's split [C]; minibatches of 32 are drawn with "
+    "replacement."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared(Experiment):
+    """Several figures of the paper are views of one set of runs: each is a command, and so are all together.
+
+    Args:
+        shows: which parts of the outcome this one gives.
+        family: name of the runs; experiments of one family make the same runs under the same conditions.
+    """
+
+    shows: tuple[str, ...]
+    family: str
+
+    @property
+    def runs(self) -> str:  # noqa: D102
+        return self.family
+
+
+@contextmanager
+def repeatable(seed: int) -> Iterator[None]:
+    """While open, PyTorch's global generator, which noisy activations draw from, goes on from `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+    """A network whose initial weights are those of `seed`."""
+    with repeatable(seed):
+        return make()
+
+
+def pixels(split: Split) -> Float[Tensor, "n pixels"]:
+    """All images of a split, from 0 to 1."""
+    return split.batch(torch.arange(len(split)))[0].flatten(1)
+
+
+def training(data: ImageData) -> Split:
+    """Training images without the first twelfth, TensorFlow's validation images [C]."""
+    skipped = len(data.train) // 12
+    return Split(data.train.images[skipped:], data.train.labels[skipped:])
+
+
+def iterations(full: int, data: ImageData | None) -> int:
+    """As many passes over the data as `full` iterations are on MNIST: for MNIST, `full`."""
+    assert data is not None
+    return max(1, round(full * len(training(data)) / 55_000))
+
+
+class Minibatches:
+    """Minibatches for copies of a network, each from a stream of its own."""
+
+    def __init__(self, seeds: Sequence[int], n: int) -> None:
+        self.n = n
+        self.streams = {f"stream {seed}": torch.Generator().manual_seed(seed) for seed in seeds}
+
+    def draw(self) -> Tensor:
+        """Indices [copies, 32]."""
+        return torch.stack([torch.randint(self.n, (BATCH,), generator=one) for one in self.streams.values()])
+
+
+def mean(values: Sequence[float]) -> float:
+    """Over seeds."""
+    return sum(values) / len(values)
+
+
+def zero_feedback(learner: apical.Learner) -> None:
+    """Ridge regression starts at B = V^-1 S with S = 0 [C]."""
+    for synapse in learner.synapses.values():
+        if synapse.feedback is not None:
+            synapse.feedback = torch.zeros_like(synapse.feedback)

@@ -1,0 +1,248 @@
+"""Figure 4: convergence of the feedback while the weights stand still."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+import apical
+from apical.data import ImageData
+from apical.losses import squared_error
+from apical.networks import lansdell2020_mlp
+from apical.papers.experiment import Task
+from apical.papers.lansdell2020.accumulate import regress
+from apical.papers.lansdell2020.common import (
+    BATCH,
+    DATA,
+    Shared,
+    iterations,
+    mean,
+    pixels,
+    seeded,
+    training,
+    zero_feedback,
+)
+from apical.papers.outcome import Claim, Line, Outcome, Panel, Published, Row
+from apical.papers.record import Curve, Record
+
+LAYERS = {"layer 1": "3", "layer 2": "5"}
+"""The paper's name -> name in the network; its W2 is read as the matrix of the output [R]."""
+
+MEASURES = {"relative error": "", "angle": "°", "sign congruence": "%"}
+
+NOISES = {"c = 0": 0.0, "c = 0.001": 0.001, "c = 0.01": 0.01, "c = 0.1": 0.1}  # [P]
+WIDTHS = {"N = 30": 30, "N = 100": 100, "N = 300": 300, "N = 1000": 1000}  # [P]
+
+PANELS = {
+    "a": (NOISES, "relative error"),
+    "b": (NOISES, "angle"),
+    "c": (NOISES, "sign congruence"),
+    "d": (WIDTHS, "relative error"),
+    "e": (WIDTHS, "angle"),
+}
+
+# Ends of the curves in the authors' notebook, by eye [N].
+PUBLISHED = {
+    ("relative error", "layer 1"): {
+        **dict.fromkeys(NOISES, 0.65),
+        **dict(zip(WIDTHS, (1.5, 2.2, 3.6, 6), strict=True)),
+    },
+    ("relative error", "layer 2"): {
+        "c = 0.01": 0.0055,
+        "c = 0.001": 0.045,
+        "c = 0.1": 0.037,
+        **dict(zip(WIDTHS, (0.02, 0.02, 0.1, 0.012), strict=True)),
+    },
+    ("angle", "layer 1"): {**dict.fromkeys(NOISES, 1.25), **dict(zip(WIDTHS, (1.2, 2, 3.7, 7), strict=True))},
+    ("angle", "layer 2"): {**dict.fromkeys(NOISES, 0.2), **dict.fromkeys(WIDTHS, 0.27)},
+    ("sign congruence", "layer 1"): dict.fromkeys(NOISES, 82),
+    ("sign congruence", "layer 2"): dict.fromkeys(NOISES, 99.5),
+}
+for _values in PUBLISHED.values():
+    _values.pop("c = 0", None)  # Not in the code.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convergence(Shared):
+    """A 784-N-M-10 network with random weights that stand still; B by ridge regression, gamma 0.1.
+
+    Args:
+        iterations: of 32 samples. width_noise: c of the sweep over widths.
+    """
+
+    iterations: int = 1_000_000
+    width_noise: float = 0.01  # [R]
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Noise levels, widths, or both."""
+        return tuple(dict.fromkeys(one for panel in self.shows for one in PANELS[panel][0]))
+
+    def steps(self, data: ImageData | None) -> Mapping[str, int]:
+        """Iterations."""
+        return {"iterations": iterations(self.iterations, data)}
+
+    def run(self, task: Task) -> Record:
+        """One seed. What the first layer makes of the images stays the same, and is computed once."""
+        (seed,) = task.seeds
+        hidden = (50, 20) if task.condition in NOISES else (WIDTHS[task.condition], 50)
+        noise = NOISES.get(task.condition, self.width_noise)
+        classes = task.data.classes
+        net = seeded(seed, lambda: lansdell2020_mlp(task.data.features, classes, hidden))
+        assert isinstance(net, nn.Sequential)
+        split = training(task.data)
+        with torch.no_grad():
+            h, h_test = (net[:3](pixels(part)) for part in (split, task.data.test))
+        h_test, y_test = h_test[:1000].requires_grad_(), task.data.test.labels[:1000]
+        rule = apical.rule("np", solver="ridge", noise=noise) if noise else apical.rule("sg", solver="ridge")  # [R]
+        # An input that requires a gradient, as it would behind a layer that learns.
+        learner = apical.attach(
+            net[3:], rule, example_input=h_test[:1], generator=torch.Generator().manual_seed(seed + 10**6)
+        )
+        zero_feedback(learner)
+        stream = torch.Generator().manual_seed(seed)
+
+        def draw(rows: int) -> tuple[Tensor, Tensor]:
+            index = torch.randint(len(h), (rows,), generator=stream)
+            return h[index], split.labels[index]
+
+        def measure() -> dict[str, list[float]]:
+            found = apical.alignment(learner, h_test, y_test, squared_error)
+            values = {}
+            for layer, name in LAYERS.items():
+                one = found[name]
+                assert one.relative_error is not None
+                assert one.sign_congruence is not None
+                values[f"relative error, {layer}"] = [one.relative_error]
+                values[f"angle, {layer}"] = [float("nan") if one.layer_angle is None else one.layer_angle]
+                values[f"sign congruence, {layer}"] = [100 * one.sign_congruence]
+            return values
+
+        curves = regress(
+            task,
+            learner,
+            BATCH * task.lengths["iterations"],
+            draw=draw,
+            stream=stream,
+            criterion=squared_error,
+            measure=measure,
+        )
+        scaled = {name: Curve([x / BATCH / 1000 for x in curve.x], curve.y) for name, curve in curves.items()}
+        return Record(curves=scaled)
+
+    def outcome(self, records: Mapping[str, Record]) -> Outcome:
+        """End points beside the notebook's, and the curves."""
+        rows, panels = [], []
+        for letter in self.shows:
+            conditions, measure = PANELS[letter]
+            unit = MEASURES[measure]
+            for layer in LAYERS:
+                lines = []
+                for condition in conditions:
+                    if condition not in records:
+                        continue
+                    curve = records[condition].curves[f"{measure}, {layer}"]
+                    lines.append(Line.of(condition, curve))
+                    theirs = PUBLISHED.get((measure, layer), {}).get(condition)
+                    published = None if theirs is None else Published(theirs, tag="N")
+                    rows.append(Row(f"{measure}, {layer}, {condition}", curve.last, published, unit))
+                if lines:
+                    panels.append(
+                        Panel(
+                            title=f"{letter}, {layer}",
+                            x="iterations [10³]",
+                            y=f"{measure} [{unit}]" if unit else measure,
+                            lines=lines,
+                            log_x=True,
+                            log_y=measure != "sign congruence",
+                        )
+                    )
+        return Outcome(rows=rows, claims=self._claims(records), panels=panels, columns=2)
+
+    def _claims(self, records: Mapping[str, Record]) -> list[Claim]:
+        def ends(measure: str, layer: str, conditions: Mapping[str, float]) -> dict[str, float]:
+            return {one: mean(records[one].curves[f"{measure}, {layer}"].last) for one in conditions if one in records}
+
+        claims = []
+        shown = {PANELS[letter][1] for letter in self.shows if PANELS[letter][0] is NOISES}
+        noisy = {name: c for name, c in NOISES.items() if c}
+        if "relative error" in shown and ends("relative error", "layer 2", noisy):
+            top, lower = (ends("relative error", layer, noisy) for layer in ("layer 2", "layer 1"))
+            claims.append(
+                Claim(
+                    "the relative error of the top matrix comes down to 0.8 %, that of layer 1 stays far larger",
+                    min(top.values()) < 0.01 and min(lower.values()) > 10 * min(top.values()),
+                    f"top {told(top)}; layer 1 {told(lower)}",
+                )
+            )
+        if "angle" in shown and ends("angle", "layer 2", noisy):
+            top, lower = (ends("angle", layer, noisy) for layer in ("layer 2", "layer 1"))
+            claims.append(
+                Claim(
+                    "both angles come close to 0",
+                    max(*top.values(), *lower.values()) < 5,
+                    f"degrees: top {told(top)}; layer 1 {told(lower)}",
+                )
+            )
+        if "sign congruence" in shown and ends("sign congruence", "layer 2", noisy):
+            top, lower = (ends("sign congruence", layer, noisy) for layer in ("layer 2", "layer 1"))
+            claims.append(
+                Claim(
+                    "signs agree far more often than by chance in both layers",
+                    min(*top.values(), *lower.values()) > 60,
+                    f"percent: top {told(top)}; layer 1 {told(lower)}",
+                )
+            )
+        widths = {PANELS[letter][1] for letter in self.shows if PANELS[letter][0] is WIDTHS}
+        for measure in ("relative error", "angle"):
+            found = ends(measure, "layer 1", WIDTHS) if measure in widths else {}
+            if len(found) > 1:
+                values = list(found.values())
+                claims.append(Claim(f"the {measure} of layer 1 grows with N", values == sorted(values), told(found)))
+        return claims
+
+
+def told(values: Mapping[str, float]) -> str:
+    """Name and value, in words."""
+    return ", ".join(f"{value:.2g} ({name})" for name, value in values.items())
+
+
+FIG4 = Convergence(
+    name="lansdell2020/fig4",
+    title="Convergence of the feedback with weights that stand still: all panels",
+    source="Figure 4; appendix C.3",
+    length="1 000 000 iterations of 32 samples",
+    seeds=3,
+    minutes=60,
+    data="ylecun/mnist",
+    together=False,
+    shows=("a", "b", "c", "d", "e"),
+    family="lansdell2020/fig4",
+    readings=(
+        DATA,
+        "c = 0 is regression on the true gradient [R]; the sweep over widths has c = 0.01 [R].",
+        "The paper's W2 with an error of 0.8 % is read as the matrix of the output, as its plots have it [R].",
+        "Sums V and S are taken over batches that grow from 32 to 8192 samples, as weights stand still; B starts at 0.",
+        "Angles are those of e B to e W on 1000 test images, averaged and not folded; the code takes one sample and folds [C].",
+        "Perturbations add noise to hidden units, not to the unit that stands for the bias [C].",
+    ),
+)
+
+PARTS = {
+    "a": ("Relative error of B at several noise levels", 20.0),
+    "b": ("Angle of e B to e W at several noise levels", 20.0),
+    "c": ("Sign congruence of B and W at several noise levels", 20.0),
+    "d": ("Relative error of B for several widths", 40.0),
+    "e": ("Angle of e B to e W for several widths", 40.0),
+}
+
+FIGURES = (
+    FIG4,
+    *(
+        replace(FIG4, name=f"lansdell2020/fig4{letter}", title=title, shows=(letter,), minutes=minutes)
+        for letter, (title, minutes) in PARTS.items()
+    ),
+)

@@ -1,0 +1,77 @@
+"""Indirect feedback: the error enters at the first hidden layer only, and travels on through the forward weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from apical.data import ImageData
+from apical.papers.experiment import Experiment, Task
+from apical.papers.nokland2016.training import BATCH, EPOCHS, MNIST_RATE, Net, Training, start
+from apical.papers.outcome import Claim, Line, Outcome, Panel, Published, Row
+from apical.papers.record import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndirectFeedback(Experiment):
+    """One network by "ifa", from random weights."""
+
+    net: Net
+    rate: float = MNIST_RATE  # [R]
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The one rule."""
+        return ("ifa",)
+
+    def steps(self, data: ImageData | None) -> Mapping[str, int]:
+        """Minibatches."""
+        assert data is not None
+        return {"steps": EPOCHS * math.ceil(len(data.train) / BATCH)}
+
+    def run(self, task: Task) -> Record:
+        """Train until it stops."""
+        (seed,) = task.seeds
+        learner = start(self.net, task.condition, task.data, seed, zero=False)
+        curves = Training(learner.model, task.data, task.seeds, rate=self.rate).course(task, task.lengths["steps"])
+        numbers = {name: curve.last for name, curve in curves.items()}
+        return Record(curves=curves, numbers={**numbers, "epochs": [curves["test error"].x[-1]]})
+
+    def outcome(self, records: Mapping[str, Record]) -> Outcome:
+        """The printed error, and whether the training error went."""
+        record = records["ifa"]
+        train = record.numbers["train error"]
+        claim = Claim(
+            "IFA drives the training error to 0 % (here: below 0.05 %)",
+            max(train) < 0.05,
+            f"{max(train):.3f} % at most, after {max(record.numbers['epochs']):.0f} epochs at most",
+        )
+        panel = Panel(
+            title="Indirect feedback alignment",
+            x="epoch",
+            y="error [%]",
+            lines=[Line.of(name, record.curves[name]) for name in ("train error", "test error")],
+            low=0,
+        )
+        rows = [
+            Row("test error", record.numbers["test error"], Published(3.9), "%"),
+            Row("train error", train, Published(0.0), "%"),
+        ]
+        return Outcome(rows=rows, claims=[claim], panels=[panel], columns=1)
+
+
+TEXT_IFA = IndirectFeedback(
+    name="nokland2016/text-ifa",
+    title="Indirect feedback alignment, 4x100 on MNIST",
+    source="Section 4, text",
+    length="until the training error is 0.01 %, at most 300 epochs",
+    seeds=3,
+    minutes=20,
+    data="ylecun/mnist",
+    together=False,
+    net=Net(4, 100),  # tanh: [R]
+    readings=(
+        "tanh, the rate of the other MNIST networks (1e-4) and their stopping rule; the paper prints none of these here.",
+    ),
+)

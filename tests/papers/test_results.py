@@ -1,0 +1,18 @@
+"""The pages of results that stand in the repository."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from apical.report import results
+
+KEPT = Path(__file__).parents[2] / "docs" / "results"
+
+
+def test_pages_show_words_as_they_are_written(tmp_path):
+    shutil.copytree(KEPT / "akrout2019", tmp_path / "akrout2019")
+    (page,) = results.pages(tmp_path)
+    text = page.read_text()
+    assert "Kolen-Pollack's difference" in text
+    assert "&#39;" not in text
