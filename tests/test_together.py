@@ -27,6 +27,8 @@ FEW = ImageData(
     DIGITS.class_names,
 )
 RULES = ("bp", "fa", "dfa", "kp", "usf", "shallow", "urfb:epsilon=0.5", "wm", "brsf", "kp-direct")
+BY_LOSSES = ("np", "sg", "reinforce")
+"""They divide differences of losses by the noise, and so rounding; with 64-true that of the float32 outputs Fabric hands back."""
 SHORT = CompareConfig(rules=("kp", "dfa"), seeds=3, epochs=2, network="64-20-10", checkpoint_every=7, replicas="on")
 
 
@@ -84,15 +86,16 @@ def told(run):
 )
 @pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-5), ("64-true", 1e-10)])
 def test_seeds_learn_what_they_would_alone(tmp_path, precision, tolerance, change):
-    config = dataclasses.replace(SHORT, rules=RULES, precision=precision, first_seed=4, **change)
+    rules = RULES if precision == "32-true" else (*RULES, *BY_LOSSES)
+    config = dataclasses.replace(SHORT, rules=rules, precision=precision, first_seed=4, **change)
     found = compare(config, tmp_path / "together", data=FEW)
     assert all(rule["together"] for rule in found["rules"])
-    assert [(run["rule"], run["seed"]) for run in found["runs"]] == [(r, s) for s in (4, 5, 6) for r in RULES]
+    assert [(run["rule"], run["seed"]) for run in found["runs"]] == [(r, s) for s in (4, 5, 6) for r in rules]
     for run in found["runs"]:
         alone = tmp_path / "alone" / run["folder"]
         train(config.run(run["rule"], run["seed"]), alone, data=FEW)
         together = tmp_path / "together" / run["folder"]
-        close(last(together), last(alone), tolerance)
+        close(last(together), last(alone), 1e-6 if run["rule"] in BY_LOSSES else tolerance)
         mine, its = RunFolder(together), RunFolder(alone)
         # Fabric hands the outputs of a 64-true model back as float32.
         close(told(mine), told(its), max(tolerance, 1e-6) if precision == "64-true" else 1e-3)
@@ -100,16 +103,6 @@ def test_seeds_learn_what_they_would_alone(tmp_path, precision, tolerance, chang
             line["test_error"] for line in its.metrics.read()
         ]
         assert TrainConfig(**json.loads((together / "config.json").read_text())) == config.run(run["rule"], run["seed"])
-
-
-def test_seeds_compare_losses_as_alone(tmp_path):
-    rules = ("np", "np:solver=ridge", "sg", "reinforce:noise=0.1")
-    config = dataclasses.replace(SHORT, rules=rules, precision="64-true", epochs=1, learning_rate=0.01)
-    for run in compare(config, tmp_path / "together", data=FEW)["runs"]:
-        alone = tmp_path / "alone" / run["folder"]
-        train(config.run(run["rule"], run["seed"]), alone, data=FEW)
-        # Fabric rounds outputs to float32, and a change of the loss is divided by the noise's scale.
-        close(last(tmp_path / "together" / run["folder"]), last(alone), 1e-7)
 
 
 def test_convolutions_and_batch_norm_learn_what_they_would_alone(tmp_path):

@@ -59,8 +59,8 @@ def generator_from(state: Tensor, device: torch.device | str) -> torch.Generator
 
 
 def streams(generator: torch.Generator, copies: int) -> torch.Generator:
-    """`generator` itself, or for several copies one each, seeded from it."""
-    if copies == 1:
+    """`generator` itself, or for several copies their own ones, seeded from it."""
+    if copies == 1 or isinstance(generator, Streams):
         return generator
     device = generator.device
     seeds = [int(torch.randint(2**62, (), generator=generator, device=device)) for _ in range(1 + copies)]

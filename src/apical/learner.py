@@ -63,8 +63,8 @@ def attach(
         at: direct rules only: names of modules at whose outputs the signal enters, instead of at every synapse's
             input. Inside such a block the signal goes layer by layer through feedback of the same plasticity.
         generator: source of the feedback's randomness. None: one seeded from PyTorch's global generator, so
-            ``torch.manual_seed`` makes it repeatable. For `Replicas` one draws for all copies in turn; of a list, one for
-            each, each draws what its copy would draw alone.
+            ``torch.manual_seed`` makes it repeatable. For `Replicas` also a list, one for each copy, which then draws
+            what it would alone.
         output: which tensor of the model's output the loss is made of, where the model returns more than a tensor:
             a key or attribute, an index, or a function of the output.
         connectivity: the fraction of connections that exist, drawn for weights and feedback apart and fixed from then on;
@@ -89,7 +89,7 @@ def attach(
             rules,
             example_input=shown,
             at=at,
-            generator=_for_copies(generator, replicas.copies, apart=rules is not rule),
+            generator=_for_copies(generator, replicas.copies),
             output=output,
             connectivity=connectivity,
         )
@@ -105,7 +105,7 @@ def attach(
         )
     if generator is None:
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-    learner = Learner(model, rules, generator, output, shares)
+    learner = Learner(model, rules, streams(generator, getattr(model, "copies", 1)), output, shares)
     # On the plain model, so that whatever fails leaves it as it was.
     wired = any(one.pathway.wired for one in rules.values())
     shown = None if example_input is None else probe(model, list(rules), example_input, at, output, wired=wired)
@@ -138,13 +138,11 @@ def attached(model: nn.Module) -> Learner | None:
 
 
 def _for_copies(
-    given: torch.Generator | Sequence[torch.Generator] | None, copies: int, *, apart: bool
+    given: torch.Generator | Sequence[torch.Generator] | None, copies: int
 ) -> torch.Generator | Sequence[torch.Generator] | None:
-    """A list of generators, one for each copy, as one; `apart`: made of a single one, for copies with rules of their own."""
+    """A list of generators, one for each copy, as one."""
     if not isinstance(given, list | tuple):
-        if not apart or not (given is None or isinstance(given, torch.Generator)):
-            return given
-        return streams(given or torch.Generator().manual_seed(int(torch.randint(2**62, ()))), copies)
+        return given
     if len(given) != copies or not all(isinstance(one, torch.Generator) for one in given):
         raise ValueError(
             f"generator must be one torch.Generator, or {copies} of them for {copies} copies; got {given!r}"
@@ -167,7 +165,7 @@ class Learner:
         synapses: module name -> synapse, with `weight`, `bias` and `feedback` (None where never used).
         blocks: module name -> module, for direct signals that enter at blocks; its `feedback` is [outputs, *features].
         connectivity: module name -> `Connectivity` of that synapse or block.
-        generator: source of all randomness of the feedback; `Streams`, where copies side by side have one each.
+        generator: source of all randomness of the feedback; of copies side by side, `Streams`.
         adapted: how many times `adapt` was called.
         copies: how many networks lie side by side in the model (see `replicate`).
     """

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.copies import Streams, generator_from, merged, tune
-from apical.learner import Learner, attach, attached
+from apical.learner import Learner, attach, attached, learner_of
 from apical.outputs import over_tensors, tensors
 from apical.probe import run
 from apical.registry import synapse_type
@@ -81,24 +81,20 @@ class Replicas(nn.Module):
         if learner is not None:
             example, rules = vars(self)["_example"], vars(self)["_rules"] or [dict(learner.rules)] * self.copies
             shown = None if example is None else over_tensors(example, lambda x: x[0])
-            for model, rule, own in zip(models, rules, self.generators or [None] * self.copies, strict=True):
-                drawn = None if own is None else generator_from(own.get_state(), own.device)
+            for model, rule, own in zip(models, rules, self.generators, strict=True):
+                drawn = generator_from(own.get_state(), own.device)
                 _attach_like(learner, model, rule, shown, drawn).adapted = learner.adapted
-                if drawn is not None and own is not None:
-                    drawn.set_state(own.get_state())
+                drawn.set_state(own.get_state())
         for model, state in zip(models, self.states(), strict=True):
             model.load_state_dict(state)
             model.train(self.training)
         return models
 
     @property
-    def generators(self) -> Sequence[torch.Generator] | None:
-        """One for each copy, where they have one each: attached one by one, or with a list of generators."""
-        learner = attached(self)
-        source = None if learner is None else learner.generator
-        if isinstance(source, Streams):
-            return source.own
-        return [source] if source is not None and self.copies == 1 else None
+    def generators(self) -> Sequence[torch.Generator]:
+        """The source of each copy's randomness, once a rule is attached."""
+        source = learner_of(self).generator
+        return source.own if isinstance(source, Streams) else [source]
 
     def states(self) -> list[dict[str, Tensor]]:
         """Each copy's state dict, with the names and shapes of a single network; views where there is more than a number."""
@@ -196,7 +192,7 @@ def _attach_like(
     model: nn.Module,
     rule: Rules | Sequence[Rules],
     example: Any,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
+    generator: torch.Generator | Sequence[torch.Generator],
 ) -> Learner:
     """Attach `model`, of the same structure, as `learner` is attached to its own."""
     return attach(
@@ -219,10 +215,9 @@ def _dimension(model: nn.Module, name: str) -> int:
 def replicate(models: Models, n: int | None = None, *, example_input: Any = None) -> Replicas:
     """Several copies of a network, trained in one pass, each with weights and feedback of its own.
 
-    What each copy computes and learns is what it would on its own, to rounding. Noise that rules draw while they train, too,
-    where copies have generators of their own: networks that come attached, or a list of generators given to `attach`. One
-    generator for all makes them alike in distribution. Rules that compare losses ("np", "sg", "reinforce") call the criterion
-    with the samples of all copies as one batch, [n N, *].
+    What each copy computes and learns is what it would on its own, to rounding; noise, too, is drawn for each from a generator
+    of its own. Rules that compare losses ("np", "sg", "reinforce") call the criterion with the samples of all copies as one
+    batch, [n N, *].
 
     Args:
         models: a network, of which n copies with equal weights are made; a function without arguments that returns one, called

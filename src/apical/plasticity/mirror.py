@@ -128,7 +128,7 @@ class Mirror(Plasticity):
                 self._learn(site, *found)
 
     def _pool(self, phase: Phase, size: int) -> Tensor:
-        """Noise [copies, size], drawn for each copy from its own generator, where it has one."""
+        """Noise [copies, size], drawn for each copy from its own generator."""
         pool = torch.empty(len(phase.generators), size, device=phase.device, dtype=phase.dtype)
         scales = self.noise if isinstance(self.noise, PerCopy) else repeat(self.noise)
         for part, generator, scale in zip(pool, phase.generators, scales, strict=False):

@@ -166,15 +166,10 @@ class Together(Session):
         """A copy's share of the time."""
         return super().seconds / self.copies
 
-    def _generators(self) -> Sequence[torch.Generator]:
-        found = self.replicas.generators
-        assert found is not None
-        return found
-
     def _apart(self) -> list[dict[str, Any]]:
         """Bring the single networks up to date; what their checkpoints would hold of them."""
         states = self.replicas.states()
-        for single, state, generator in zip(self.singles, states, self._generators(), strict=True):
+        for single, state, generator in zip(self.singles, states, self.replicas.generators, strict=True):
             single.model.load_state_dict(state)
             single.generator.set_state(generator.get_state())
             single.adapted = self.learner.adapted
@@ -236,7 +231,7 @@ class Together(Session):
                 self.scheduler.load_state_dict(runs[0]["scheduler"])
             for single, own in zip(self.singles, runs, strict=True):
                 single.load_state_dict(own["learner"])
-            for single, generator in zip(self.singles, self._generators(), strict=True):
+            for single, generator in zip(self.singles, self.replicas.generators, strict=True):
                 generator.set_state(single.generator.get_state())
             self.learner.adapted = self.singles[0].adapted
             self.step, self.before = runs[0]["step"], runs[0]["seconds"] * self.copies
