@@ -13,7 +13,7 @@ from apical.papers.reproduce import reproduce
 from apical.report import paper, results
 
 SHAPES = {"ylecun/mnist": ((28, 28), 10), "uoft-cs/cifar10": ((32, 32, 3), 10), "uoft-cs/cifar100": ((32, 32, 3), 100)}
-TRAIN, TEST = 600, 100
+TRAIN, TEST = 1280, 100
 
 
 def encoded(pixels):
