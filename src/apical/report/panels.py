@@ -50,8 +50,12 @@ def draw(panels: Sequence[Mapping[str, Any]], columns: int, caption: str) -> str
         figure = Figure(figsize=(columns * width, rows * height + 0.35), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).flatten()
         styles = _styles(panels)
+        explained: set[str] = set()
         for place, panel in zip(axes, panels, strict=False):
-            _draw(place, panel, styles)
+            labels = {line["label"] for line in panel["lines"]}
+            # Once is enough, and legends of later panels would lie over their curves.
+            _draw(place, panel, styles, legend=not labels <= explained)
+            explained |= labels
         for place in axes[len(panels) :]:
             place.set_axis_off()
         figure.supxlabel(caption, x=0.01, ha="left", fontsize=8.5, color=MUTED[0])
@@ -70,7 +74,7 @@ def _styles(panels: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
     return styles
 
 
-def _draw(axes: Axes, panel: Mapping[str, Any], styles: Mapping[str, tuple[str, str]]) -> None:
+def _draw(axes: Axes, panel: Mapping[str, Any], styles: Mapping[str, tuple[str, str]], *, legend: bool) -> None:
     axes.set_title(panel["title"])
     if panel["kind"] == "image":
         axes.imshow(np.asarray(panel["image"], dtype=float), cmap="gray", interpolation="nearest")
@@ -90,7 +94,7 @@ def _draw(axes: Axes, panel: Mapping[str, Any], styles: Mapping[str, tuple[str, 
             axes.set_yticks(decades(low, high), [f"{mark:g}" for mark in decades(low, high)], minor=False)
             axes.minorticks_off()
     axes.set_ylim(panel["low"], panel["high"])
-    if len(panel["lines"]) > 1 or panel["kind"] == "bars":
+    if legend and (len(panel["lines"]) > 1 or panel["kind"] == "bars"):
         axes.legend(markerscale=2 if panel["kind"] == "points" else 1)
 
 

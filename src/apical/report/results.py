@@ -33,16 +33,14 @@ def publish(folder: Path, results: Path) -> Path:
                 "if the shorter one is to stand there"
             )
     write_json(path, outcome)
-    svg = figure(outcome)
-    if svg is not None:
-        write_text(path.with_suffix(".svg"), svg)
+    _draw(outcome, path)
     paper = outcome["experiment"].partition("/")[0]
     _summary(results)
     return _page(results, paper)
 
 
 def pages(results: Path) -> list[Path]:
-    """Write the pages of all papers with results in this folder.
+    """Write the pages and figures of all papers with results in this folder.
 
     Raises:
         ReportError: if there are none.
@@ -50,7 +48,15 @@ def pages(results: Path) -> list[Path]:
     there = [paper for paper in PAPERS if (results / paper).is_dir()]
     if not there:
         raise ReportError(f"{results} holds no results; put some there with apical reproduce ID --publish {results}")
+    for outcome in _outcomes(results):
+        _draw(outcome, results / f"{outcome['experiment']}.json")
     return [*(_page(results, paper) for paper in there), _summary(results)]
+
+
+def _draw(outcome: dict[str, Any], path: Path) -> None:
+    svg = figure(outcome)
+    if svg is not None:
+        write_text(path.with_suffix(".svg"), svg)
 
 
 def _outcomes(results: Path, paper: str = "") -> list[dict[str, Any]]:
