@@ -18,7 +18,7 @@ from apical.papers.course import course, spread
 from apical.papers.experiment import Experiment, Task
 from apical.papers.lillicrap2016.online import Pairs, Students, drawn, normalized_squared_error, uniform
 from apical.papers.outcome import Claim, Line, Outcome, Panel, Published, Row
-from apical.papers.record import Record
+from apical.papers.record import Curve, Record
 
 ERROR = "normalized squared error"
 SIZES = {3: (30, 20, 10), 4: (30, 20, 10, 10)}
@@ -116,11 +116,12 @@ class Depth(Experiment):
 
     def outcome(self, records: Mapping[str, Record]) -> Outcome:  # noqa: D102
         curves = {name: record.curves[ERROR] for name, record in records.items()}
+        thousands = {name: Curve([x / 1000 for x in curve.x], curve.y) for name, curve in curves.items()}
         panel = Panel(
             title="d",
-            x="examples",
+            x="thousand examples",
             y="normalized squared error",
-            lines=[Line.of(name, curve, dashed="frozen" in name) for name, curve in curves.items()],
+            lines=[Line.of(name, curve, dashed="frozen" in name) for name, curve in thousands.items()],
             log_y=True,
         )
         final = {name: np.asarray(curve.last) for name, curve in curves.items()}
