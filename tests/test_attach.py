@@ -206,6 +206,48 @@ def test_activations_in_place_learn_as_those_that_are_not(rule):
         torch.testing.assert_close(grads[1][name], g, rtol=1e-6, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("rule", [r for r in WIRED if r != "ifa"])
+@pytest.mark.parametrize("small", [0, 6 * len(X), 2**16])
+def test_signals_made_with_the_error_are_those_made_when_autograd_comes_by(rule, small, monkeypatch):
+    """Direct signals of small activities are made at once; none, some and all of them here."""
+    found = []
+    for limit in (0, small):
+        monkeypatch.setattr("apical.wiring._SMALL", limit)
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 5), nn.Linear(5, 3))
+        attach(model, rule)
+        found.append(gradients(model))
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[1][name], g) for name, g in found[0].items())
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_an_activity_changed_in_place_behind_a_synapse_that_does_not_keep_it_still_gets_its_signal(autocast):
+    """A frozen synapse keeps nothing; under autocast a synapse keeps another tensor."""
+
+    class Behind(nn.Module):
+        def __init__(self, in_place: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.side, self.head = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+            self.side.requires_grad_(autocast)
+            self.in_place = in_place
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.first(x).float()
+            side = self.side(hidden)
+            hidden = hidden.relu_() if self.in_place else hidden.relu()
+            return side + self.head(hidden)
+
+    grads = []
+    for in_place in (False, True):
+        model = Behind(in_place)
+        attach(model, "dfa")
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            grads.append(gradients(model)["first.weight"])
+    assert torch.equal(*grads)
+
+
 # Parameters, detach ---------------------------------------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from apical.synapse import Synapse
 
 
-@dataclass
+@dataclass(slots=True)
 class Tap:
     """A place where a teaching signal enters, with the feedback D [outputs, *features] of its owner."""
 
@@ -37,12 +37,18 @@ class Tap:
     label: str
     rows: int
     outputs: int | None
+    plasticity: Plasticity
     handle: Tensor | None = None
     """Stands for the tap in the graph, where it has a node of its own."""
     x: Tensor | None = None
-    """For chained pathways, the activity [N, *features], D and where the output of the synapse called before lies."""
+    """Where it has none, the activity [N, *features] and D; for chained pathways, also where the output of the synapse called
+    before lies."""
     feedback: Tensor | None = None
     before: GradientEdge | None = None
+
+
+_SMALL = 2**16
+"""Values of an activity up to which its signal is made together with the output's error."""
 
 
 class _Error:
@@ -81,6 +87,17 @@ def _hebbian(e: Float[Tensor, "n outputs"], x: Float[Tensor, "n features"], copi
     return torch.bmm(errors.permute(1, 2, 0), rows.transpose(0, 1)).transpose(0, 1).flatten(1)
 
 
+def _learned(owner: nn.Module, plasticity: Plasticity, D: Tensor, x: Tensor, error: _Error) -> Tensor | None:
+    """What trainable direct feedback gets for a gradient, from the activity x at its tap."""
+    weight = owner._parameters.get("weight")
+    if weight is not None and not weight.requires_grad:
+        return None
+    e = error.value
+    increment = plasticity.increment(_hebbian(e, x.flatten(1).to(e.dtype), error.copies).view(D.shape))
+    mask = owner._buffers.get("feedback_mask")
+    return increment if increment is None or mask is None else increment * mask
+
+
 class _Enter(torch.autograd.Function):
     """Backward: the teaching signal at one tap, made when autograd comes by, so that no two of them wait at once."""
 
@@ -95,19 +112,11 @@ class _Enter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, nothing: Tensor) -> tuple[Tensor | None, ...]:
-        e = ctx.error.value
         D, x = ctx.saved_tensors
-        increment = None
-        weight = ctx.owner._parameters.get("weight")
-        if x is not None and (weight is None or weight.requires_grad):
-            hebbian = _hebbian(e, x.flatten(1).to(e.dtype), ctx.error.copies)
-            increment = ctx.plasticity.increment(hebbian.view(D.shape))
-            mask = ctx.owner._buffers.get("feedback_mask")
-            if increment is not None and mask is not None:
-                increment = increment * mask
+        increment = None if x is None else _learned(ctx.owner, ctx.plasticity, D, x, ctx.error)
         signal = None
         if ctx.needs_input_grad[0]:
-            signal = carry(e, D, ctx.shape, channels_last=ctx.channels_last, copies=ctx.error.copies)
+            signal = carry(ctx.error.value, D, ctx.shape, channels_last=ctx.channels_last, copies=ctx.error.copies)
         return signal, increment, None, None, None
 
 
@@ -131,19 +140,34 @@ class _Chain(torch.autograd.Function):
 
 
 class _Broadcast(torch.autograd.Function):
-    """Forward: the output, unchanged. Backward: its error to the output, and word of it to every tap."""
+    """Forward: the output, unchanged. Backward: its error to the output, signals to small taps, and word to the others."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, error: _Error, *handles: Tensor) -> Tensor:
-        ctx.error = error
+    def forward(ctx: Any, output: Tensor, error: _Error, taps: list[Tap], *edges: Tensor) -> Tensor:
+        ctx.error, ctx.taps, n = error, taps, len(taps)
+        if taps:
+            learns = ctx.needs_input_grad[3 + n : 3 + 2 * n]
+            ctx.shapes = [x.shape for x in edges[:n]]
+            ctx.save_for_backward(
+                *(x if own else None for x, own in zip(edges, learns, strict=False)), *edges[n : 2 * n]
+            )
+            for tap in taps:
+                tap.x = tap.feedback = None  # Autograd alone keeps them, and lets them go after the backward.
         # Not a view: the model's output may be changed in place.
         return output.clone()
 
     @staticmethod
     def backward(ctx: Any, e: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.error.value = e if e.dim() == 2 else e.reshape(len(e), -1)
+        ctx.error.value = rows = e if e.dim() == 2 else e.reshape(len(e), -1)
+        n = len(ctx.taps)
+        signals, increments = [], []
+        if n:
+            kept, copies = ctx.saved_tensors, ctx.error.copies
+            for tap, x, D, shape in zip(ctx.taps, kept, kept[n:], ctx.shapes, strict=False):
+                signals.append(carry(rows, D, shape, copies=copies))
+                increments.append(None if x is None else _learned(tap.owner, tap.plasticity, D, x, ctx.error))
         word = e.new_empty(0)
-        return e, None, *(word for _ in ctx.needs_input_grad[2:])
+        return e, None, None, *signals, *increments, *(word for _ in ctx.needs_input_grad[3 + 2 * n :])
 
 
 class Wiring:
@@ -201,14 +225,28 @@ class Wiring:
                 f"activity at '{label}' has shape {list(x.shape)}, but its direct feedback was made for "
                 f"[N, {', '.join(map(str, feedback.shape[1:]))}]; attach with an example_input of the size you train on"
             )
-        tap = Tap(owner, label, len(x), None if feedback is None else len(feedback) * self.copies)
+        outputs = None if feedback is None else feedback.shape[0] * self.copies
+        tap = Tap(owner, label, x.shape[0], outputs, plasticity)
         if self.pathway.chained:
             tap.x, tap.feedback, tap.before = x, feedback, self.last_output
+        elif self._joins(owner, x):
+            tap.x, tap.feedback = x, feedback
         else:
             # Made again as well: checkpointing counts what is kept for the backward.
             tap.handle = apply(_Enter)(x, feedback, owner, plasticity, self.error)  # type: ignore[assignment]
         if self.taps is not None:
             self.taps.append(tap)
+
+    def _joins(self, owner: nn.Module, x: Tensor) -> bool:
+        """Whether the signal at a tap may be made together with the output's error, rather than when autograd comes by.
+
+        That saves a node, which is much for a small layer; the memory it takes meanwhile is little for a small layer. The
+        tap's place in the graph is read when the pass ends: nothing may have changed x by then, and the synapse keeps x itself,
+        of which autograd then makes sure.
+        """
+        if x.dim() != 2 or x.numel() > _SMALL or self.copies > 1 or torch.is_autocast_enabled(x.device.type):
+            return False
+        return getattr(owner, "fuses", False) and owner._parameters["weight"].requires_grad  # type: ignore[union-attr]
 
     def see_output(self, synapse: Synapse, args: tuple[Any, ...], output: Tensor) -> None:
         """Forward hook of every synapse of a chained pathway."""
@@ -230,11 +268,12 @@ class Wiring:
         if not taps or output is None:  # None: the forward pass raised an error.
             return output
         tensor = pick(output, self.output)
-        outputs = tensor[0].numel() if len(tensor) else None
+        rows = tensor.shape[0]
+        outputs = tensor.shape[1:].numel() if rows else None
         for tap in taps:
-            if tap.rows != len(tensor):
+            if tap.rows != rows:
                 raise RuntimeError(
-                    f"activity at '{tap.label}' has {tap.rows} rows but the output has {len(tensor)}; a direct signal needs "
+                    f"activity at '{tap.label}' has {tap.rows} rows but the output has {rows}; a direct signal needs "
                     "the batch in the first dimension throughout (name whole blocks with at=[...])"
                 )
             if tap.outputs is not None and outputs not in (None, tap.outputs):
@@ -242,10 +281,12 @@ class Wiring:
                     f"the model's output has {outputs} values per sample, but the direct feedback of '{tap.label}' was made "
                     f"for {tap.outputs}; attach with an example_input of the size you train on"
                 )
+        joined = [tap for tap in taps if tap.handle is None]
+        edges = [tap.x for tap in joined] + [tap.feedback for tap in joined]
         if self.pathway.chained:
             weights = [tap.owner.weight for tap in taps]
-            edges = (*(tap.x for tap in taps), *(tap.feedback for tap in taps), *weights)
-            handles = [apply(_Chain)(self.pathway, self.error, taps, *edges)]
-        else:
-            handles = [tap.handle for tap in taps]
-        return substitute(output, tensor, apply(_Broadcast)(tensor, self.error, *handles))
+            joined, edges = [], [apply(_Chain)(self.pathway, self.error, taps, *edges, *weights)]
+        elif len(joined) < len(taps):
+            edges += [tap.handle for tap in taps if tap.handle is not None]
+        output_with_error = apply(_Broadcast)(tensor, self.error, joined, *edges)
+        return substitute(output, tensor, output_with_error)  # type: ignore[arg-type]

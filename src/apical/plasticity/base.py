@@ -65,8 +65,8 @@ class Plasticity:
     def weight(self, owner: nn.Module) -> Tensor | None:
         """The feedback weights that a backward pass built now will use."""
         kept = self.keeps(owner)
-        if kept is None:
-            return None
+        if kept is None or not self.computes:
+            return kept
         found, gain = self.resolved(owner, kept), self.gain(owner)
         return found if gain == 1 else found * gain
 
