@@ -15,29 +15,13 @@ from torch.utils.checkpoint import checkpoint
 import apical
 from apical import registry
 from apical.losses import cross_entropy
+from small import X, Y, chain, convolutions
 
 RULES = tuple(apical.rules())
-X = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-Y = torch.randint(3, (8,), generator=torch.Generator().manual_seed(2))
 
 
 def seeded(n: int = 3) -> torch.Generator:
     return torch.Generator().manual_seed(n)
-
-
-def chain() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(72, 9), nn.BatchNorm1d(9), nn.Tanh(), nn.Linear(9, 9), nn.Tanh(), nn.Linear(9, 3)
-    ).double()
-
-
-def convolutions() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, groups=2), nn.ReLU(),
-        nn.ConvTranspose2d(4, 4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(36, 3),
-    ).double()  # fmt: skip
 
 
 def attach(net, rule="kp", connectivity=0.5, n=3, **options) -> apical.Learner:

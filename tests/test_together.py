@@ -3,12 +3,8 @@
 import dataclasses
 import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,6 +13,7 @@ from apical.data import ImageData, Split
 from apical.training import CompareConfig, RunFolder, TrainConfig, compare, train
 from apical.training import checkpoint as checkpoints
 from apical.training.choice import obstacle, pays
+from processes import killed_and_resumed, started, wait_for
 
 DIGITS = images.load()
 FEW = ImageData(
@@ -190,27 +187,9 @@ def test_a_comparison_that_was_stopped_before_its_results_were_all_written_goes_
 
 def start(folder, *more):
     options = ["--rules", "kp", "usf", "--seeds", "3", "--network", "64-30-10", "--no-time-steps"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "apical", "compare", *options, "--checkpoint-every", "7", "--align-every", "500", *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    return started(
+        "compare", *options, "--checkpoint-every", "7", "--align-every", "500", "--folder", str(folder), *more
     )
-
-
-def resume(folder):
-    return subprocess.Popen(
-        [sys.executable, "-m", "apical", "compare", "--resume", str(folder), "--no-time-steps"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(condition, process, seconds=90):
-    until = time.monotonic() + seconds
-    while not condition() and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
@@ -221,30 +200,13 @@ def test_a_comparison_killed_at_random_moments_ends_bit_identical(tmp_path, kill
     )
     compare(config, tmp_path / "whole", data=DIGITS)
     folder = tmp_path / "cut"
-    chance = np.random.default_rng(kills)
-
-    def lines():
-        return sum(path.read_text().count("\n") for path in folder.glob("runs/*/metrics.jsonl"))
-
-    for kill in range(kills):
-        seen = lines()
-        process = resume(folder) if kill else start(folder, "--folder", str(folder), "--epochs", str(epochs))
-        # Until it has measured something new, so that every start gets somewhere; then at any moment.
-        wait_for(lambda s=seen: lines() > s, process)
-        time.sleep(chance.uniform(0, 0.15))
-        ended = process.poll() is not None
-        process.kill()
-        _, errors = process.communicate()
-        assert not ended, f"the comparison ended by itself before kill {kill + 1}: {errors}"
-    process = resume(folder)
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
+    killed_and_resumed(kills, folder, lambda: start(folder, "--epochs", str(epochs)), "compare", "--no-time-steps")
     compared(folder, tmp_path / "whole")
 
 
 def test_ctrl_c_leaves_a_comparison_that_can_be_resumed(tmp_path):
     folder = tmp_path / "all"
-    process = start(folder, "--folder", str(folder), "--epochs", "2000")
+    process = start(folder, "--epochs", "2000")
     wait_for(lambda: (folder / "together" / "kp" / "checkpoint" / "last.ckpt").exists(), process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

@@ -1,9 +1,6 @@
 import dataclasses
 import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +22,7 @@ from apical.training import (
     train,
 )
 from apical.training import checkpoint as checkpoints
+from processes import killed_and_resumed, started, wait_for
 
 DIGITS = images.load()
 SHORT = TrainConfig(epochs=2, network="64-20-10", rule="kp", checkpoint_every=5)
@@ -228,19 +226,8 @@ def test_a_run_that_stops_and_resumes_ends_bit_identical(tmp_path, rule, connect
 
 
 def start(folder, *more):
-    command = [sys.executable, "-m", "apical", "train", "--rule", "kp", "--network", "64-30-10", "--epochs", "12"]
-    return subprocess.Popen(
-        [*command, "--checkpoint-every", "7", "--folder", str(folder), *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(condition, process, seconds=90):
-    until = time.monotonic() + seconds
-    while not condition() and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.01)
+    rule = ["--rule", "kp", "--network", "64-30-10", "--epochs", "12", "--checkpoint-every", "7"]
+    return started("train", *rule, "--folder", str(folder), *more)
 
 
 def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path):
@@ -261,31 +248,8 @@ def test_a_run_killed_at_random_moments_ends_bit_identical(tmp_path, kills):
     config = TrainConfig(rule="kp", network="64-30-10", epochs=200, checkpoint_every=7, align_every=500)
     train(config, tmp_path / "whole", data=DIGITS)
     folder = tmp_path / "run"
-    metrics = folder / "metrics.jsonl"
-    chance = np.random.default_rng(kills)
-    for kill in range(kills):
-        seen = metrics.read_text().count("\n") if metrics.exists() else 0
-        process = resume(folder) if kill else start(folder, "--epochs", "200", "--align-every", "500")
-        # Until it has measured something new, so that every start gets somewhere; then at any moment.
-        wait_for(lambda m=metrics, s=seen: m.exists() and m.read_text().count("\n") > s, process)
-        time.sleep(chance.uniform(0, 0.15))
-        ended = process.poll() is not None
-        process.kill()
-        _, errors = process.communicate()
-        assert not ended, f"the run ended by itself before kill {kill + 1}: {errors}"
-    process = resume(folder)
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
+    killed_and_resumed(kills, folder, lambda: start(folder, "--epochs", "200", "--align-every", "500"), "train")
     assert same(weights(tmp_path / "whole"), weights(folder))
-
-
-def resume(folder):
-    return subprocess.Popen(
-        [sys.executable, "-m", "apical", "train", "--resume", str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):

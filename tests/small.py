@@ -1,0 +1,26 @@
+"""Two networks of every layer that matters, and a batch for them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+X = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+Y = torch.randint(3, (8,), generator=torch.Generator().manual_seed(2))
+
+
+def chain() -> nn.Sequential:
+    """Inner synapses keep shape, as the indirect rule wants it."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(72, 9), nn.BatchNorm1d(9), nn.Tanh(), nn.Linear(9, 9), nn.Tanh(), nn.Linear(9, 3)
+    ).double()
+
+
+def convolutions() -> nn.Sequential:
+    """Padding, groups, strides, transposed."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, groups=2), nn.ReLU(),
+        nn.ConvTranspose2d(4, 4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(36, 3),
+    ).double()  # fmt: skip
