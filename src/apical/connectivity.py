@@ -18,7 +18,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from apical.copies import Streams
 from apical.plasticity.base import Plasticity, keep_buffer
-from apical.rules import Rule, around
+from apical.rules import Rule, by_nearest
 from apical.synapse import MASKS, Synapse
 
 if TYPE_CHECKING:
@@ -83,13 +83,7 @@ def shared_out(value: Connectivities | None, names: Sequence[str]) -> dict[str, 
     if not isinstance(value, Mapping):
         return dict.fromkeys(names, FULL if value is None else as_connectivity(value))
     chosen = {key: as_connectivity(given) for key, given in value.items()}
-    idle = [key for key in chosen if not any(key in around(name, chosen) for name in names)]
-    if idle:
-        raise ValueError(
-            f"connectivity names {', '.join(map(repr, idle))}, where the model has no layer that learns by a rule; its layers "
-            f"are {', '.join(map(repr, names))}"
-        )
-    return {name: chosen[max(near, key=len)] if (near := around(name, chosen)) else FULL for name in names}
+    return dict.fromkeys(names, FULL) | by_nearest("connectivity", chosen, names)
 
 
 def check(model: nn.Module, rules: Mapping[str, Rule], shares: Mapping[str, Connectivity]) -> None:

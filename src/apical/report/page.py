@@ -19,9 +19,8 @@ from apical.report.atomic import write_text
 from apical.report.colours import darkened, inks
 from apical.report.comparison import Comparison, ReportError, Samples, read
 from apical.report.figures import ANGLES, CURVES, angles, final_errors, learning_curves
-from apical.report.templates import template
+from apical.report.templates import asset, template
 
-HERE = Path(__file__).parent
 CHIPS = {"nothing": "good", "signs": "mild", "normalization scale": "mild", "weights": "bad"}
 COLUMNS = 5  # layers that get a column of their own in the table; more are given as a range
 
@@ -59,8 +58,8 @@ def render(comparison: Comparison) -> str:
         chips=CHIPS,
         angle_columns=_angle_columns(comparison),
         grid=_sample_grid(comparison.samples) if comparison.samples else None,
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
+        style=asset("page.css"),
+        script=asset("page.js"),
         plotly=Markup(get_plotlyjs().replace("</script", r"<\/script")),
         payload=htmlsafe_json_dumps(
             {

@@ -12,9 +12,7 @@ from markupsafe import Markup
 from apical.report.atomic import write_text
 from apical.report.comparison import ReportError
 from apical.report.panels import draw
-from apical.report.templates import template
-
-HERE = Path(__file__).parent
+from apical.report.templates import asset, template
 
 
 def write(folder: Path) -> Path:
@@ -34,7 +32,7 @@ def write(folder: Path) -> Path:
             outcome=outcome,
             shows=outcome["shows"],
             figure=None if svg is None else Markup(svg[svg.index("<svg") :]),
-            style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+            style=asset("page.css"),
         ),
     )
     return path

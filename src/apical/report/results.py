@@ -35,8 +35,9 @@ def publish(folder: Path, results: Path) -> Path:
     write_json(path, outcome)
     _draw(outcome, path)
     paper = outcome["experiment"].partition("/")[0]
-    _summary(results)
-    return _page(results, paper)
+    outcomes = _outcomes(results)
+    _summary(results, outcomes)
+    return _page(results, paper, outcomes)
 
 
 def pages(results: Path) -> list[Path]:
@@ -48,9 +49,10 @@ def pages(results: Path) -> list[Path]:
     there = [paper for paper in PAPERS if (results / paper).is_dir()]
     if not there:
         raise ReportError(f"{results} holds no results; put some there with apical reproduce ID --publish {results}")
-    for outcome in _outcomes(results):
+    outcomes = _outcomes(results)
+    for outcome in outcomes:
         _draw(outcome, results / f"{outcome['experiment']}.json")
-    return [*(_page(results, paper) for paper in there), _summary(results)]
+    return [*(_page(results, paper, outcomes) for paper in there), _summary(results, outcomes)]
 
 
 def _draw(outcome: dict[str, Any], path: Path) -> None:
@@ -59,24 +61,22 @@ def _draw(outcome: dict[str, Any], path: Path) -> None:
         write_text(path.with_suffix(".svg"), svg)
 
 
-def _outcomes(results: Path, paper: str = "") -> list[dict[str, Any]]:
-    """What was published, of one paper or of all, in the order of the papers."""
-    return [
-        read(path) for name in experiments() if name.startswith(paper) and (path := results / f"{name}.json").exists()
-    ]
+def _outcomes(results: Path) -> list[dict[str, Any]]:
+    """What was published, in the order of the papers."""
+    return [read(path) for name in experiments() if (path := results / f"{name}.json").exists()]
 
 
-def _summary(results: Path) -> Path:
+def _summary(results: Path, outcomes: list[dict[str, Any]]) -> Path:
     page = results / "summary.md"
-    write_text(page, template("summary.md.jinja", extent=extent, anchor=_anchor).render(outcomes=_outcomes(results)))
+    write_text(page, template("summary.md.jinja", extent=extent, anchor=_anchor).render(outcomes=outcomes))
     return page
 
 
-def _page(results: Path, paper: str) -> Path:
-    outcomes = _outcomes(results, f"{paper}/")
+def _page(results: Path, paper: str, outcomes: list[dict[str, Any]]) -> Path:
+    own = [outcome for outcome in outcomes if outcome["experiment"].startswith(f"{paper}/")]
     page = results / f"{paper}.md"
     text = template("results.md.jinja", number=number, extent=extent, duration=duration, cell=_cell).render(
-        paper=paper, title=PAPERS[paper], outcomes=outcomes
+        paper=paper, title=PAPERS[paper], outcomes=own
     )
     write_text(page, text)
     return page

@@ -274,10 +274,8 @@ def _plain(config: CompareConfig) -> dict[str, Any]:
 
 def machine() -> str:
     """This machine in a few words, without its name."""
-    parts = [
-        f"{os.cpu_count()} CPU cores ({platform.machine()})",
-        f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}",
-    ]
+    threads = torch.get_num_threads()
+    parts = [f"{os.cpu_count()} CPU cores ({platform.machine()})", f"{threads} thread{'s' if threads > 1 else ''}"]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     return ", ".join(parts)

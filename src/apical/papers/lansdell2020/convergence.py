@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -63,6 +63,22 @@ PUBLISHED = {
 }
 for _values in PUBLISHED.values():
     _values.pop("c = 0", None)  # Not in the code.
+
+
+STATEMENTS: dict[str, tuple[str, Callable[[list[float], list[float]], bool], str]] = {
+    "relative error": (
+        "the relative error of the top matrix comes down to 0.8 %, that of layer 1 stays far larger",
+        lambda top, lower: min(top) < 0.01 and min(lower) > 10 * min(top),
+        "",
+    ),
+    "angle": ("both angles come close to 0", lambda top, lower: max(*top, *lower) < 5, "degrees: "),
+    "sign congruence": (
+        "signs agree far more often than by chance in both layers",
+        lambda top, lower: min(*top, *lower) > 60,
+        "percent: ",
+    ),
+}
+"""Measure -> what the paper says of it, whether it holds for the values of the two layers, and the values' unit in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,33 +185,16 @@ class Convergence(Shared):
         claims = []
         shown = {PANELS[letter][1] for letter in self.shows if PANELS[letter][0] is NOISES}
         noisy = {name: c for name, c in NOISES.items() if c}
-        if "relative error" in shown and ends("relative error", "layer 2", noisy):
-            top, lower = (ends("relative error", layer, noisy) for layer in ("layer 2", "layer 1"))
-            claims.append(
-                Claim(
-                    "the relative error of the top matrix comes down to 0.8 %, that of layer 1 stays far larger",
-                    min(top.values()) < 0.01 and min(lower.values()) > 10 * min(top.values()),
-                    f"top {told(top)}; layer 1 {told(lower)}",
+        for measure, (statement, holds, unit) in STATEMENTS.items():
+            top, lower = (ends(measure, layer, noisy) for layer in ("layer 2", "layer 1"))
+            if measure in shown and top:
+                claims.append(
+                    Claim(
+                        statement,
+                        holds(list(top.values()), list(lower.values())),
+                        f"{unit}top {told(top)}; layer 1 {told(lower)}",
+                    )
                 )
-            )
-        if "angle" in shown and ends("angle", "layer 2", noisy):
-            top, lower = (ends("angle", layer, noisy) for layer in ("layer 2", "layer 1"))
-            claims.append(
-                Claim(
-                    "both angles come close to 0",
-                    max(*top.values(), *lower.values()) < 5,
-                    f"degrees: top {told(top)}; layer 1 {told(lower)}",
-                )
-            )
-        if "sign congruence" in shown and ends("sign congruence", "layer 2", noisy):
-            top, lower = (ends("sign congruence", layer, noisy) for layer in ("layer 2", "layer 1"))
-            claims.append(
-                Claim(
-                    "signs agree far more often than by chance in both layers",
-                    min(*top.values(), *lower.values()) > 60,
-                    f"percent: top {told(top)}; layer 1 {told(lower)}",
-                )
-            )
         widths = {PANELS[letter][1] for letter in self.shows if PANELS[letter][0] is WIDTHS}
         for measure in ("relative error", "angle"):
             found = ends(measure, "layer 1", WIDTHS) if measure in widths else {}
