@@ -1,6 +1,7 @@
 """Train any PyTorch network without weight transport."""
 
 from apical.alignment import SynapseAlignment, alignment
+from apical.attachment import attach, learner_of
 from apical.audit import AuditReport, audit
 from apical.connectivity import Connectivity
 from apical.convolution import (
@@ -11,7 +12,7 @@ from apical.convolution import (
     ConvTranspose2dSynapse,
     ConvTranspose3dSynapse,
 )
-from apical.learner import Learner, attach, learner_of
+from apical.learner import Learner
 from apical.local import LocalSGD
 from apical.noise import NoisyActivations, NoisyInput
 from apical.pathway import Direct, Indirect, LayerWise, NoPathway, Scalar

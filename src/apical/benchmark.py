@@ -16,8 +16,8 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from apical.attachment import attach
 from apical.data import ImageData
-from apical.learner import attach
 from apical.local import LocalSGD
 from apical.losses import LOSSES, cross_entropy
 from apical.networks import lansdell2020_cnn, mlp, parse_sizes, resnet20

@@ -8,216 +8,22 @@ Where that pass can't be used (another batch, compiled code, a loss other than t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from apical.local import ordinary
 from apical.outputs import over_tensors, pick
 from apical.probe import run
+from apical.recorder import Pass
+from apical.updates import ordinary
 
 if TYPE_CHECKING:
     from apical.learner import Criterion, Learner
-    from apical.synapse import Geometry
 
 Perturb = Callable[[str, int, Tensor], Tensor | None]
 """perturb(place, call, activity) -> what the pass goes on with instead, or None for no change."""
-
-
-@dataclass
-class Call:
-    """One call of a synapse in a pass: the error at its output and the signal at its input, once they have come by.
-
-    Both are as the backward pass had them: times whatever the loss was multiplied with.
-    """
-
-    delta: Tensor | None = None
-    signal: Tensor | None = None
-    geometry: Geometry = ()
-
-    def hear(self, delta: Tensor, signal: Tensor | None, geometry: Geometry) -> None:
-        """Keep what the backward pass had here."""
-        self.delta, self.signal, self.geometry = delta, signal, geometry
-
-
-@dataclass
-class Pass:
-    """One forward pass of the whole model with a graph, and its backward."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    conditions: Conditions
-    calls: dict[str, list[Call]] = field(default_factory=dict)
-    cuts: list[tuple[str, Tensor]] = field(default_factory=list)
-    """For the scalar pathway: places and their activities, with the graph of what lies before each."""
-    output: Tensor | None = None
-    error: Tensor | None = None
-    """Gradient at the output, times whatever the loss was multiplied with."""
-
-    def call(self, place: str) -> Call:
-        """A new call of the synapse at `place`."""
-        found = Call()
-        self.calls.setdefault(place, []).append(found)
-        return found
-
-    def see_error(self, error: Tensor) -> None:
-        """Hook of the output."""
-        self.error = error
-
-
-@dataclass
-class Conditions:
-    """Under which a pass can be made again: random state, autocast, and statistics of the normalizations that mix samples."""
-
-    random: Tensor
-    random_cuda: list[tuple[int, Tensor]]
-    autocast: tuple[str, torch.dtype] | None
-    normalized: dict[nn.Module, list[_Statistics]] = field(default_factory=dict)
-    """What each batch normalization took from the batch, call by call."""
-
-    @classmethod
-    def now(cls, devices: list[int], kind: str) -> Conditions:
-        """Those at this moment, for a model on devices of `kind`."""
-        autocast = (kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
-        cuda = [(device, torch.cuda.get_rng_state(device)) for device in devices]
-        return cls(torch.get_rng_state(), cuda, autocast)
-
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        """While open, random numbers and autocast are as they were; after it, random numbers go on as before it."""
-        with ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(devices=[device for device, _ in self.random_cuda]))
-            torch.set_rng_state(self.random)
-            for device, state in self.random_cuda:
-                torch.cuda.set_rng_state(state, device)
-            if self.autocast is not None:
-                kind, dtype = self.autocast
-                stack.enter_context(torch.autocast(kind, dtype))
-            yield
-
-    @contextmanager
-    def clean_statistics(self) -> Iterator[None]:
-        """While open, batch normalizations use the mean and variance that they had in the pass.
-
-        With statistics of a noisy batch, one sample's noise would show in another's loss.
-        """
-        for module, statistics in self.normalized.items():
-            vars(module)["forward"] = _Normalized(module, statistics)  # type: ignore[arg-type]
-        try:
-            yield
-        finally:
-            for module in self.normalized:
-                vars(module).pop("forward", None)
-
-
-@dataclass(frozen=True)
-class _Statistics:
-    """Mean [C] of a batch, with its variance [C] or, as autograd keeps it, one over the standard deviation."""
-
-    mean: Tensor
-    variance: Tensor | None
-    precision: Tensor | None = None
-
-    def squared(self, eps: float) -> Tensor:
-        """The variance; computed here, since not every phase asks for it."""
-        if self.variance is not None:
-            return self.variance
-        assert self.precision is not None
-        return self.precision.pow(-2).sub_(eps).clamp_(min=0)
-
-
-class _Normalized:
-    """A batch normalization that takes its statistics, call by call, from a pass before."""
-
-    def __init__(self, module: _BatchNorm, statistics: list[_Statistics]) -> None:
-        self.module, self.statistics = module, iter(statistics)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        found, module = next(self.statistics), self.module
-        variance = found.squared(module.eps)
-        return F.batch_norm(x, found.mean, variance, module.weight, module.bias, training=False, eps=module.eps)
-
-
-def _statistics(x: Tensor, output: Tensor) -> _Statistics:
-    """Of a batch that a normalization has just seen."""
-    # Not through hooks: activation checkpointing would compute the block anew to answer.
-    autograd = getattr(torch._C, "_autograd", None)
-    hooked = getattr(autograd, "_top_saved_tensors_default_hooks", lambda _: True)(False)
-    node = None if hooked else output.grad_fn
-    mean, deviation = getattr(node, "_saved_result1", None), getattr(node, "_saved_result2", None)
-    if mean is not None and deviation is not None and mean.numel() == deviation.numel() == x.shape[1]:
-        # Autograd has kept them; computing them again takes longer than the normalization.
-        return _Statistics(mean.detach(), None, deviation.detach())
-    x = x.detach() if x.dtype == torch.float64 else x.detach().float()
-    variance, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
-    return _Statistics(mean, variance)
-
-
-class Recorder:
-    """Keeps the newest pass that learns. Hooks of the model and of its batch normalizations call it.
-
-    Synapses see a pass only while it is open: kept within their reach, its graph, which holds them, would never be freed.
-    """
-
-    def __init__(self, learner: Learner) -> None:
-        self.learner = learner
-        self.newest: Pass | None = None
-        self.paused = False
-        self.checked = False
-        """Whether this model has been seen to give the same output under the same conditions."""
-        model = learner.model
-        self.handles = [
-            model.register_forward_pre_hook(self.begin, with_kwargs=True),
-            model.register_forward_hook(self.end, always_call=True),
-        ]
-        self.handles += [
-            module.register_forward_hook(self.see_normalization)
-            for module in model.modules()
-            if isinstance(module, _BatchNorm)
-        ]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "newest": None}
-
-    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Pre-hook of the model."""
-        if self.paused or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return
-        if torch._C._current_graph_task_id() != -1:
-            return  # Activation checkpointing computes the pass anew inside the backward.
-        self.newest = None
-        self.learner._wiring.current = Pass(args, kwargs, self._conditions())
-
-    def _conditions(self) -> Conditions:
-        weight = next(self.learner.model.parameters())
-        devices = sorted({p.device.index for p in self.learner.model.parameters() if p.device.type == "cuda"})
-        return Conditions.now(devices, weight.device.type)
-
-    def end(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Hook of the model; runs after the wiring's, whose output is what the user gets."""
-        wiring = self.learner._wiring
-        found, wiring.current = wiring.current, None
-        if found is None or output is None:
-            return
-        picked = pick(output, wiring.output)
-        if picked.requires_grad:
-            picked.register_hook(found.see_error)
-        # A copy: the loop may change it in place.
-        found.output = picked.detach().clone()
-        self.newest = found
-
-    def see_normalization(self, module: _BatchNorm, args: tuple[Any, ...], output: Tensor) -> None:
-        """Hook of every batch normalization."""
-        mixes = module.training or module.running_mean is None
-        current = self.learner._wiring.current
-        if current is not None and mixes and not torch.compiler.is_compiling():
-            found = _statistics(args[0], output)
-            current.conditions.normalized.setdefault(module, []).append(found)
 
 
 class Episode:

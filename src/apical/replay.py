@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from apical.episode import check_losses
 from apical.learner import Criterion, Learner
-from apical.local import ordinary
 from apical.outputs import pick
 from apical.pathway import LayerWise
 from apical.plasticity import Transport
 from apical.probe import run
 from apical.synapse import Synapse
+from apical.updates import ordinary
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apical.attachment import attach, attached, learner_of
 from apical.copies import Streams, generator_from, merged, tune
-from apical.learner import Learner, attach, attached, learner_of
+from apical.learner import Learner
 from apical.outputs import over_tensors, tensors
 from apical.probe import run
 from apical.registry import synapse_type

@@ -22,11 +22,11 @@ from apical.product import product
 from apical.recycle import Recycler
 
 if TYPE_CHECKING:
-    from apical.episode import Pass
-    from apical.local import Updates
     from apical.pathway import Pathway
     from apical.plasticity import Plasticity
+    from apical.recorder import Pass
     from apical.synapse import Synapse
+    from apical.updates import Updates
 
 
 @dataclass(slots=True)

@@ -18,8 +18,8 @@ from apical.recycle import in_use
 from apical.synapse import Synapse
 
 if TYPE_CHECKING:
-    from apical.episode import Call
     from apical.phase import Phase, Site
+    from apical.recorder import Call
 
 Learn = Callable[[str, int, Estimate], None]
 

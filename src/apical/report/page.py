@@ -17,8 +17,9 @@ from plotly.offline import get_plotlyjs
 from apical.report import wording
 from apical.report.atomic import write_text
 from apical.report.colours import darkened, inks
-from apical.report.comparison import Comparison, ReportError, Samples, read
+from apical.report.comparison import Comparison, ReportError, Samples
 from apical.report.figures import ANGLES, CURVES, angles, final_errors, learning_curves
+from apical.report.reading import read
 from apical.report.templates import asset, template
 
 CHIPS = {"nothing": "good", "signs": "mild", "normalization scale": "mild", "weights": "bad"}

@@ -11,7 +11,8 @@ from typing import Any
 from apical.report import wording
 from apical.report.atomic import write_text
 from apical.report.colours import GRID, MUTED, PAPER, TEXT, inks
-from apical.report.comparison import Comparison, ReportError, read
+from apical.report.comparison import Comparison, ReportError
+from apical.report.reading import read
 from apical.report.scales import decades, logarithmic, marks
 from apical.report.templates import template
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from apical.attachment import learner_of
 from apical.copies import PROPORTIONAL
 from apical.data import ImageData
-from apical.learner import learner_of
 from apical.spec import optimizer_of, rule_of
 from apical.training.config import TrainConfig
 from apical.training.setup import make, processes

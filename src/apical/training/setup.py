@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from apical.attachment import attach
 from apical.connectivity import Connectivity
 from apical.data import ImageData
-from apical.learner import Learner, attach
+from apical.learner import Learner
 from apical.networks import build
 from apical.noise import NoisyActivations
 from apical.registry import synapse_type

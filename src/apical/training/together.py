@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apical.attachment import learner_of
 from apical.data import ImageData, Split
-from apical.learner import Learner, learner_of
+from apical.learner import Learner
 from apical.replicate import Replicas, replicate
 from apical.rules import Rule
 from apical.training.checkpoint import CheckpointError
