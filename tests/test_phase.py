@@ -234,6 +234,38 @@ def test_a_clean_pass_of_its_own_gives_the_same_phase(rule, way):
     close(run(True), run(False), 1e-9)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning",
+    "ignore:.*torch.jit.script_method:DeprecationWarning",
+    "ignore:The .grad attribute of a Tensor that is not a leaf",
+)
+@pytest.mark.parametrize("way", ["copy of the batch", "compiled", "compiled, with dropout"])
+@pytest.mark.parametrize("reduce", ["mean", "sum"])
+def test_reinforce_scales_with_the_loops_loss_in_a_clean_pass_of_its_own(way, reduce):
+    grads = []
+    for odd in (False, True):
+        torch.compiler.reset()
+        net = Net().double()
+        net.drop.p = 0.25 if "dropout" in way else 0.0
+        learner = attach(net, "reinforce", X.double())
+        call = torch.compile(net, backend="eager") if odd and "compiled" in way else net
+        torch.manual_seed(1)
+        x = X.double()
+        getattr(cross_entropy(call(x), Y), reduce)().backward()
+        learner.adapt(x.clone() if odd else x, Y, cross_entropy)
+        grads.append(net.stem.weight.grad)
+    ratio = float(grads[1].norm() / grads[0].norm())
+    assert 0.3 < ratio < 3 if "dropout" in way else abs(ratio - 1) < 1e-6
+
+
+def test_reinforce_refuses_another_batch_than_the_loops():
+    net = Net()
+    learner = attach(net, "reinforce")
+    cross_entropy(net(X), Y).mean().backward()
+    with pytest.raises(RuntimeError, match="batch of the last backward pass"):
+        learner.adapt(-X, Y.flip(0), cross_entropy)
+
+
 def test_reinforce_says_that_the_loss_is_another_one():
     net = Net()
     learner = attach(net, "reinforce")

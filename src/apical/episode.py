@@ -42,14 +42,18 @@ class Episode:
         found = recorder.newest
         whole = learner._wiring.pathway.adapts or all(s.weight.requires_grad for s in learner.synapses.values())
         usable = whole and found is not None and found.error is not None and _same(found, inputs)
-        self._take(found if usable else self._own_pass())  # type: ignore[arg-type]
-        if usable and self.scale is None:
+        if usable:
+            self._take(found)  # type: ignore[arg-type]
+        else:
+            self._make_own_pass()
+        if self.scale is None:
             if self.taken.cuts:
                 raise RuntimeError(
-                    "the loss that was backpropagated is not a multiple of the criterion's, so the noisy pass can't be "
-                    "compared with it; give adapt the criterion whose mean or sum the loop backpropagates"
+                    "the loss that was backpropagated is not a multiple of the criterion's on this batch, so the noisy pass "
+                    "can't be compared with it; give adapt the batch of the last backward pass, and the criterion whose mean "
+                    "or sum that was"
                 )
-            self._take(self._own_pass())
+            self._make_own_pass()
         if not recorder.checked:
             self._check_repeatable()
             recorder.checked = True
@@ -62,10 +66,10 @@ class Episode:
             losses = self._judge(output)
             (errors,) = torch.autograd.grad(losses.sum(), output)
         self.output, self.losses, self.errors = output.detach(), losses.detach(), errors
-        self.scale = _scale(found.error, errors)
+        self.scale = 1.0 if found.error is None else _scale(found.error, errors)
 
-    def _own_pass(self) -> Pass:
-        """A pass made here, without a trace in gradients, statistics or random state."""
+    def _make_own_pass(self) -> None:
+        """Take a pass that is made here, without a trace in gradients, statistics or random state."""
         learner, recorder = self.learner, self.learner._recorder
         assert recorder is not None
         conditions = recorder._conditions()
@@ -82,8 +86,11 @@ class Episode:
                 output = pick(run(learner.model, self.inputs), learner._wiring.output)
             found = recorder.newest
             assert found is not None
-            torch.autograd.grad(self._judge(output).sum(), parameters, allow_unused=True)
-        return found
+            gradients = torch.autograd.grad(self._judge(output).sum(), parameters, allow_unused=True)
+        self._take(found)
+        if found.cuts:
+            # What was heard in this pass is the sum's; the hidden layers' gradients have to fit those of the loop.
+            self.scale = _factor(parameters, gradients)
 
     def perturbed(self, perturb: Perturb) -> Tensor:
         """Losses, shaped like `losses`, of the same pass, in which `perturb` may change the activity at any place."""
@@ -230,10 +237,8 @@ def check_losses(losses: Any, output: Tensor) -> Tensor:
     return losses
 
 
-def _scale(heard: Tensor | None, errors: Tensor) -> float | None:
-    """S such that `heard` is s times `errors`; 1 for a pass of our own; None if there is no such number."""
-    if heard is None:
-        return 1.0
+def _scale(heard: Tensor, errors: Tensor) -> float | None:
+    """S such that `heard` is s times `errors`; None if there is no such number."""
     a, b = heard.flatten().double(), errors.flatten().double()
     power = float(b @ b)
     if power == 0:
@@ -244,14 +249,34 @@ def _scale(heard: Tensor | None, errors: Tensor) -> float | None:
     return scale if scale > 0 and rest <= (5e-2 if coarse else 1e-3) * float(a.norm()) else None
 
 
+def _factor(parameters: list[nn.Parameter], gradients: tuple[Tensor | None, ...]) -> float | None:
+    """What the loop multiplied its loss with: its gradients next to the output, beside `gradients` of the losses' sum.
+
+    1 where there are none; None where the two are too different to come from one batch. They may differ: by the masks of
+    dropout, by precision.
+    """
+    pairs = [(p.grad, g) for p, g in zip(parameters, gradients, strict=True) if p.grad is not None and g is not None]
+    if not pairs:
+        return 1.0
+    a, b = (torch.cat([one.flatten().double() for one in own]) for own in zip(*pairs, strict=True))
+    lengths = float(a.norm()), float(b.norm())
+    if 0 in lengths:
+        return 1.0
+    return lengths[0] / lengths[1] if float(a @ b) > 0.5 * lengths[0] * lengths[1] else None
+
+
 def _same(found: Pass, inputs: Any) -> bool:
-    """Whether the pass was made with `inputs`."""
+    """Whether the pass was made with `inputs`, or with tensors equal to them."""
     if isinstance(inputs, dict):
         own = {**found.kwargs}
-        return not found.args and own.keys() == inputs.keys() and all(own[key] is inputs[key] for key in own)
+        return not found.args and own.keys() == inputs.keys() and all(_equal(own[key], inputs[key]) for key in own)
     given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    return (
-        not found.kwargs
-        and len(given) == len(found.args)
-        and all(a is b for a, b in zip(given, found.args, strict=True))
-    )
+    return not found.kwargs and len(given) == len(found.args) and all(map(_equal, given, found.args))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    both = isinstance(a, Tensor) and isinstance(b, Tensor)
+    # A batch that is brought to the device twice is two tensors.
+    return both and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
