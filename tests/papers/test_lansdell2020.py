@@ -20,7 +20,7 @@ from apical.papers.lansdell2020.autoencoder import METHODS, TABLE2A, autoencoder
 from apical.papers.lansdell2020.common import Minibatches, pixels, seeded, training
 from apical.papers.lansdell2020.convergence import FIG4
 from apical.papers.lansdell2020.theorems import SETTINGS, exponent
-from apical.papers.record import Curve, Record
+from apical.papers.record import Curve
 from apical.papers.reproduce import reproduce
 from apical.training.run import RunFolderError
 
@@ -150,10 +150,8 @@ def test_a_code_that_separates_is_told_from_one_that_does_not():
     rows = np.random.default_rng(0)
     labels = rows.integers(0, 10, 300)
     codes = np.stack([np.cos(labels), np.sin(labels)], 1)
-    apart = Record(arrays={"codes": (codes + 0.01 * rows.normal(size=codes.shape)).tolist(), "labels": labels.tolist()})
-    mixed = Record(arrays={"codes": rows.normal(size=codes.shape).tolist(), "labels": labels.tolist()})
-    assert views.separation(apart) == 100
-    assert views.separation(mixed) < 25
+    assert views.separation(codes + 0.01 * rows.normal(size=codes.shape), labels) == 100
+    assert views.separation(rows.normal(size=codes.shape), labels) < 25
 
 
 def test_lengths_are_the_papers_on_mnist():

@@ -134,7 +134,7 @@ def test_what_figure_3_shows_is_judged_by_its_curves():
     assert not FIG3A.outcome({}).rows
     assert not FIG3B.outcome({"fa": record([90, 80])}).panels
     # BP ends at 2.4; FA gets there two thirds of the way between its last measurements.
-    assert shown.claims[1].evidence == "2.40 % after 2.67 examples against 3"
+    assert shown.claims[1].evidence == "2.40 % after 2.67 examples against 3 (bp)"
     higher = FIG3A.outcome({"bp, 10 eta": good["bp"]})
     assert [(row.label, row.agrees) for row in higher.rows] == [("test error, bp, 10 eta", True)]
 
@@ -161,7 +161,8 @@ def test_descriptions_have_the_papers_numbers():
     assert FIG4.published == Published(1.8)
     assert all(one.tau == 0.9 for one in FIG4.dynamics.values())
     assert FIG3A.conditions == ("shallow", "bp", "fa", "bp, 10 eta")
-    assert FIG3B.conditions == FIG3_SPARSE.conditions == ("fa",)
+    assert (FIG3B.conditions, FIG3_SPARSE.conditions) == (("fa",), ("fa", "bp, 10 eta"))
+    assert FIG3B.runs == FIG3A.runs != FIG3_SPARSE.runs
     for one in (FIG3A, FIG3B, FIG3_SPARSE, FIG4):
         assert find(one.name) is one
 

@@ -34,13 +34,14 @@ class Row:
 
     Args:
         label: what is measured, under which condition. ours: a value per seed. published: theirs, if there is a number.
-        unit: "%", "°" or nothing.
+        unit: "%", "°" or nothing. within: how far ours may be from theirs to agree, whatever the noise; None: 10 percent.
     """
 
     label: str
     ours: Sequence[float]
     published: Published | None = None
     unit: str = ""
+    within: float | None = None
 
     @property
     def mean(self) -> float:
@@ -54,12 +55,13 @@ class Row:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether ours lies within two standard errors of both together, or within 10 percent, of theirs."""
+        """Whether ours lies within two standard errors of both together, or within `within`, of theirs."""
         if self.published is None or not math.isfinite(self.mean):
             return None if self.published is None else False
         apart = abs(self.mean - self.published.value)
         noise = math.hypot(self.sem or 0.0, self.published.spread or 0.0)
-        return apart <= max(2 * noise, 0.1 * abs(self.published.value))
+        least = 0.1 * abs(self.published.value) if self.within is None else self.within
+        return apart <= max(2 * noise, least)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
@@ -55,6 +56,11 @@ class HandwrittenDigits(Experiment):
     def conditions(self) -> tuple[str, ...]:
         """The rules, and at the higher rate."""
         return (*self.rules, *(f"{rule}{self._higher}" for rule in self.faster))
+
+    @property
+    def runs(self) -> str:
+        """Those of panel a, which panel b shows too."""
+        return "lillicrap2016/fig3a" if self.connected == 1 else self.name
 
     @property
     def _higher(self) -> str:
@@ -132,7 +138,7 @@ class HandwrittenDigits(Experiment):
             for name, curve in errors.items():
                 published = self.published.get(name.removesuffix(self._higher))
                 rows.append(Row(f"test error, {name}", curve.last, published, "%"))
-            claims += _compared(errors)
+            claims += self._compared(errors)
             lines = [Line.of(name, curve, dashed=name.endswith(self._higher)) for name, curve in errors.items()]
             panels.append(Panel(title="a", x="examples", y="test error (%)", lines=lines, log_y=True))
         if "b" in self.panels and angles:
@@ -145,36 +151,39 @@ class HandwrittenDigits(Experiment):
             )
         return Outcome(rows=rows, claims=claims, panels=panels)
 
-
-def _compared(errors: Mapping[str, Curve]) -> list[Claim]:
-    last = {rule: Row(rule, curve.last) for rule, curve in errors.items()}
-    claims = []
-    if {"bp", "fa"} <= errors.keys():
-        fa, bp = last["fa"], last["bp"]
-        noise = math.hypot(fa.sem or 0, bp.sem or 0)
-        claims.append(
-            Claim(
-                "FA ends at BP's test error or below",
-                fa.mean <= bp.mean + 2 * noise,
-                f"{fa.mean:.2f} % against {bp.mean:.2f} %",
+    def _compared(self, errors: Mapping[str, Curve]) -> list[Claim]:
+        """FA with BP at that of its rates which suits it best, and with the hidden layer standing still."""
+        last = {condition: fmean(curve.last) for condition, curve in errors.items()}
+        claims = []
+        propagated = {name: last[name] for name in ("bp", f"bp{self._higher}") if name in last}
+        if propagated and "fa" in last:
+            best = min(propagated, key=lambda name: propagated[name])
+            claims.append(
+                Claim(
+                    "FA ends at BP's test error (here: within 0.5 %)",
+                    abs(last["fa"] - last[best]) <= 0.5,
+                    f"{last['fa']:.2f} % against {last[best]:.2f} % ({best})",
+                )
             )
-        )
-        # Where the slower of the two gets to is where their speeds can be compared.
-        goal = max(fa.mean, bp.mean)
-        needed = {rule: _examples_until(errors[rule], goal) for rule in ("fa", "bp")}
-        claims.append(
-            Claim(
-                "FA learns just as quickly as BP",
-                needed["fa"] <= 1.1 * needed["bp"],
-                f"{goal:.2f} % after {needed['fa']:.3g} examples against {needed['bp']:.3g}",
+            # Where the slower of the two gets to is where their speeds can be compared.
+            goal = max(last["fa"], last[best])
+            needed = {name: _examples_until(errors[name], goal) for name in ("fa", best)}
+            claims.append(
+                Claim(
+                    "FA learns just as quickly as BP (here: at most half as many examples more)",
+                    needed["fa"] <= 1.5 * needed[best],
+                    f"{goal:.2f} % after {needed['fa']:.3g} examples against {needed[best]:.3g} ({best})",
+                )
             )
-        )
-    if {"shallow", "fa"} <= errors.keys():
-        fa, shallow = last["fa"].mean, last["shallow"].mean
-        claims.append(
-            Claim("FA teaches the hidden layer", fa < shallow, f"{fa:.2f} % against {shallow:.2f} % with W_0 fixed")
-        )
-    return claims
+        if {"shallow", "fa"} <= last.keys():
+            claims.append(
+                Claim(
+                    "FA teaches the hidden layer",
+                    last["fa"] < last["shallow"] - 0.5,
+                    f"{last['fa']:.2f} % against {last['shallow']:.2f} % with W_0 fixed",
+                )
+            )
+        return claims
 
 
 def _examples_until(curve: Curve, percent: float) -> float:
@@ -213,7 +222,9 @@ _READINGS = (
     "w = 0.3 by BP's held-out error, where the paper took the test set's: 8.1 %, 7.3 %, 6.7 % and 15.8 % for w = 0.2, 0.3, 0.4 "
     "and 0.5 after 5 epochs at 5 eta. Above 0.3, classes whose output units start saturated may stay unlearned.",
     "beta = 30 by FA's held-out error: 6.8 %, 4.9 %, 3.6 % and 3.0 % for beta = 1, 3, 10 and 30 (w = 0.2, 5 epochs at 5 eta).",
-    "The printed eta leaves BP far from its published error in 25 epochs, whatever w; so BP is also trained at 10 eta.",
+    "The printed eta leaves BP far from its published error in 25 epochs, whatever w; so BP is also trained at 10 eta, and FA, "
+    "whose hidden layer learns from signals a hundred times as large as BP's (beta / w), is compared with the better of the two.",
+    "Five seeds; the paper has 20.",
     "25 epochs, each in an order of its own; pixels from 0 to 1; biases start at zero and decay like weights.",
     "The angle is that of e B to e W, with e the error at the inputs of the output units, averaged over 256 test images.",
 )
@@ -250,12 +261,12 @@ FIG3_SPARSE = replace(
     title="Half of the connections between hidden layer and output, forward and back, on MNIST",
     source="Supplementary Figure 5",
     rules=("fa",),
-    faster=(),
-    minutes=12,
+    minutes=22,
     connected=0.5,
     published={"fa": Published(2.4)},
     readings=(
         *_READINGS,
-        "Half of the elements of W and of B are missing, independently; W_0 stays whole, and what is left is not rescaled.",
+        "Half of the elements of W and of B are missing, independently; W_0 stays whole, and what is left is not rescaled. BP, "
+        "which FA is to match, has the same half of W.",
     ),
 )

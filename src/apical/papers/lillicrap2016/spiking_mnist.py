@@ -175,8 +175,8 @@ def outcome(experiment: SpikingDigits, records: Mapping[str, Record]) -> Outcome
         mean = errors[main].values.mean(0)
         claims.append(
             Claim(
-                "a spiking network that integrates continuously learns by random feedback",
-                bool(mean[-1] < mean[0] / 2),
+                "a spiking network that integrates continuously learns by random feedback (here: test error below 10 %)",
+                bool(mean[-1] < 10),
                 f"test error {mean[0]:.1f} % before, {mean[-1]:.2f} % after",
             )
         )
@@ -209,7 +209,7 @@ def _simultaneous(record: Record) -> Claim:
     shares = {name: [f"{100 * v / sum(values):.0f}" for v in values] for name, values in changes.items()}
     evidence = (f"{name}s: {', '.join(share)} % of their change in steps 1, 2, ..." for name, share in shares.items())
     return Claim(
-        "teaching signals and potentials evolve at the same time",
+        "teaching signals and potentials evolve at the same time (so they are made here; this shows that they are)",
         peaks["potential"] == peaks["signal"],
         "; ".join(evidence),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -84,8 +85,16 @@ class Features(Experiment):
             claims.append(
                 Claim(
                     f"{rule}: classes lie further apart with depth (here: every layer has fewer nearest neighbours of another "
-                    "class in the plane than the input, and the last no more than the first)",
-                    max(means[1:]) < means[0] and means[-1] <= means[1],
+                    "class in the plane than the one before, or no more than a fifth of the input's)",
+                    all(after < before or after < means[0] / 5 for before, after in pairwise(means)),
+                    told,
+                )
+            )
+            claims.append(
+                Claim(
+                    f"{rule}: clusters are separated at the last layer except for stray points (here: at most 3 % of nearest "
+                    "neighbours of another class)",
+                    means[-1] <= 3,
                     told,
                 )
             )

@@ -47,8 +47,8 @@ class IndirectFeedback(Experiment):
         # A step too far takes some of it back, so its least is what was reached.
         least = np.nanmin(record.curves["train error"].values, axis=1)
         claim = Claim(
-            "IFA reaches a training error of 0 % (here: below 0.05 %)",
-            bool((least < 0.05).all()),
+            "IFA reaches a training error of 0 % (here: at most 0.01 %, by every seed)",
+            bool((least <= 0.01).all()),
             f"least {percents(least)} by seed; at the end {percents(train)}",
         )
         panel = Panel(
@@ -60,7 +60,7 @@ class IndirectFeedback(Experiment):
         )
         rows = [
             Row("test error", record.numbers["test error"], Published(3.9), "%"),
-            Row("train error", train, Published(0.0), "%"),
+            Row("train error", train, Published(0.0), "%", within=0.01),
         ]
         return Outcome(rows=rows, claims=[claim], panels=[panel], columns=1)
 
@@ -81,6 +81,7 @@ TEXT_IFA = IndirectFeedback(
     together=False,
     net=Net(4, 100),  # tanh: [R]
     readings=(
-        "tanh, the rate of the other MNIST networks (1e-4) and their stopping rule; the paper prints none of these here.",
+        "tanh, the rate of the other MNIST networks (1e-4) and their stopping rule; the paper prints none of these here. At this "
+        "rate, constant as the paper has it, a training error of a few hundredths of a percent goes up and down, once to 1 %.",
     ),
 )

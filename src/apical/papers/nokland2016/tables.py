@@ -12,7 +12,7 @@ import torch
 
 from apical.data import ImageData
 from apical.papers.experiment import Experiment, Task
-from apical.papers.nokland2016.training import ADVERSARIAL, BATCH, EPOCHS, MNIST_RATE, Net, Training, start
+from apical.papers.nokland2016.training import ADVERSARIAL, BATCH, EPOCHS, MNIST_RATE, Net, Training, flushed, start
 from apical.papers.outcome import Claim, Outcome, Published, Row
 from apical.papers.record import Record
 
@@ -78,7 +78,8 @@ class Table(Experiment):
             adversarial=ADVERSARIAL if net.variant == "ADV" else 0.0,
             decay=steps if net.variant == "DO" and self.decays else None,  # [R]
         )
-        curves = training.course(task, steps)
+        with flushed():
+            curves = training.course(task, steps)
         numbers = {name: curve.last for name, curve in curves.items()}
         return Record(curves=curves, numbers={**numbers, "epochs": [curves["test error"].x[-1]]})
 
@@ -117,8 +118,8 @@ class Mnist(Table):
             most = max(apart, key=lambda condition: abs(apart[condition]))
             claims.append(
                 Claim(
-                    "FA and DFA do about as well as BP (here: within half a percent on every row)",
-                    abs(apart[most]) <= 0.5,
+                    "FA and DFA do about as well as BP (here: within 0.3 % on every row, as in the table)",
+                    abs(apart[most]) <= 0.3,
                     f"furthest apart: {most}, {apart[most]:+.2f} % from BP",
                 )
             )
@@ -131,11 +132,9 @@ class Mnist(Table):
                     "test error " + ", ".join(f"{rule} {error:.1f} %" for rule, error in errors.items()),
                 )
             )
-        best = {
-            rule: min((error for name, error in test.items() if name.endswith(f", {rule}")), default=None)
-            for rule in ("bp", "dfa")
-        }
-        if best["bp"] is not None and best["dfa"] is not None and len(names) > 1:
+        both = [name for name in names if {f"{name}, bp", f"{name}, dfa"} <= test.keys()]
+        if len(both) > 1:
+            best = {rule: min(test[f"{name}, {rule}"] for name in both) for rule in ("bp", "dfa")}
             claims.append(
                 Claim(
                     "The best DFA result matches the best BP result (here: within 0.15 %)",
@@ -167,7 +166,7 @@ class Cifar(Table):
             bp, fa, dfa = (float(dropout[rule] or 0) for rule in RULES)
             claims.append(
                 Claim(
-                    "With dropout DFA comes closer to BP than FA does",
+                    "With dropout DFA comes closer to BP than FA does (not said in words; so it is in the table)",
                     abs(dfa - bp) < abs(fa - bp),
                     f"test error bp {bp:.1f} %, fa {fa:.1f} %, dfa {dfa:.1f} %",
                 )
@@ -176,12 +175,20 @@ class Cifar(Table):
 
 
 def rows_of(label: str, record: Record, cell: Cell | None) -> list[Row]:
-    """Test and train error beside the printed cell."""
+    """Test and train error beside the printed cell; where that has no train error, it is below what the table prints."""
     test = None if cell is None else Published(cell.test, cell.spread, cell.tag)
-    train = None if cell is None or cell.train is None else Published(cell.train, tag=cell.tag)
+    train = None if cell is None else Published(cell.train or 0.0, tag=cell.tag)
+    # Tenths of a percent tell the rules apart, on CIFAR as well.
+    error, gone = (0.0, 0.01) if cell is None else (min(0.1 * cell.test, 1.0), 0.01 if cell.test < 10 else 0.1)
     return [
-        Row(f"{label}: test error", record.numbers["test error"], test, "%"),
-        Row(f"{label}: train error", record.numbers["train error"], train, "%"),
+        Row(f"{label}: test error", record.numbers["test error"], test, "%", within=error),
+        Row(
+            f"{label}: train error",
+            record.numbers["train error"],
+            train,
+            "%",
+            within=gone if cell is None or cell.train is None else max(0.1 * cell.train, gone),
+        ),
     ]
 
 
@@ -196,11 +203,14 @@ OPEN = (
     "mean over epochs starts at 1: released code. Test errors are those of the last epoch.",
     "The spread's meaning and the number of runs are not stated; it is taken for a standard error.",
     "FA's first layer starts at zero as the paper says; in the released code it does not.",
+    "At most 300 epochs as in the paper; the released code stops after 299.",
+    "Where the table prints no train error, it is at most 0.01 % (CIFAR: 0.1 %), and so has to be ours. Test errors agree within "
+    "two standard errors, a tenth, or one percentage point where a tenth is more.",
 )
 MNIST_OPEN = (
     "The rate on plain MNIST is not printed: 1e-4, the released code's default and its rate for adversarial examples. "
     "BP on 2x800 has 6.8, 4.3 and 2.6 % error on 10,000 held-out training images after 5 epochs with 3e-5, 1e-4 and 3e-4: 1e-4 "
-    "is not the quickest.",
+    "is not the quickest. (A README of the released code has 2e-4 for adversarial examples in one version, 1e-4 in another.)",
 )
 TWO_BY_800 = TableRow(Net(2, 800), Cell(1.60, 0.06), Cell(1.64, 0.03), Cell(1.74, 0.08))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -79,6 +80,20 @@ def start(net: Net, rule: str, data: ImageData, seed: int, *, zero: bool | None 
     model = net.build(data.features, data.classes, generator, zero=zero)
     chosen = apical.rule(rule) if rule == "bp" else apical.rule(rule, init="nokland2016")
     return apical.attach(model, chosen, example_input=torch.zeros(2, data.features), generator=generator)
+
+
+@contextmanager
+def flushed() -> Iterator[None]:
+    """While open, denormal numbers count as zero, as they do on GPUs.
+
+    Gradients of very deep networks underflow, and arithmetic on such numbers takes several times as long. RMSprop adds 1e-8 to
+    what it divides by, so nothing would move by them.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 class Training:
