@@ -79,7 +79,7 @@ def number(mean: float | None, spread: float | None, unit: str) -> str:
     """
     if mean is None:
         return "did not converge"
-    unit = f" {unit}" if unit else ""
+    unit = f" {unit}" if unit and unit != "°" else unit
     digits = 2 if abs(mean) < 100 else 1
     shown = f"{mean:.{digits}f}" if abs(mean) >= 0.1 or mean == 0 else f"{mean:.3g}"
     if spread is None:
