@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from apical.data import ImageData, Split
 from apical.papers import Claim, Curve, Experiment, Line, Outcome, Panel, Published, Record, Row, find
 from apical.papers.course import course, spread
 from apical.papers.reproduce import reproduce
@@ -133,6 +134,30 @@ def test_what_is_asked_badly_is_refused_before_anything_is_written(tmp_path):
         reproduce(walk(), place, resume=True)
 
 
+def test_images_of_another_kind_are_refused_and_other_data_is_named(tmp_path, monkeypatch):
+    split = Split(torch.zeros(9, 1, 28, 28, dtype=torch.uint8), torch.arange(9))
+    kept = ImageData("x", split, split, 10, tuple("0123456789"))
+    monkeypatch.setattr("apical.papers.reproduce.images.load", lambda name: kept)
+    one = walk(data="uoft-cs/cifar10")
+    with pytest.raises(
+        ValueError, match=r"data: ylecun/mnist has images of \[1, 28, 28\] .* about uoft-cs/cifar10, \[3, 32, 32\]"
+    ):
+        reproduce(one, tmp_path / "run", data="ylecun/mnist")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "fashion").mkdir()
+    one = walk(data="ylecun/mnist")
+    commands = [reproduce(one, tmp_path / f"run-{d}", data=str(tmp_path / d))["command"] for d in ("mnist", "fashion")]
+    assert commands == ["apical reproduce lillicrap2016/walk", "apical reproduce lillicrap2016/walk --data fashion"]
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    reproduce(walk(), tmp_path / "run", scale=0.1)
+    (tmp_path / "run" / "records" / "slow-0-2.json").write_text("{")
+    with pytest.raises(ValueError, match=r"slow-0-2\.json is damaged .* delete it"):
+        reproduce(walk(), tmp_path / "run", scale=0.1, resume=True)
+
+
 def test_another_experiment_does_not_go_on_in_a_folder(tmp_path):
     reproduce(walk(), tmp_path / "run", scale=0.5)
     with pytest.raises(RunFolderError, match=r"scale: 0\.5 there, 0\.25 asked"):
@@ -144,6 +169,8 @@ def test_an_unknown_name_is_answered_with_the_nearest():
         find("lillicrap2016/fig2aa")
     with pytest.raises(ValueError, match="name one of lillicrap2016/"):
         find("lillicrap2016")
+    with pytest.raises(ValueError, match=r"name one of lillicrap2016/fig2a, lansdell2020/fig2a$"):
+        find("fig2a")
 
 
 def test_rows_agree_within_the_errors_of_both_or_ten_percent():
@@ -184,7 +211,12 @@ def test_a_longer_run_replaces_a_shorter_one_and_not_the_other_way_round(tmp_pat
     page = results.publish(tmp_path / "long", tmp_path / "results")
     with pytest.raises(ReportError, match="holds a longer run"):
         results.publish(tmp_path / "short", tmp_path / "results")
-    assert json.loads((tmp_path / "results" / "lillicrap2016" / "walk.json").read_text())["scale"] == 0.5
+    # Length goes before seeds.
+    reproduce(walk(), tmp_path / "few", scale=0.6, seeds=1)
+    results.publish(tmp_path / "few", tmp_path / "results")
+    with pytest.raises(ReportError, match="holds a longer run"):
+        results.publish(tmp_path / "long", tmp_path / "results")
+    assert json.loads((tmp_path / "results" / "lillicrap2016" / "walk.json").read_text())["scale"] == 0.6
     assert page.name == "lillicrap2016.md"
 
 

@@ -10,10 +10,11 @@ import tyro
 from rich.progress import Progress
 from rich.table import Table
 
-from apical.commands.terminal import config_in, console, new_folder, progress, slug
+from apical.commands.terminal import config_in, console, errors, new_folder, progress, slug
 from apical.papers import find
 from apical.papers.experiment import Watcher
 from apical.papers.reproduce import reproduce
+from apical.training.session import Interrupted
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Reproduce:
     resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Finish the experiment in this folder; every other option but --publish is read from it."""
     using: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Take finished conditions from the folder of another experiment of the same runs (fig2a from fig2)."""
+    """Take finished conditions from the folder of another experiment of the same runs (fig2a from fig2), with the same --data,
+    --seeds and --scale."""
     overwrite: bool = False
     """Delete the experiment in --folder first, if there is one."""
     publish: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
@@ -66,6 +68,8 @@ class Reproduce:
             if "experiment" not in kept:
                 raise ValueError(f"--resume: folder {folder} holds no experiment of `apical reproduce`; give another")
             chosen = find(kept["experiment"])
+            if self.name is not None and find(self.name) is not chosen:
+                raise ValueError(f"--resume: folder {folder} holds {chosen.name}, not {self.name}; leave the ID out")
             options = {
                 "seeds": len(kept["seeds"]),
                 "first_seed": kept["seeds"][0],
@@ -78,14 +82,17 @@ class Reproduce:
         else:
             chosen = find(self.name)
             folder = new_folder(self.folder, slug(chosen.name), overwrite=self.overwrite)
-        with progress() as display:
-            outcome = reproduce(
-                chosen,
-                folder,
-                **options,
-                resume=self.resume is not None,
-                announce=lambda condition, seeds: _watch(display, condition, seeds),
-            )
+        try:
+            with progress() as display:
+                outcome = reproduce(
+                    chosen,
+                    folder,
+                    **options,
+                    resume=self.resume is not None,
+                    announce=lambda condition, seeds: _watch(display, condition, seeds),
+                )
+        except KeyboardInterrupt:
+            raise Interrupted(f"go on with: apical reproduce --resume {folder}") from None
         for part in tables(outcome):
             console.print(part)
         console.print(f"report: {paper.write(folder)}")
@@ -96,9 +103,14 @@ class Reproduce:
 def _watch(display: Progress, condition: str, seeds: Any) -> Watcher:
     which = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
     line = display.add_task(f"{condition}, {which}", total=None, note="", visible=False)
+    told = errors.is_terminal
 
     def watcher(done: int, steps: int, note: str) -> None:
+        nonlocal told
         display.update(line, completed=done, total=steps, note=note, visible=done < steps)
+        if done >= steps and not told:
+            told = True
+            errors.print(f"{condition}, {which}: done", markup=False, highlight=False)
 
     return watcher
 

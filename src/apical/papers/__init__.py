@@ -54,7 +54,7 @@ def find(name: str) -> Experiment:
     """
     known = experiments()
     if name not in known:
-        of_paper = [one for one in known if one.startswith(f"{name}/")]
-        hint = f"name one of {', '.join(of_paper)}" if of_paper else nearest(name, known)
+        alike = [one for one in known if name in one.split("/")]
+        hint = f"name one of {', '.join(alike)}" if alike else nearest(name, known)
         raise ValueError(f"unknown experiment {name!r}; {hint}")
     return known[name]

@@ -75,6 +75,14 @@ class Experiment(ABC):
         return self.name.partition("/")[0]
 
 
+IMAGES: dict[str, tuple[tuple[int, int, int], int]] = {
+    "ylecun/mnist": ((1, 28, 28), 10),
+    "uoft-cs/cifar10": ((3, 32, 32), 10),
+    "uoft-cs/cifar100": ((3, 32, 32), 100),
+}
+"""Data sets that experiments name: shape of an image, classes."""
+
+
 @dataclass
 class Task:
     """One condition of an experiment, from some seeds: what `Experiment.run` is given.

@@ -20,7 +20,7 @@ import apical
 from apical import data as images
 from apical.files import write_json
 from apical.papers import experiments
-from apical.papers.experiment import Experiment, Task, Watcher
+from apical.papers.experiment import IMAGES, Experiment, Task, Watcher
 from apical.papers.record import Record
 from apical.training.compare import machine
 from apical.training.run import RunFolder
@@ -72,6 +72,8 @@ def reproduce(
         raise ValueError(f"{experiment.name} draws its own samples and takes no data; leave data out, got {data!r}")
     name = experiment.data if data is None else data
     loaded = None if name is None else images.load(name)
+    if loaded is not None:
+        _check(experiment, str(name), loaded)
     lengths = _scaled(experiment, experiment.steps(loaded), scale)
     config = {
         "experiment": experiment.name,
@@ -99,7 +101,7 @@ def reproduce(
     outcome = {
         "format": 1,
         **config,
-        "data": name if name is None or not Path(name).is_dir() else Path(name).resolve().name,
+        "data": None if name is None else _name(name),
         "title": experiment.title,
         "source": experiment.source,
         "length": experiment.length,
@@ -115,6 +117,11 @@ def reproduce(
     return outcome
 
 
+def _name(data: str) -> str:
+    """Without the path that a folder has on this machine."""
+    return Path(data).resolve().name if Path(data).is_dir() else data
+
+
 def shown(experiment: Experiment, records: dict[str, Record]) -> dict[str, Any]:
     """The experiment's outcome as plain dicts and lists, with what is computed from rows."""
     outcome = experiment.outcome(records)
@@ -124,8 +131,17 @@ def shown(experiment: Experiment, records: dict[str, Record]) -> dict[str, Any]:
     return plain
 
 
+def _check(experiment: Experiment, name: str, loaded: images.ImageData) -> None:
+    shape, classes = IMAGES[str(experiment.data)]
+    if (tuple(loaded.shape), loaded.classes) != (shape, classes):
+        raise ValueError(
+            f"data: {name} has images of {list(loaded.shape)} in {loaded.classes} classes, but {experiment.name} is about "
+            f"{experiment.data}, {list(shape)} in {classes} classes"
+        )
+
+
 def _command(experiment: Experiment, config: dict[str, Any]) -> str:
-    """The command that does the same; a data folder of this machine stands as what the experiment names."""
+    """The command that does the same; of a data folder only the name, and none where it is that of the experiment's."""
     words = ["apical", "reproduce", experiment.name]
     if len(config["seeds"]) != experiment.seeds:
         words += ["--seeds", str(len(config["seeds"]))]
@@ -135,8 +151,9 @@ def _command(experiment: Experiment, config: dict[str, Any]) -> str:
         words += ["--scale", f"{config['scale']:g}"]
     if len(config["conditions"]) < len(experiment.conditions):
         words += ["--only", *config["conditions"]]
-    if config["data"] != experiment.data and not Path(config["data"]).is_dir():
-        words += ["--data", config["data"]]
+    own = None if config["data"] is None else _name(config["data"])
+    if own is not None and own.rpartition("/")[2] != str(experiment.data).rpartition("/")[2]:
+        words += ["--data", own]
     return shlex.join(words)
 
 
@@ -206,7 +223,10 @@ def _record(
     slug = _slug(condition, seeds)
     path, place = home / "records" / f"{slug}.json", home / "tasks" / slug
     if path.exists():
-        return Record.of(json.loads(path.read_text()))
+        try:
+            return Record.of(json.loads(path.read_text()))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}); delete it, and resume the experiment") from error
     task = Task(condition, seeds, scale, lengths, place, loaded)
     if watcher is not None:
         task.watcher = watcher

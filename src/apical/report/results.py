@@ -68,7 +68,11 @@ def _outcomes(results: Path) -> list[dict[str, Any]]:
 
 def _summary(results: Path, outcomes: list[dict[str, Any]]) -> Path:
     page = results / "summary.md"
-    write_text(page, template("summary.md.jinja", extent=extent, anchor=_anchor).render(outcomes=outcomes))
+    missing = [name for name in experiments() if name not in {outcome["experiment"] for outcome in outcomes}]
+    text = template("summary.md.jinja", extent=extent, anchor=_anchor, duration=duration).render(
+        outcomes=outcomes, missing=missing, explained=(results / "README.md").exists()
+    )
+    write_text(page, text)
     return page
 
 
@@ -82,8 +86,8 @@ def _page(results: Path, paper: str, outcomes: list[dict[str, Any]]) -> Path:
     return page
 
 
-def _length(outcome: dict) -> float:
-    return outcome["scale"] * len(outcome["seeds"]) * len(outcome["conditions"])
+def _length(outcome: dict) -> tuple[float, int]:
+    return outcome["scale"], len(outcome["seeds"]) * len(outcome["conditions"])
 
 
 def _anchor(outcome: dict) -> str:

@@ -121,7 +121,7 @@ class FourAlgorithms(LinearFunction):
         published = {"reinforce": -2.3, "bp": -11.0, "fa": -12.0}
         rows = [
             Row(
-                f"log10 of the final normalized squared error, {rule}",
+                f"log10 of the final normalized squared error, seed by seed, {rule}",
                 np.log10(final[rule]).tolist(),
                 Published(published[rule], tag="T") if rule in published else None,
             )
