@@ -75,7 +75,9 @@ def test_updates_are_the_papers(rule, batch, shrink, faster, tmp_path):
 def test_rules_start_from_the_same_weights_and_every_seed_has_feedback_of_its_own():
     data = images(4)
     one = replace(FIG3A, hidden=50, weights=0.3, feedback=0.7)
-    (bp, _), (fa, learner), (other, second) = (one._learner(r, s, data) for r, s in (("bp", 1), ("fa", 1), ("fa", 2)))
+    (bp, _), (fa, learner), (other, second) = (
+        one._learner(r, s, data, 0.3) for r, s in (("bp", 1), ("fa", 1), ("fa", 2))
+    )
     bp, fa, other = (dict(model.named_parameters()) for model in (bp, fa, other))
     assert torch.equal(bp["1.weight"], fa["1.weight"])
     assert torch.equal(bp["3.weight"], fa["3.weight"])
@@ -160,7 +162,7 @@ def test_descriptions_have_the_papers_numbers():
     assert paper == ((1500, 1500, 1500), 100, 5, 1e-3, 1e-8, 0.05, 0.1, 0.95)
     assert FIG4.published == Published(1.8)
     assert all(one.tau == 0.9 for one in FIG4.dynamics.values())
-    assert FIG3A.conditions == ("shallow", "bp", "fa", "bp, 10 eta")
+    assert FIG3A.conditions == ("shallow", "bp", "fa", "bp, 10 eta", "fa, w = 0.2", "bp, 10 eta, w = 0.2")
     assert (FIG3B.conditions, FIG3_SPARSE.conditions) == (("fa",), ("fa", "bp, 10 eta"))
     assert FIG3B.runs == FIG3A.runs != FIG3_SPARSE.runs
     for one in (FIG3A, FIG3B, FIG3_SPARSE, FIG4):
