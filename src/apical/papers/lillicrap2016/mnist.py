@@ -175,8 +175,8 @@ class HandwrittenDigits(Experiment):
             best = min(propagated, key=lambda name: propagated[name])
             claims.append(
                 Claim(
-                    f"FA ends at BP's test error (here: within 0.5 %){where}",
-                    abs(last["fa"] - last[best]) <= 0.5,
+                    f"FA ends at BP's test error or below (here: at most 0.5 % above){where}",
+                    last["fa"] <= last[best] + 0.5,
                     f"{last['fa']:.2f} % against {last[best]:.2f} % ({best}); FA by seed "
                     + ", ".join(f"{value:.2f}" for value in errors["fa"].last),
                 )
