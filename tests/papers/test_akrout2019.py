@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -133,6 +135,16 @@ def test_claims_of_the_released_runs_can_fail():
     alone = small().outcome({"kp": record(1.6, 4)})
     assert len(alone.claims) == 1
     assert small().outcome({}).panels == []
+    undefined = small().outcome({"kp": record(1.6, math.nan), "fa": record(2.1, math.nan)})
+    assert not any(claim.holds for claim in undefined.claims)
+
+
+def test_the_papers_mirror_has_its_own_batch_and_two_epochs_of_mirroring(tmp_path):
+    chosen = settings(128)["wm, paper"]
+    assert (vars(chosen.rule.plasticity)["batch"], chosen.mirrored) == (2048, 2)
+    task = Task("wm, paper", (0,), 1.0, {"steps": 6}, tmp_path, images())
+    small().run(task)
+    assert task.restore("course")["parts"]["learner"]["adapted"] == 2 * 2 + 6  # type: ignore[index]
 
 
 @pytest.fixture(scope="module")
