@@ -147,7 +147,6 @@ class _Broadcast(torch.autograd.Function):
         ctx.error, ctx.taps, n = error, taps, len(taps)
         if taps:
             learns = ctx.needs_input_grad[3 + n : 3 + 2 * n]
-            ctx.shapes = [x.shape for x in edges[:n]]
             ctx.save_for_backward(
                 *(x if own else None for x, own in zip(edges, learns, strict=False)), *edges[n : 2 * n]
             )
@@ -162,9 +161,9 @@ class _Broadcast(torch.autograd.Function):
         n = len(ctx.taps)
         signals, increments = [], []
         if n:
-            kept, copies = ctx.saved_tensors, ctx.error.copies
-            for tap, x, D, shape in zip(ctx.taps, kept, kept[n:], ctx.shapes, strict=False):
-                signals.append(carry(rows, D, shape, copies=copies))
+            kept = ctx.saved_tensors
+            for tap, x, D in zip(ctx.taps, kept, kept[n:], strict=False):
+                signals.append(carry(rows, D, torch.Size((rows.shape[0], D.shape[1]))))
                 increments.append(None if x is None else _learned(tap.owner, tap.plasticity, D, x, ctx.error))
         word = e.new_empty(0)
         return e, None, None, *signals, *increments, *(word for _ in ctx.needs_input_grad[3 + 2 * n :])
