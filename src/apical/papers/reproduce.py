@@ -90,7 +90,7 @@ def reproduce(
     else:
         home.start(config)
     for path, record in found.items():
-        write_json(home.path / "records" / path, record)
+        write_json(home.path / "records" / path, record.asdict())
     records = {}
     for condition in chosen:
         parts = []
@@ -178,7 +178,7 @@ def _scaled(experiment: Experiment, full: Any, scale: float) -> dict[str, int]:
     return lengths
 
 
-def _finished(experiment: Experiment, folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+def _finished(experiment: Experiment, folder: Path, config: dict[str, Any]) -> dict[str, Record]:
     """File name -> record, of the conditions in another run's folder that are wanted and done."""
     there = RunFolder(folder).reopen()
     other = there.get("experiment")
@@ -198,7 +198,14 @@ def _finished(experiment: Experiment, folder: Path, config: dict[str, Any]) -> d
         )
     names = [_slug(one, share) for one in config["conditions"] for share in _shares(experiment, config["seeds"])]
     paths = [folder / "records" / f"{name}.json" for name in names]
-    return {path.name: json.loads(path.read_text()) for path in paths if path.exists()}
+    return {path.name: _kept(path) for path in paths if path.exists()}
+
+
+def _kept(path: Path) -> Record:
+    try:
+        return Record.of(json.loads(path.read_text()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, and resume the experiment") from error
 
 
 def _shares(experiment: Experiment, seeds: Sequence[int]) -> list[tuple[int, ...]]:
@@ -223,10 +230,7 @@ def _record(
     slug = _slug(condition, seeds)
     path, place = home / "records" / f"{slug}.json", home / "tasks" / slug
     if path.exists():
-        try:
-            return Record.of(json.loads(path.read_text()))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it, and resume the experiment") from error
+        return _kept(path)
     task = Task(condition, seeds, scale, lengths, place, loaded)
     if watcher is not None:
         task.watcher = watcher
