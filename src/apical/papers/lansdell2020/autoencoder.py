@@ -19,6 +19,7 @@ from apical.papers.lansdell2020.common import (
     Minibatches,
     Shared,
     iterations,
+    noisy,
     pixels,
     points,
     repeatable,
@@ -166,10 +167,8 @@ class Autoencoder(Shared):
             found = {"test loss": _losses(models, x_test)}
             sd = self.activation_noise if method.noisy else self.noise if method.rule == "np" else None
             if sd is not None:
-                handles = [apical.NoisyActivations(model, sd) for model in models]
-                found["test loss, noise on"] = _losses(models, x_test)
-                for one in handles:
-                    one.remove()
+                with noisy(models, sd):
+                    found["test loss, noise on"] = _losses(models, x_test)
             return found
 
         steps = task.lengths["iterations"]

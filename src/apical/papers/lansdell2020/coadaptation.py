@@ -21,6 +21,7 @@ from apical.papers.lansdell2020.common import (
     Shared,
     iterations,
     mean,
+    noisy,
     pixels,
     points,
     repeatable,
@@ -129,10 +130,8 @@ class CoAdaptation(Shared):
             models = copies.split()
             found = {"test error": _errors(models, x_test, y_test)}
             if noise is not None:
-                noisy = [apical.NoisyActivations(model, noise) for model in models]
-                found["test error, noise on"] = _errors(models, x_test, y_test)
-                for one in noisy:
-                    one.remove()
+                with noisy(models, noise):
+                    found["test error, noise on"] = _errors(models, x_test, y_test)
             if task.condition != "bp":
                 for model in models:
                     _add(found, apical.alignment(apical.learner_of(model), x_test[:500], y_test[:500], squared_error))

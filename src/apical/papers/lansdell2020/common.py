@@ -41,6 +41,17 @@ class Shared(Experiment):
 
 
 @contextmanager
+def noisy(models: Sequence[nn.Module], sd: float) -> Iterator[None]:
+    """While open, activities of all the networks get Gaussian noise."""
+    handles = [apical.NoisyActivations(model, sd) for model in models]
+    try:
+        yield
+    finally:
+        for one in handles:
+            one.remove()
+
+
+@contextmanager
 def repeatable(seed: int) -> Iterator[None]:
     """While open, PyTorch's global generator, which noisy activations draw from, goes on from `seed`."""
     with torch.random.fork_rng(devices=[]):
