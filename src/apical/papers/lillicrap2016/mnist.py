@@ -72,7 +72,7 @@ class HandwrittenDigits(Experiment):
 
     @property
     def _other(self) -> str:
-        return f", w = {self.smaller:g}" if self.smaller is not None else ", no other w"
+        return "" if self.smaller is None else f", w = {self.smaller:g}"
 
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
         """Updates."""
@@ -89,7 +89,7 @@ class HandwrittenDigits(Experiment):
         name = task.condition.removesuffix(self._other)
         rule = name.removesuffix(self._higher)
         rate = self.rate if rule == name else self.rate * self.factor
-        width = self.weights if name == task.condition or self.smaller is None else self.smaller
+        width = self.weights if self.smaller is None or name == task.condition else self.smaller
         model, learner = self._learner(rule, seed, task.data, width)
         # Mean over the batch times its size: a sum over examples, as that many updates online.
         decay = self.decay if self.shrink == "rate" else self.decay / rate
