@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,6 @@ from apical.registry import synapse_type
 from apical.rules import Rule
 from apical.synapse import Synapse
 from apical.wiring import Wiring
-
-if TYPE_CHECKING:
-    pass
 
 Criterion = Callable[[Any, Any], Tensor]
 """criterion(outputs, targets) -> losses [N], one per sample."""
