@@ -18,7 +18,8 @@ from apical.noise import NoisyActivations, NoisyInput
 from apical.pathway import Direct, Indirect, LayerWise, NoPathway, Scalar
 from apical.plasticity import Fixed, Gradient, Hebbian, Mirror, Perturbation, Signs, Transport
 from apical.registry import register_synapse
-from apical.replicate import Replicas, replicate
+from apical.replicas import Replicas
+from apical.replicate import replicate
 from apical.rules import Rule, rule, rules
 from apical.synapse import LinearSynapse, Synapse
 

@@ -15,10 +15,10 @@ from apical.copies import Streams, streams
 from apical.learner import LEARNER, Learner
 from apical.outputs import Which
 from apical.probe import probe
-from apical.rules import Rules
+from apical.sharing import Rules
 
 if TYPE_CHECKING:
-    from apical.replicate import Replicas
+    from apical.replicas import Replicas
 
 ExampleInput = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -139,6 +139,6 @@ def _for_copies(
 
 
 def _replicas(model: nn.Module) -> Replicas | None:
-    from apical.replicate import Replicas
+    from apical.replicas import Replicas
 
     return model if isinstance(model, Replicas) else None

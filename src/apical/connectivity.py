@@ -18,7 +18,8 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from apical.copies import Streams
 from apical.plasticity.base import Plasticity, keep_buffer
-from apical.rules import Rule, by_nearest
+from apical.rules import Rule
+from apical.sharing import by_nearest
 from apical.synapse import MASKS, Synapse
 
 if TYPE_CHECKING:

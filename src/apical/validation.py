@@ -10,7 +10,8 @@ from torch import nn
 
 from apical.probe import Probed
 from apical.registry import faults, synapse_type
-from apical.rules import Rule, Rules, as_rule, shared_out
+from apical.rules import Rule, as_rule
+from apical.sharing import Rules, shared_out
 from apical.synapse import Synapse
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from apical.attachment import learner_of
 from apical.data import ImageData, Split
 from apical.learner import Learner
-from apical.replicate import Replicas, replicate
+from apical.replicas import Replicas
+from apical.replicate import replicate
 from apical.rules import Rule
 from apical.training.checkpoint import CheckpointError
 from apical.training.config import TrainConfig

@@ -21,7 +21,7 @@ from apical.papers.course import course
 from apical.papers.experiment import Task
 from apical.papers.record import Curve
 from apical.replay import backpropagating
-from apical.replicate import Replicas
+from apical.replicas import Replicas
 
 BATCH = 64
 EPOCHS = 300  # the released code stops after 299

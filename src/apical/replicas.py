@@ -1,0 +1,206 @@
+"""Independent copies of a network in one module: copies lie side by side in the channels of every layer (see `replicate`)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apical.attachment import attach, attached, learner_of
+from apical.copies import Streams, generator_from, merged, tune
+from apical.learner import Learner
+from apical.outputs import over_tensors
+from apical.registry import synapse_type
+from apical.rules import Rule
+from apical.sharing import Rules, shared_out
+from apical.synapse import Synapse
+
+
+class Replicas(nn.Module):
+    """n copies of a network that are computed together and have nothing in common.
+
+    Made by `replicate`. Call it with the copies' batches, x [n, N, *]; it returns what the copies return, [n, N, *].
+
+    Attributes:
+        model: the network that holds all copies, with the names of the single one.
+        copies: n.
+    """
+
+    def __init__(self, model: nn.Module, copies: int, single: nn.Module) -> None:
+        super().__init__()
+        self.model, self.copies = model, copies
+        vars(self)["_single"] = (single,)  # Not a module of ours: it has no parameters to train.
+        vars(self).update(_example=None, _rules=None, _folded=None)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Every copy's output for its own batch: x [n, N, *] -> [n, N, *], for every tensor given and returned."""
+        result = self.model(*self.fold(args), **self.fold(kwargs))
+        return over_tensors(result, self._apart)
+
+    def fold(self, inputs: Any) -> Any:
+        """Batches [n, N, *] as `model` takes them: [N, n C, *]; for a tensor, or every tensor of a sequence or dict."""
+        return over_tensors(inputs, self._together)
+
+    def _together(self, x: Tensor) -> Tensor:
+        if x.dim() < 3 or x.shape[0] != self.copies:
+            raise ValueError(
+                f"input must be [copies, N, features, ...] with {self.copies} copies first, got shape {list(x.shape)}; "
+                f"x.expand({self.copies}, *x.shape) shows one batch to all"
+            )
+        kept = vars(self)["_folded"]
+        if kept is not None and kept[0] is x and kept[1] == x._version:
+            return kept[2]
+        folded = x.transpose(0, 1).flatten(1, 2)
+        # `Learner.adapt` knows the batch of the pass before by its identity.
+        vars(self)["_folded"] = None if x.requires_grad or x.is_inference() else (x, x._version, folded)
+        return folded
+
+    def _apart(self, y: Tensor) -> Tensor:
+        if y.dim() < 2 or y.shape[1] % self.copies:
+            raise ValueError(
+                f"the output has shape {list(y.shape)}, in which {self.copies} copies do not lie side by side; replicas need "
+                "a network that returns [N, outputs, ...]"
+            )
+        return y.unflatten(1, (self.copies, -1)).transpose(0, 1)
+
+    def split(self) -> list[nn.Module]:
+        """The copies as networks of their own, with weights, statistics and, where attached, rule, feedback and generator."""
+        (plain,) = vars(self)["_single"]
+        models = [copy.deepcopy(plain) for _ in range(self.copies)]
+        learner = attached(self)
+        if learner is not None:
+            example, rules = vars(self)["_example"], vars(self)["_rules"] or [dict(learner.rules)] * self.copies
+            shown = None if example is None else over_tensors(example, lambda x: x[0])
+            for model, rule, own in zip(models, rules, self.generators, strict=True):
+                drawn = generator_from(own.get_state(), own.device)
+                attach_like(learner, model, rule, shown, drawn).adapted = learner.adapted
+                drawn.set_state(own.get_state())
+        for model, state in zip(models, self.states(), strict=True):
+            model.load_state_dict(state)
+            model.train(self.training)
+        return models
+
+    @property
+    def generators(self) -> Sequence[torch.Generator]:
+        """The source of each copy's randomness, once a rule is attached."""
+        source = learner_of(self).generator
+        return source.own if isinstance(source, Streams) else [source]
+
+    def states(self) -> list[dict[str, Tensor]]:
+        """Each copy's state dict, with the names and shapes of a single network; views where there is more than a number."""
+        shares = [
+            (name, _over_copies(tensor, self.copies, dimension_of(self.model, name)))
+            for name, tensor in self.model.state_dict().items()
+        ]
+        return [{name: own[index] for name, own in shares} for index in range(self.copies)]
+
+    def load_states(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take what `states` gave, or the state dicts of single networks, one for each copy.
+
+        Raises:
+            ValueError: if one of them is of another structure.
+        """
+        mine = self.model.state_dict()
+        for number, (own, state) in enumerate(zip(self.states(), states, strict=True), 1):
+            if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
+                raise ValueError(f"state {number} is of a network built otherwise than these copies")
+        for name, tensor in mine.items():
+            put(tensor, [state[name] for state in states], dimension_of(self.model, name))
+
+    def optimizer_states(self, state: Mapping[int, Mapping[str, Any]]) -> list[dict[int, dict[str, Any]]]:
+        """Each copy's share of an optimizer's ``state_dict()["state"]``, as an optimizer of the single network would have it."""
+        shares: list[dict[int, dict[str, Any]]] = [{} for _ in range(self.copies)]
+        for key, shape, dimension in self._places():
+            for name, value in state.get(key, {}).items():
+                whole = isinstance(value, Tensor) and value.shape == shape
+                own = value.chunk(self.copies, dimension) if whole else [value] * self.copies
+                for share, part in zip(shares, own, strict=True):
+                    share.setdefault(key, {})[name] = part
+        return shares
+
+    def optimizer_state(self, states: Sequence[Mapping[int, Mapping[str, Any]]]) -> dict[int, dict[str, Any]]:
+        """What `optimizer_states` was given, from what it gave."""
+        found: dict[int, dict[str, Any]] = {}
+        for key, shape, dimension in self._places():
+            for name, value in states[0].get(key, {}).items():
+                own = [state[key][name] for state in states]
+                # As many entries as a copy's share of the parameter: not a number that belongs to all.
+                whole = isinstance(value, Tensor) and value.dim() and value.numel() * self.copies == shape.numel()
+                found.setdefault(key, {})[name] = torch.cat(own, dimension) if whole else value
+        return found
+
+    def _places(self) -> list[tuple[int, torch.Size, int]]:
+        """Every parameter's number in an optimizer of them all, its shape, and the dimension in which copies lie."""
+        named = self.model.named_parameters()
+        return [(key, p.shape, dimension_of(self.model, name)) for key, (name, p) in enumerate(named)]
+
+    def share_out(self, rules: Rules | Sequence[Rules]) -> tuple[dict[str, Rule] | Rules, list[Rules]]:
+        """What `model` is attached to so that each copy learns by its own rule, and these rules; given one, or one for each."""
+        if isinstance(rules, str | Rule | Mapping) or not isinstance(rules, Sequence):
+            return rules, [rules] * self.copies
+        if len(rules) != self.copies:
+            raise ValueError(f"rule must be one, or a list of {self.copies} for {self.copies} copies; got {len(rules)}")
+        layers = [name for name, module in self.model.named_modules() if synapse_type(module) is not None]
+        chosen = [shared_out(one, layers) for one in rules]
+        return {name: merged([own[name] for own in chosen]) for name in layers}, list(rules)
+
+    def tune(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        rates: Sequence[float] | None = None,
+        weight_decay: Sequence[float] | None = None,
+    ) -> None:
+        """Give copies learning rates and weight decay of their own, from the optimizer's next step on.
+
+        Args:
+            optimizer: of `torch.optim`, over the copies' parameters, whose steps are proportional to its learning rate:
+                SGD, Adam, AdamW, RMSprop, Adagrad and others of their kind. Schedulers work as usual.
+            rates: a factor of the optimizer's learning rate for each copy. None: 1 for all.
+            weight_decay: for each copy, of the kind the optimizer has (decoupled in AdamW), besides the optimizer's own, which
+                is to be 0. None: the optimizer's.
+
+        Raises:
+            ValueError: for another optimizer, or numbers that are not one for each copy.
+        """
+        dimensions = {id(p): dimension_of(self.model, name) for name, p in self.model.named_parameters()}
+        tune(optimizer, dimensions, self.copies, rates, weight_decay)
+
+
+def _over_copies(tensor: Tensor, copies: int, dimension: int = 0) -> Sequence[Tensor]:
+    """Each copy's share of a tensor in which they lie side by side; numbers belong to all."""
+    return [tensor] * copies if tensor.dim() == 0 else tensor.chunk(copies, dimension)
+
+
+def put(target: Tensor, shares: Sequence[Tensor], dimension: int) -> None:
+    """Fill an entry of the copies' state with that of each; numbers are the first's."""
+    with torch.no_grad():
+        target.copy_(shares[0] if target.dim() == 0 else torch.cat(list(shares), dimension))
+
+
+def attach_like(
+    learner: Learner,
+    model: nn.Module,
+    rule: Rules | Sequence[Rules],
+    example: Any,
+    generator: torch.Generator | Sequence[torch.Generator],
+) -> Learner:
+    """Attach `model`, of the same structure, as `learner` is attached to its own."""
+    return attach(
+        model,
+        rule,
+        example_input=example,
+        generator=generator,
+        output=learner._wiring.output,
+        connectivity=dict(learner.connectivity),
+    )
+
+
+def dimension_of(model: nn.Module, name: str) -> int:
+    """In which dimension of an entry of the state dict copies lie: direct feedback is [outputs, n features], the rest [n *]."""
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    return int(leaf in ("feedback", "feedback_mask") and not (isinstance(owner, Synapse) and not owner.pathway.wired))
