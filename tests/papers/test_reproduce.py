@@ -177,7 +177,13 @@ def test_rows_agree_within_the_errors_of_both_or_ten_percent():
     assert Row("a", [2.0, 2.2, 2.4], Published(2.0, 0.1)).agrees
     assert Row("a", [2.1], Published(2.0)).agrees
     assert not Row("a", [2.1], Published(2.0), within=0.05).agrees
-    assert Row("a", [2.0, 2.4], Published(2.0), within=0.0).agrees
+    assert Row("a", [2.0, 2.4], Published(2.0, 0.1), within=0.0).agrees
+    assert not Row("a", [2.0, 12.0], Published(2.0)).agrees
+    assert not Row("a", [2.0, 12.0], Published(2.0, 0.5)).agrees
+    assert Row("a", [2.0], Published(1.0, to=3.0)).agrees
+    assert Row("a", [3.2], Published(1.0, to=3.0)).agrees
+    assert not Row("a", [0.5], Published(1.0, to=3.0)).agrees
+    assert not Row("a", [3.5], Published(1.0, to=3.0)).agrees
     assert not Row("a", [2.3], Published(2.0)).agrees
     assert not Row("a", [float("nan")], Published(2.0)).agrees
     assert Row("a", [2.0]).agrees is None

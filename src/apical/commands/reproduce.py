@@ -117,7 +117,7 @@ def _watch(display: Progress, condition: str, seeds: Any) -> Watcher:
 
 def tables(outcome: dict[str, Any]) -> list[Table]:
     """An outcome for the terminal: ours beside theirs, then the claims."""
-    from apical.report.paper import extent, number
+    from apical.report.paper import extent, number, printed
 
     made = []
     shows = outcome["shows"]
@@ -129,9 +129,9 @@ def tables(outcome: dict[str, Any]) -> list[Table]:
         table.add_column("agrees")
         for row in shows["rows"]:
             theirs = row["published"]
-            printed = "" if theirs is None else number(theirs["value"], theirs["spread"], row["unit"])
+            published = "" if theirs is None else printed(theirs, row["unit"])
             verdict = {None: "", True: "yes", False: "no"}[row["agrees"]]
-            table.add_row(row["label"], number(row["mean"], row["sem"], row["unit"]), printed, verdict)
+            table.add_row(row["label"], number(row["mean"], row["sem"], row["unit"]), published, verdict)
         made.append(table)
     if shows["claims"]:
         table = Table(title=f"{outcome['experiment']}: what the paper says, {extent(outcome)}", title_justify="left")

@@ -11,8 +11,6 @@ import numpy as np
 
 from apical.papers.record import Curve
 
-AGREES = "within two standard errors of both together, or within 10 percent"
-
 
 @dataclass(frozen=True)
 class Published:
@@ -20,12 +18,14 @@ class Published:
 
     Args:
         value: as printed. spread: its ±, where there is one. tag: where it comes from, P printed, C code, N notebook or plot,
-            T third party, M from memory (reference.md, section 0).
+            T third party, M from memory (reference.md, section 0). to: where the source gives a range, its upper end; `value` is
+            the lower one.
     """
 
     value: float
     spread: float | None = None
     tag: Literal["P", "C", "N", "T", "M"] = "P"
+    to: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,19 @@ class Row:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether ours lies within two standard errors of both together, or within `within`, of theirs."""
-        if self.published is None or not math.isfinite(self.mean):
-            return None if self.published is None else False
-        apart = abs(self.mean - self.published.value)
-        noise = math.hypot(self.sem or 0.0, self.published.spread or 0.0)
-        least = 0.1 * abs(self.published.value) if self.within is None else self.within
-        return apart <= max(2 * noise, least)
+        """Whether ours lies within two standard errors of both together, or within `within`, of theirs.
+
+        Ours counts up to theirs or half of `within`: the more our seeds differ, the more would agree otherwise.
+        """
+        theirs = self.published
+        if theirs is None or not math.isfinite(self.mean):
+            return None if theirs is None else False
+        highest = theirs.value if theirs.to is None else theirs.to
+        apart = max(theirs.value - self.mean, self.mean - highest, 0.0)
+        spread = theirs.spread or 0.0
+        least = 0.1 * max(abs(theirs.value), abs(highest)) if self.within is None else self.within
+        own = min(self.sem or 0.0, max(spread, least / 2))
+        return apart <= max(2 * math.hypot(own, spread), least)
 
 
 @dataclass(frozen=True)

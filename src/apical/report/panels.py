@@ -16,7 +16,7 @@ from apical.report.scales import decades
 
 WIDTH, HEIGHT = 4.6, 3.3  # of a panel, in inches
 IMAGE = 1.5  # a side of a panel that is an image
-DASHES = ("-", "--", ":", "-.")
+MARKERS = ("", "o", "s", "^")
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "apical",
@@ -65,12 +65,12 @@ def draw(panels: Sequence[Mapping[str, Any]], columns: int, caption: str) -> str
 
 
 def _styles(panels: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
-    """Label -> colour and dash, the same in all panels; backpropagation is grey."""
+    """Label -> colour and marker, the same in all panels; backpropagation is grey. Dashes have a meaning of their own."""
     labels = list(dict.fromkeys(line["label"] for panel in panels for line in panel["lines"]))
     others = [label for label in labels if label != "bp"]
-    styles = {"bp": (REFERENCE.light, "-")}
+    styles = {"bp": (REFERENCE.light, "")}
     for index, label in enumerate(others):
-        styles[label] = (HUES[index % len(HUES)][0], DASHES[index // len(HUES) % len(DASHES)])
+        styles[label] = (HUES[index % len(HUES)][0], MARKERS[index // len(HUES) % len(MARKERS)])
     return styles
 
 
@@ -104,9 +104,16 @@ def _has_zero(panel: Mapping[str, Any]) -> bool:
 
 def _lines(axes: Axes, lines: Sequence[Mapping[str, Any]], styles: Mapping[str, tuple[str, str]]) -> None:
     for line in lines:
-        colour, dash = styles[line["label"]]
+        colour, marker = styles[line["label"]]
         x, y = _floats(line["x"]), _floats(line["y"])
-        axes.plot(x, y, dash if not line["dashed"] else "--", color=colour, label=line["label"], linewidth=1.5)
+        drawn = {
+            "color": colour,
+            "marker": marker,
+            "markevery": max(1, len(x) // 12),
+            "markersize": 3.5,
+            "linewidth": 1.5,
+        }
+        axes.plot(x, y, "--" if line["dashed"] else "-", label=line["label"], **drawn)
         if line["spread"] is not None:
             half = _floats(line["spread"])
             axes.fill_between(x, y - half, y + half, color=colour, alpha=0.18, linewidth=0)

@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from apical.papers import experiments
 from apical.report.atomic import write_text
 from apical.report.comparison import ReportError
 from apical.report.panels import draw
@@ -28,7 +29,7 @@ def write(folder: Path) -> Path:
     path = folder / "report.html"
     write_text(
         path,
-        template("paper.html.jinja", number=number, extent=extent, duration=duration).render(
+        template("paper.html.jinja", number=number, printed=printed, extent=extent, duration=duration).render(
             outcome=outcome,
             shows=outcome["shows"],
             figure=None if svg is None else Markup(svg[svg.index("<svg") :]),
@@ -66,9 +67,11 @@ def extent(outcome: Mapping[str, Any]) -> str:
     """How far it was run, in words that go with every table and figure."""
     count, scale = len(outcome["seeds"]), outcome["scale"]
     seeds = f"{count} seed{'s' if count > 1 else ''}"
-    if scale == 1:
-        return f"full length ({outcome['length']}), {seeds}"
-    return f"{scale:.3g} of the full length ({outcome['length']}), {seeds}"
+    known = experiments().get(outcome["experiment"])
+    done, most = len(outcome["conditions"]), 0 if known is None else len(known.conditions)
+    part = f", {done} of {most} conditions" if done < most else ""
+    full = "full length" if scale == 1 else f"{scale:.3g} of the full length"
+    return f"{full} ({outcome['length']}), {seeds}{part}"
 
 
 def number(mean: float | None, spread: float | None, unit: str) -> str:
@@ -85,6 +88,17 @@ def number(mean: float | None, spread: float | None, unit: str) -> str:
     if spread is None:
         return shown + unit
     return f"{shown} ± {spread:.{digits}f}{unit}" if abs(mean) >= 0.1 else f"{shown} ± {spread:.1g}{unit}"
+
+
+def printed(published: Mapping[str, Any], unit: str) -> str:
+    """A published figure: with its ±, or as the range that it is.
+
+    >>> printed({"value": 2.4, "spread": None, "to": None}, "%"), printed({"value": 15, "spread": None, "to": 20}, "°")
+    ('2.40 %', '15.00 to 20.00°')
+    """
+    if published.get("to") is None:
+        return number(published["value"], published["spread"], unit)
+    return f"{number(published['value'], None, '')} to {number(published['to'], None, unit)}"
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ from apical.files import write_json
 from apical.papers import PAPERS, experiments
 from apical.report.atomic import write_text
 from apical.report.comparison import ReportError
-from apical.report.paper import duration, extent, figure, number, read
+from apical.report.paper import duration, extent, figure, number, printed, read
 from apical.report.templates import template
 
 
@@ -69,7 +69,7 @@ def _outcomes(results: Path) -> list[dict[str, Any]]:
 def _summary(results: Path, outcomes: list[dict[str, Any]]) -> Path:
     page = results / "summary.md"
     missing = [name for name in experiments() if name not in {outcome["experiment"] for outcome in outcomes}]
-    text = template("summary.md.jinja", extent=extent, anchor=_anchor, duration=duration).render(
+    text = template("summary.md.jinja", extent=extent, anchor=_anchor, duration=duration, shared=_shared).render(
         outcomes=outcomes, missing=missing, explained=(results / "README.md").exists()
     )
     write_text(page, text)
@@ -79,15 +79,23 @@ def _summary(results: Path, outcomes: list[dict[str, Any]]) -> Path:
 def _page(results: Path, paper: str, outcomes: list[dict[str, Any]]) -> Path:
     own = [outcome for outcome in outcomes if outcome["experiment"].startswith(f"{paper}/")]
     page = results / f"{paper}.md"
-    text = template("results.md.jinja", number=number, extent=extent, duration=duration, cell=_cell).render(
-        paper=paper, title=PAPERS[paper], outcomes=own
-    )
+    text = template(
+        "results.md.jinja", number=number, printed=printed, extent=extent, duration=duration, shared=_shared, cell=_cell
+    ).render(paper=paper, title=PAPERS[paper], outcomes=own)
     write_text(page, text)
     return page
 
 
 def _length(outcome: dict) -> tuple[float, int]:
     return outcome["scale"], len(outcome["seeds"]) * len(outcome["conditions"])
+
+
+def _shared(outcome: dict, outcomes: list[dict]) -> str:
+    """In words, of which other experiment these are the runs, and this one a view."""
+    name, known = outcome["experiment"], experiments()
+    alike = [one["experiment"] for one in outcomes if known[one["experiment"]].runs == known[name].runs]
+    whole = next((one for one in alike if one == known[one].runs), alike[0])
+    return "" if whole == name else f", the runs of {whole.partition('/')[2]}"
 
 
 def _anchor(outcome: dict) -> str:
