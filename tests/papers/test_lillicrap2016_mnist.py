@@ -124,7 +124,7 @@ def test_what_figure_3_shows_is_judged_by_its_curves():
         "fa": record([90, 6, 3, 2.1], [90, 50, 45, 44]),
     }
     shown = FIG3A.outcome(good)
-    assert [claim.holds for claim in shown.claims] == [True] * 4
+    assert [claim.holds for claim in shown.claims] == [True] * 5
     assert {row.label: row.agrees for row in shown.rows if row.published} == {
         "test error, shallow": True,
         "test error, bp": True,
@@ -132,11 +132,14 @@ def test_what_figure_3_shows_is_judged_by_its_curves():
     }
     assert [panel.title for panel in shown.panels] == ["a", "b"]
     bad = {**good, "fa": record([90, 40, 20, 8], [90, 88, 40, 70])}
-    assert [claim.holds for claim in FIG3A.outcome(bad).claims] == [False] * 4
+    assert [claim.holds for claim in FIG3A.outcome(bad).claims] == [False] * 5
+    near = {**good, "fa": record([90, 6, 3, 2.7], [90, 50, 45, 44])}
+    assert [claim.holds for claim in FIG3A.outcome(near).claims][:2] == [False, True]
+    assert [claim.text[:15] for claim in FIG3_SPARSE.outcome(near).claims][:2] == ["FA matches BP's", "FA learns just "]
     assert not FIG3A.outcome({}).rows
     assert not FIG3B.outcome({"fa": record([90, 80])}).panels
     # BP ends at 2.4; FA gets there two thirds of the way between its last measurements.
-    assert shown.claims[1].evidence == "2.40 % after 2.67 examples against 3 (bp)"
+    assert shown.claims[2].evidence == "2.40 % after 2.67 examples against 3 (bp)"
     higher = FIG3A.outcome({"bp, 10 eta": good["bp"]})
     assert [(row.label, row.agrees) for row in higher.rows] == [("test error, bp, 10 eta", True)]
 

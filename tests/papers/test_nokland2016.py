@@ -12,9 +12,10 @@ from apical.papers.nokland2016.curves import FIG2_RIGHT
 from apical.papers.nokland2016.features import FIG3, activities, neighbour_error
 from apical.papers.nokland2016.frozen import FIG2_LEFT
 from apical.papers.nokland2016.indirect import TEXT_IFA
-from apical.papers.nokland2016.tables import TABLE1, TABLE2, TABLE3
+from apical.papers.nokland2016.tables import TABLE1, TABLE2, TABLE3, Cell, rows_of
 from apical.papers.nokland2016.theorem import THEOREM1, Layers, held_cost, held_error
 from apical.papers.nokland2016.training import BATCH, Net, Training, start
+from apical.papers.record import Curve, Record
 
 RATE = 1e-3
 
@@ -193,6 +194,37 @@ def test_the_frozen_phase_is_the_same_for_both_rules_and_the_first_layer_learns_
     np.testing.assert_allclose(bp.values[:, :count], dfa.values[:, :count], atol=1e-9)
     assert not np.allclose(bp.values, dfa.values)
     assert FIG2_LEFT.outcome(records).panels
+
+
+@pytest.mark.parametrize(("first", "late", "rises", "goes"), [(9.0, 0.05, True, True), (4.0, 0.2, False, False)])
+def test_what_figure_2_left_shows_is_judged_by_means_over_epochs(first, late, rises, goes):
+    x = np.arange(0.25, 15.1, 0.25)
+    errors = np.where(x <= 5, 5.0, np.where(x <= 6, first, np.where(x <= 10, 1.0, late)))
+    # One point that does not belong decides nothing.
+    errors[-1], errors[22] = 0.1 - late / 5, 7.0 - first / 3
+    made = Record(
+        curves={"train error": Curve(x.tolist(), [errors.tolist()])},
+        numbers={"frozen": [5.0], "test error": [3.0]},
+        arrays={"unfrozen at": 5.0},
+    )
+    shown = FIG2_LEFT.outcome({"dfa": made})
+    assert [claim.holds for claim in shown.claims] == [goes, rises, True]
+    assert [(row.label, row.agrees) for row in shown.rows if row.published] == [
+        ("dfa: train error, first layer frozen", True),
+        ("dfa: train error, 5 epochs after", False),
+        ("dfa: train error at the end", goes),
+    ]
+
+
+def test_a_blank_cell_is_a_bound():
+    def agree(train: float, cell: Cell) -> list[bool | None]:
+        made = Record(numbers={"test error": [1.6], "train error": [train]})
+        return [row.agrees for row in rows_of("", made, cell)]
+
+    assert agree(0.01, Cell(1.60, 0.06)) == [True, True]
+    assert agree(0.02, Cell(1.60, 0.06)) == [True, False]
+    assert agree(0.12, Cell(1.60, 0.06, 0.12)) == [True, True]
+    assert agree(0.0, Cell(1.60, 0.06, 0.12)) == [True, False]
 
 
 def test_a_step_of_the_weights_changes_l_by_what_the_theorem_says():

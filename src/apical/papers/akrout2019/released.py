@@ -123,7 +123,7 @@ class Released(Experiment):
                 place + step % per_epoch * self.batch if len(train) > self.batch else place[: len(train)]
             )
             if step == 0:
-                for _ in range(setting.mirrored * math.ceil(steps / self.epochs)):
+                for _ in range(setting.mirrored * per_epoch):
                     learner.adapt(x, y, binary_cross_entropy)
             binary_cross_entropy(model(x), y).mean().backward()
             optimizer.step()

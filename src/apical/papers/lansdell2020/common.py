@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,8 +15,11 @@ import apical
 from apical.data import ImageData
 from apical.data.images import Split
 from apical.papers.experiment import Experiment
+from apical.papers.outcome import Published
 
 BATCH = 32
+LAYERS = {"layer 1": "3", "layer 2": "5"}
+"""The paper's name -> name of the synapse in `lansdell2020_mlp`; its W2 is read as the matrix of the output [R]."""
 
 DATA = (
     "Training images are the last 55 000 of MNIST's 60 000, as in TensorFlow's split [C]; minibatches of 32 are drawn with "
@@ -97,6 +101,33 @@ class Minibatches:
     def draw(self) -> Tensor:
         """Indices [copies, 32]."""
         return torch.stack([torch.randint(self.n, (BATCH,), generator=one) for one in self.streams.values()])
+
+
+def by_layer(alignment: Mapping[str, apical.SynapseAlignment]) -> dict[str, float]:
+    """What figures 2 and 4 show: "relative error, layer 1" and so on; sign congruence in percent."""
+    found = {}
+    for layer, name in LAYERS.items():
+        one = alignment[name]
+        congruence = one.sign_congruence
+        values = {
+            "relative error": one.relative_error,
+            "angle": one.layer_angle,
+            "sign congruence": None if congruence is None else 100 * congruence,
+        }
+        found |= {f"{key}, {layer}": math.nan if value is None else value for key, value in values.items()}
+    return found
+
+
+def by_eye(value: float | tuple[float, float] | None) -> Published | None:
+    """What the authors' notebook shows [N], a number or the two ends of a range."""
+    if value is None or isinstance(value, float | int):
+        return None if value is None else Published(value, tag="N")
+    return Published(value[0], tag="N", to=value[1])
+
+
+def told(values: Mapping[str, float]) -> str:
+    """Name and value, in words."""
+    return ", ".join(f"{value:.3g} ({name})" for name, value in values.items())
 
 
 def mean(values: Sequence[float]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,19 +17,20 @@ from apical.papers.lansdell2020.accumulate import regress
 from apical.papers.lansdell2020.common import (
     BATCH,
     DATA,
+    LAYERS,
     Shared,
+    by_eye,
+    by_layer,
     iterations,
     mean,
     pixels,
     seeded,
+    told,
     training,
     zero_feedback,
 )
 from apical.papers.outcome import Claim, Line, Outcome, Panel, Published, Row
 from apical.papers.record import Curve, Record
-
-LAYERS = {"layer 1": "3", "layer 2": "5"}
-"""The paper's name -> name in the network; its W2 is read as the matrix of the output [R]."""
 
 MEASURES = {"relative error": "", "angle": "°", "sign congruence": "%"}
 
@@ -44,10 +45,13 @@ PANELS = {
     "e": (WIDTHS, "angle"),
 }
 
-# Ends of the curves in the authors' notebook, by eye [N].
-PUBLISHED = {
+SWEPT = [name for name, c in NOISES.items() if c]
+"""Noise levels in the code; c = 0 is not."""
+
+# Ends of the curves in the authors' notebook, by eye [N]; two numbers are a range.
+PUBLISHED: dict[tuple[str, str], dict[str, float | tuple[float, float]]] = {
     ("relative error", "layer 1"): {
-        **dict.fromkeys(NOISES, 0.65),
+        **dict.fromkeys(SWEPT, 0.65),
         **dict(zip(WIDTHS, (1.5, 2.2, 3.6, 6), strict=True)),
     },
     ("relative error", "layer 2"): {
@@ -56,19 +60,19 @@ PUBLISHED = {
         "c = 0.1": 0.037,
         **dict(zip(WIDTHS, (0.02, 0.02, 0.1, 0.012), strict=True)),
     },
-    ("angle", "layer 1"): {**dict.fromkeys(NOISES, 1.25), **dict(zip(WIDTHS, (1.2, 2, 3.7, 7), strict=True))},
-    ("angle", "layer 2"): {**dict.fromkeys(NOISES, 0.2), **dict.fromkeys(WIDTHS, 0.27)},
-    ("sign congruence", "layer 1"): dict.fromkeys(NOISES, 82),
-    ("sign congruence", "layer 2"): dict.fromkeys(NOISES, 99.5),
+    ("angle", "layer 1"): {**dict.fromkeys(SWEPT, (1, 1.5)), **dict(zip(WIDTHS, (1.2, 2, 3.7, 7), strict=True))},
+    ("angle", "layer 2"): {**dict.fromkeys(SWEPT, 0.2), **dict.fromkeys(WIDTHS, 0.27)},
+    ("sign congruence", "layer 1"): dict.fromkeys(SWEPT, 82),
+    ("sign congruence", "layer 2"): dict.fromkeys(SWEPT, (99, 100)),
 }
-for _values in PUBLISHED.values():
-    _values.pop("c = 0", None)  # Not in the code.
+LEAST = 0.008
+"""The relative error of the top matrix that the text gives [P]."""
 
 
 STATEMENTS: dict[str, tuple[str, Callable[[list[float], list[float]], bool], str]] = {
     "relative error": (
         "the relative error of the top matrix comes down to 0.8 %, that of layer 1 stays far larger",
-        lambda top, lower: min(top) < 0.01 and min(lower) > 10 * min(top),
+        lambda top, lower: min(top) <= LEAST and min(lower) > 10 * min(top),
         "",
     ),
     "angle": ("both angles come close to 0", lambda top, lower: max(*top, *lower) < 5, "degrees: "),
@@ -127,15 +131,7 @@ class Convergence(Shared):
 
         def measure() -> dict[str, list[float]]:
             found = apical.alignment(learner, h_test, y_test, squared_error)
-            values = {}
-            for layer, name in LAYERS.items():
-                one = found[name]
-                assert one.relative_error is not None
-                assert one.sign_congruence is not None
-                values[f"relative error, {layer}"] = [one.relative_error]
-                values[f"angle, {layer}"] = [float("nan") if one.layer_angle is None else one.layer_angle]
-                values[f"sign congruence, {layer}"] = [100 * one.sign_congruence]
-            return values
+            return {name: [value] for name, value in by_layer(found).items()}
 
         curves = regress(
             task,
@@ -162,8 +158,7 @@ class Convergence(Shared):
                         continue
                     curve = records[condition].curves[f"{measure}, {layer}"]
                     lines.append(Line.of(condition, curve))
-                    theirs = PUBLISHED.get((measure, layer), {}).get(condition)
-                    published = None if theirs is None else Published(theirs, tag="N")
+                    published = by_eye(PUBLISHED.get((measure, layer), {}).get(condition))
                     rows.append(Row(f"{measure}, {layer}, {condition}", curve.last, published, unit))
                 if lines:
                     panels.append(
@@ -176,17 +171,20 @@ class Convergence(Shared):
                             log_y=measure != "sign congruence",
                         )
                     )
+        ends = {c: records[c].curves["relative error, layer 2"].last for c in SWEPT if c in records}
+        if "a" in self.shows and ends:
+            best = min(ends, key=lambda c: mean(ends[c]))
+            rows.append(Row(f"relative error, layer 2, at the best noise ({best})", ends[best], Published(LEAST)))
         return Outcome(rows=rows, claims=self._claims(records), panels=panels, columns=2)
 
     def _claims(self, records: Mapping[str, Record]) -> list[Claim]:
-        def ends(measure: str, layer: str, conditions: Mapping[str, float]) -> dict[str, float]:
+        def ends(measure: str, layer: str, conditions: Iterable[str]) -> dict[str, float]:
             return {one: mean(records[one].curves[f"{measure}, {layer}"].last) for one in conditions if one in records}
 
         claims = []
         shown = {PANELS[letter][1] for letter in self.shows if PANELS[letter][0] is NOISES}
-        noisy = {name: c for name, c in NOISES.items() if c}
         for measure, (statement, holds, unit) in STATEMENTS.items():
-            top, lower = (ends(measure, layer, noisy) for layer in ("layer 2", "layer 1"))
+            top, lower = (ends(measure, layer, SWEPT) for layer in ("layer 2", "layer 1"))
             if measure in shown and top:
                 claims.append(
                     Claim(
@@ -204,11 +202,6 @@ class Convergence(Shared):
         return claims
 
 
-def told(values: Mapping[str, float]) -> str:
-    """Name and value, in words."""
-    return ", ".join(f"{value:.3g} ({name})" for name, value in values.items())
-
-
 FIG4 = Convergence(
     name="lansdell2020/fig4",
     title="Convergence of the feedback with weights that stand still: all panels",
@@ -222,6 +215,7 @@ FIG4 = Convergence(
     family="lansdell2020/fig4",
     readings=(
         DATA,
+        "The error of 0.8 % is the only number printed; the others are ends of curves in the authors' notebook, by eye.",
         "c = 0 is regression on the true gradient [R]; the sweep over widths has c = 0.01 [R].",
         "The paper's W2 with an error of 0.8 % is read as the matrix of the output, as its plots have it [R].",
         "Sums V and S are taken over batches that grow from 32 to 8192 samples, as weights stand still; B starts at 0.",

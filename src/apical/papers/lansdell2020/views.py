@@ -87,7 +87,7 @@ def _order(records: Mapping[str, Record]) -> list[Claim]:
             claims.append(Claim(text, found[one] < found[other], f"{found[one]:.1f} and {found[other]:.1f}"))
 
     below("np", "bp", "NP is better than BP")
-    below("sg", "bp", "SG is better than BP")
+    below("sg", "bp", "SG is better than BP (not said in words; so it is in the table)")
     below("dae", "bp", "DAE is better than BP")
     below("np", "bp, tuned rate", "NP is better than BP at the rate its search found (not compared in the paper)")
     below("bp, noise", "bp", "noise helps BP")
@@ -117,7 +117,7 @@ def _worst(records: Mapping[str, Record]) -> list[Claim]:
     nearest = max(others, key=lambda name: others[name])
     return [
         Claim(
-            "FA performs poorly, worse than all others",
+            "FA performs poorly (here: worse than all others)",
             found["fa"] > others[nearest],
             f"{found['fa']:.1f}; next is {nearest}, {others[nearest]:.1f}",
         )

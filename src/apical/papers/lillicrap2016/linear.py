@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -118,12 +119,17 @@ class FourAlgorithms(LinearFunction):
         curves = {rule: record.curves[ERROR] for rule, record in records.items()}
         final = {rule: np.asarray(curve.last) for rule, curve in curves.items()}
         # A picture of the preprint's figure, read by eye.
-        published = {"reinforce": -2.3, "bp": -11.0, "fa": -12.0}
+        published = {
+            "shallow": Published(math.log10(0.5), tag="T", to=math.log10(0.9)),
+            "reinforce": Published(-2.3, tag="T"),
+            "bp": Published(-11.0, tag="T"),
+            "fa": Published(-12.0, tag="T"),
+        }
         rows = [
             Row(
                 f"log10 of the final normalized squared error, seed by seed, {rule}",
                 np.log10(final[rule]).tolist(),
-                Published(published[rule], tag="T") if rule in published else None,
+                published.get(rule),
             )
             for rule in final
         ]
@@ -131,9 +137,10 @@ class FourAlgorithms(LinearFunction):
         if "shallow" in final:
             claims.append(
                 Claim(
-                    "Shallow learning: the loss hardly decreases",
-                    bool(final["shallow"].mean() > 0.3),
-                    f"final error {final['shallow'].mean():.2g}; 20 random hidden units of 30 inputs leave at least 1/3",
+                    "Shallow learning: the loss hardly decreases (here: at least half of it is left)",
+                    bool(final["shallow"].mean() >= 0.5),
+                    f"final error {final['shallow'].mean():.2g}; the least that 20 random hidden units of 30 inputs can leave is "
+                    "about 1/3",
                 )
             )
         if {"reinforce", "bp"} <= final.keys():
@@ -172,7 +179,7 @@ class FourAlgorithms(LinearFunction):
             f"{a:.0f} against {b:.0f} to {level:g}" for a, b, level in zip(ours, theirs, levels, strict=True)
         )
         return Claim(
-            "Feedback alignment learns as quickly as backpropagation",
+            "Feedback alignment learns as quickly as backpropagation (here: with at most a quarter more examples)",
             all(a <= 1.25 * b for a, b in zip(ours, theirs, strict=True)),
             f"examples, mean over seeds: {told}",
         )
@@ -198,7 +205,9 @@ class Angle(LinearFunction):
                 f"{first:.1f} before the first example, mean over seeds",
             ),
             Claim(
-                "It soon shrinks", bool(last < first - 30), f"{last:.1f} at the end; below 45 after {_when(curve, 45)}"
+                "It soon shrinks (here: below 45 degrees within a quarter of the examples)",
+                bool(reached(curve, 45).mean() <= curve.x[-1] / 4),
+                f"below 45 after {_when(curve, 45)}; {last:.1f} at the end",
             ),
             Claim("It never reaches zero", bool(least > 1), f"the smallest of any seed at any time is {least:.1f}"),
         ]
@@ -228,10 +237,11 @@ READINGS = (
 RATES = {"shallow": 10.0, "reinforce": 3e-3, "bp": 0.01, "fa": 0.01}
 NOISE = 0.01  # [R]
 SEARCH = (
-    "Rates by search for speed (the paper's by hand, not printed): the least mean log error over the run, on ten other seeds. "
-    "bp and fa: 1e-3 to 2e-2 in steps of 1, 2, 5, 7; next to the 0.01 chosen, fa diverges at 0.012, and bp is slower at 0.012 "
-    "and diverges at 0.02. Shallow: 1e-3 to 50 in steps of 1, 2, 5. Node perturbation: 1e-4 to 3e-3 in "
-    "steps of 1, 2, 3 (5e-3 diverges) with noise 0.01; noise 0.03 and 0.3 are slower."
+    "Rates by search for speed (the paper's by hand, not printed), as there by the error that is shown: the least mean log "
+    "error over the run, of ten other seeds. bp and fa: 1e-3 to 2e-2 in steps of 1, 2, 5, 7; next to the 0.01 chosen, fa "
+    "diverges at 0.012, and bp is slower at 0.012 and diverges at 0.02. Shallow: 1e-3 to 50 in steps of 1, 2, 5. Node "
+    "perturbation: 1e-4 to 3e-3 in steps of 1, 2, 3 (5e-3 diverges) with noise 0.01; noise 0.03 and 0.3 are slower. "
+    "Shallow learning is as quick as it can be at 10; at 0.1 and 1e-3 it leaves 0.80 and 1.00 of the error."
 )
 FIG2A = FourAlgorithms(
     name="lillicrap2016/fig2a",

@@ -173,14 +173,12 @@ class HandwrittenDigits(Experiment):
         propagated = {name: last[name] for name in ("bp", f"bp{self._higher}") if name in last}
         if propagated and "fa" in last:
             best = min(propagated, key=lambda name: propagated[name])
-            claims.append(
-                Claim(
-                    f"FA ends at BP's test error or below (here: at most 0.5 % above){where}",
-                    last["fa"] <= last[best] + 0.5,
-                    f"{last['fa']:.2f} % against {last[best]:.2f} % ({best}); FA by seed "
-                    + ", ".join(f"{value:.2f}" for value in errors["fa"].last),
-                )
-            )
+            told = f"{last['fa']:.2f} % against {last[best]:.2f} % ({best}); FA by seed "
+            told += ", ".join(f"{value:.2f}" for value in errors["fa"].last)
+            if self.connected == 1:
+                claims.append(Claim(f"FA ends at BP's test error or below{where}", last["fa"] <= last[best], told))
+            near = last["fa"] <= last[best] + 0.5
+            claims.append(Claim(f"FA matches BP's test error (here: at most 0.5 % above it){where}", near, told))
             # Where the slower of the two gets to is where their speeds can be compared.
             goal = max(last["fa"], last[best])
             needed = {name: _examples_until(errors[name], goal) for name in ("fa", best)}
@@ -214,8 +212,9 @@ def _aligned(name: str, curve: Curve) -> Claim:
     first, last = mean[0], mean[-1]
     later = mean[x >= x[-1] / 4]
     holds = last < first - 10 and bool(np.ptp(later) < 10)
+    text = f"the angle of the signal to BP's falls quickly and stays (here: after a quarter of training, within 10°), {name}"
     evidence = f"{first:.0f}° before learning, {later[0]:.0f}° after a quarter of it, {last:.0f}° at the end"
-    return Claim(f"the angle of the signal to BP's falls quickly and stays, {name}", bool(holds), evidence)
+    return Claim(text, bool(holds), evidence)
 
 
 def shuffled(n: int, batch: int, step: int, seed: int) -> Tensor:
@@ -234,11 +233,13 @@ _READINGS = (
     "online and to 23.3 %, 23.3 % and 23.4 % in minibatches of 10, 20 and 50 (errors here and below are of one seed, on 10 000 "
     "training images that were held out).",
     "Weight decay is W - eta alpha W. With W - alpha W for every example BP stays at 9.2 % and FA at 7.7 % after 25 epochs, with "
-    "eta alpha W at 7.7 % and 6.4 % (w = 0.2, beta = 1).",
-    "w = 0.3 by BP's held-out error, where the paper took the test set's: 8.1 %, 7.3 %, 6.7 % and 15.8 % for w = 0.2, 0.3, 0.4 "
-    "and 0.5 after 5 epochs at 5 eta. Above 0.3, classes whose output units start saturated may stay unlearned, and at 0.3 FA "
-    "left one unlearned once; so figure 3a has FA, and BP at its better rate, from w = 0.2 as well.",
-    "beta = 30 by FA's held-out error: 6.8 %, 4.9 %, 3.6 % and 3.0 % for beta = 1, 3, 10 and 30 (w = 0.2, 5 epochs at 5 eta).",
+    "eta alpha W at 7.7 % and 6.4 % (w = 0.2, beta = 1; not tried with the values taken in the end).",
+    "w = 0.3. BP's held-out error, where the paper took the test set's, is 8.1 %, 7.3 %, 6.7 % and 15.8 % for w = 0.2, 0.3, 0.4 "
+    "and 0.5 after 5 epochs at 5 eta; but from 0.4 on, classes whose output units start saturated may stay unlearned. At 0.3 two "
+    "of FA's five runs leave one unlearned, one for 17 epochs and one for good; so figure 3a has FA, and BP at its better rate, "
+    "from w = 0.2 as well.",
+    "beta = 30 by FA's held-out error: 6.8 %, 4.9 %, 3.6 % and 3.0 % for beta = 1, 3, 10 and 30 (w = 0.2, 5 epochs at 5 eta); "
+    "none larger was tried.",
     "The printed eta leaves BP far from its published error in 25 epochs, whatever w; so BP is also trained at 10 eta, and FA, "
     "whose hidden layer learns from signals a hundred times as large as BP's (beta / w), is compared with the better of the two.",
     "Five seeds; the paper has 20.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -151,38 +151,31 @@ class SpikingDigits(Experiment):
 
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
         """The test error, alignment, and traces of single units."""
-        return outcome(self, records)
+        main = self.conditions[0]
+        errors = {name: record.curves[_TOTAL] for name, record in records.items()}
+        shown = self._learned(main, records[main]) if main in records else Outcome()
+        shortest = min((curve.x[-1] for name, curve in errors.items() if name != main), default=math.nan)
+        if not math.isfinite(shortest):
+            return shown
+        others = [Row(f"after {shortest:.0f} images: {name}", _at(c, shortest), unit="%") for name, c in errors.items()]
+        return replace(shown, rows=[*shown.rows, *others])
 
-
-def _copies(tensors: list[Tensor]) -> list[Tensor]:
-    return [tensor.clone() for tensor in tensors]
-
-
-def outcome(experiment: SpikingDigits, records: Mapping[str, Record]) -> Outcome:
-    """What a `SpikingDigits` shows."""
-    main = experiment.conditions[0]
-    rows: list[Row] = []
-    claims: list[Claim] = []
-    panels: list[Panel] = []
-    errors = {name: record.curves[_TOTAL] for name, record in records.items()}
-    if main in records:
-        record = records[main]
-        rows.append(Row("test error", errors[main].last, experiment.published, "%"))
-        rows.append(Row(_LAST, record.curves[_LAST].last, None, "%"))
+    def _learned(self, main: str, record: Record) -> Outcome:
+        error = record.curves[_TOTAL]
+        rows = [Row("test error", error.last, self.published, "%"), Row(_LAST, record.curves[_LAST].last, None, "%")]
         angles = {name: curve for name, curve in record.curves.items() if name.startswith("angle")}
         rows += [Row(f"angle of W to B, layer {name[6:]}", curve.last, None, "°") for name, curve in angles.items()]
-        claims.append(_simultaneous(record))
-        mean = errors[main].values.mean(0)
-        claims.append(
+        mean = error.values.mean(0)
+        claims = [
+            _simultaneous(record),
             Claim(
                 "a spiking network that integrates continuously learns by random feedback (here: test error below 10 %)",
                 bool(mean[-1] < 10),
                 f"test error {mean[0]:.1f} % before, {mean[-1]:.2f} % after",
-            )
-        )
-        lines = [Line.of(main, errors[main])]
+            ),
+        ]
         panels = [
-            Panel(title="test error", x="images", y="%", lines=lines, log_y=True),
+            Panel(title="test error", x="images", y="%", lines=[Line.of(main, error)], log_y=True),
             Panel(
                 title="weights and feedback",
                 x="images",
@@ -192,10 +185,11 @@ def outcome(experiment: SpikingDigits, records: Mapping[str, Record]) -> Outcome
             ),
             *(_traced(record, name, title) for name, title in (("potential", "potentials"), ("signal", "signals"))),
         ]
-    shortest = min((curve.x[-1] for name, curve in errors.items() if name != main), default=math.nan)
-    if math.isfinite(shortest):
-        rows += [Row(f"after {shortest:.0f} images: {name}", _at(c, shortest), unit="%") for name, c in errors.items()]
-    return Outcome(rows=rows, claims=claims, panels=panels)
+        return Outcome(rows=rows, claims=claims, panels=panels)
+
+
+def _copies(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.clone() for tensor in tensors]
 
 
 def _at(curve: Curve, x: float) -> list[float]:

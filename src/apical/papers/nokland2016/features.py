@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +13,7 @@ from torch import nn
 
 from apical.data import ImageData
 from apical.papers.experiment import Experiment, Task
-from apical.papers.nokland2016.training import BATCH, EPOCHS, MNIST_RATE, Net, Training, start
+from apical.papers.nokland2016.training import EPOCHS, MNIST_RATE, Net, Training, per_epoch, start
 from apical.papers.outcome import Claim, Line, Outcome, Panel, Row
 from apical.papers.record import Record
 
@@ -45,7 +44,7 @@ class Features(Experiment):
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
         """Minibatches; t-SNE is not shortened."""
         assert data is not None
-        return {"steps": EPOCHS * math.ceil(len(data.train) / BATCH)}
+        return {"steps": EPOCHS * per_epoch(data)}
 
     def run(self, task: Task) -> Record:
         """Train until it stops, then look at every layer."""

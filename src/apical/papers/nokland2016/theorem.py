@@ -17,7 +17,7 @@ from apical.losses import binary_cross_entropy
 from apical.measures import Criteria, alignment_criteria
 from apical.papers.course import course, spread
 from apical.papers.experiment import Experiment, Task
-from apical.papers.nokland2016.training import BATCH, MNIST_RATE, Net, Training, start
+from apical.papers.nokland2016.training import MNIST_RATE, Net, Training, per_epoch, start
 from apical.papers.outcome import Claim, Line, Outcome, Panel
 from apical.papers.record import Record
 
@@ -137,7 +137,7 @@ class AlignmentTheorem(Experiment):
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
         """Minibatches."""
         assert data is not None
-        return {"steps": self.epochs * math.ceil(len(data.train) / BATCH)}
+        return {"steps": self.epochs * per_epoch(data)}
 
     def run(self, task: Task) -> Record:
         """Train from zero weights, and look at the criteria on test images."""
@@ -204,7 +204,7 @@ class AlignmentTheorem(Experiment):
                 Claim(
                     f"{condition}: ||dh_k|| L_k = ||dh_k+1|| L_k+1",
                     identity < 1e-12,
-                    f"relative difference at most {identity:.1g}, over training and samples",
+                    f"their difference at most {identity:.1g} of the product of the vectors' lengths, over training and samples",
                 ),
                 Claim(
                     f"{condition}: a small step of W raises L exactly where K_k < 0, f' held",

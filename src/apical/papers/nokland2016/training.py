@@ -82,6 +82,11 @@ def start(net: Net, rule: str, data: ImageData, seed: int, *, zero: bool | None 
     return apical.attach(model, chosen, example_input=torch.zeros(2, data.features), generator=generator)
 
 
+def per_epoch(data: ImageData) -> int:
+    """Minibatches, the last one smaller."""
+    return math.ceil(len(data.train) / BATCH)
+
+
 @contextmanager
 def flushed() -> Iterator[None]:
     """While open, denormal numbers count as zero, as they do on GPUs.
@@ -121,7 +126,7 @@ class Training:
     ) -> None:
         self.model, self.data, self.seeds = model, data, tuple(seeds)
         self.rate, self.adversarial, self.decay, self.stops, self.cost = rate, adversarial, decay, stops, cost
-        self.per_epoch = math.ceil(len(data.train) / BATCH)
+        self.per_epoch = per_epoch(data)
         self.optimizer = torch.optim.RMSprop(model.parameters(), lr=rate, alpha=0.99, eps=1e-8, foreach=False)
         self._epoch, self._order = -1, []
         self.wrong, self.seen = torch.zeros(len(seeds), dtype=torch.int64), 0
