@@ -16,3 +16,10 @@ def test_pages_show_words_as_they_are_written(tmp_path):
     text = page.read_text()
     assert "Kolen-Pollack's difference" in text
     assert "&#39;" not in text
+
+
+def test_pages_are_those_of_the_results_beside_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "_draw", lambda outcome, path: None)
+    shutil.copytree(KEPT, tmp_path / "again")
+    for page in results.pages(tmp_path / "again"):
+        assert page.read_text() == (KEPT / page.name).read_text(), "run: apical papers --pages docs/results"
