@@ -24,23 +24,36 @@ from apical.papers.record import Curve, Record
 _OUTPUT = "3"
 
 
+@dataclass(frozen=True)
+class Contender:
+    """A condition: rule, how many times the printed rate it learns by, and w where it is another than the experiment's."""
+
+    rule: str
+    factor: float = 1.0
+    weights: float | None = None
+
+    def __str__(self) -> str:
+        return self.learner + ("" if self.weights is None else f", w = {self.weights:g}")
+
+    @property
+    def learner(self) -> str:
+        """Without w."""
+        return self.rule + ("" if self.factor == 1 else f", {self.factor:g} eta")
+
+
 @dataclass(frozen=True, kw_only=True)
 class HandwrittenDigits(Experiment):
     """A 784-1000-10 network of logistic units with biases, squared error, constant rate and weight decay.
 
     Args:
-        rules: compared at the printed rate. faster: those also trained at `factor` times the rate.
-        epochs: over all training images. hidden: units. rate: eta, per example. batch: examples per update.
-        decay: alpha. shrink: "rate": W <- W - eta alpha W per example; "example": W <- W - alpha W.
-        weights: w, W_0 and W ~ U[-w, w]. smaller: another w, from which `faster` rules and FA start as well; None for no other.
-        feedback: beta, B ~ U[-beta, beta].
+        contenders: what is compared. epochs: over all training images. hidden: units. rate: eta, per example.
+        batch: examples per update. decay: alpha. shrink: "rate": W <- W - eta alpha W per example; "example": W <- W - alpha W.
+        weights: w, W_0 and W ~ U[-w, w]. feedback: beta, B ~ U[-beta, beta].
         connected: fraction of the elements of W and B, between hidden layer and output, that exist.
         panels: which of the figure's are shown. published: rule -> test error in percent.
     """
 
-    rules: tuple[str, ...] = ("shallow", "bp", "fa")
-    faster: tuple[str, ...] = ("bp",)
-    factor: float = 10.0
+    contenders: tuple[Contender, ...]
     epochs: int = 25  # [R]
     hidden: int = 1000  # [T]
     rate: float = 1e-3
@@ -48,7 +61,6 @@ class HandwrittenDigits(Experiment):
     decay: float = 1e-6
     shrink: Literal["rate", "example"] = "rate"  # [R]
     weights: float = 0.3  # [R]
-    smaller: float | None = None
     feedback: float = 30.0  # [R]
     connected: float = 1.0
     panels: str = "ab"
@@ -56,23 +68,13 @@ class HandwrittenDigits(Experiment):
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """The rules, and at the higher rate."""
-        higher = [f"{rule}{self._higher}" for rule in self.faster]
-        others = [] if self.smaller is None else [f"{name}{self._other}" for name in ("fa", *higher)]
-        return (*self.rules, *higher, *others)
+        """Rules, rates and scales of the weights."""
+        return tuple(map(str, self.contenders))
 
     @property
     def runs(self) -> str:
         """Those of panel a, which panel b shows too."""
         return "lillicrap2016/fig3a" if self.connected == 1 else self.name
-
-    @property
-    def _higher(self) -> str:
-        return f", {self.factor:g} eta"
-
-    @property
-    def _other(self) -> str:
-        return "" if self.smaller is None else f", w = {self.smaller:g}"
 
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
         """Updates."""
@@ -86,11 +88,10 @@ class HandwrittenDigits(Experiment):
         """One seed."""
         (seed,) = task.seeds
         train, updates = task.data.train, task.lengths["updates"]
-        name = task.condition.removesuffix(self._other)
-        rule = name.removesuffix(self._higher)
-        rate = self.rate if rule == name else self.rate * self.factor
-        width = self.weights if self.smaller is None or name == task.condition else self.smaller
-        model, learner = self._learner(rule, seed, task.data, width)
+        contender = self.contenders[self.conditions.index(task.condition)]
+        rate = self.rate * contender.factor
+        width = self.weights if contender.weights is None else contender.weights
+        model, learner = self._learner(contender.rule, seed, task.data, width)
         # Mean over the batch times its size: a sum over examples, as that many updates online.
         decay = self.decay if self.shrink == "rate" else self.decay / rate
         optimizer = apical.LocalSGD(learner, lr=rate * self.batch, weight_decay=decay)
@@ -105,7 +106,7 @@ class HandwrittenDigits(Experiment):
         @torch.no_grad()
         def measure() -> dict[str, list[float]]:
             found = {"test error": [losses.error_rate(model(test[0]), test[1])]}
-            if rule == "fa":
+            if contender.rule == "fa":
                 found["angle"] = [self._angle(learner, *some)]
             return found
 
@@ -143,34 +144,40 @@ class HandwrittenDigits(Experiment):
 
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
         """Test errors, and the angle."""
-        errors = {name: record.curves["test error"] for name, record in records.items()}
-        angles = {name: record.curves["angle"] for name, record in records.items() if "angle" in record.curves}
+        there = [one for one in self.contenders if str(one) in records]
+        curves = {str(one): records[str(one)].curves for one in there}
+        lines = {
+            measure: [
+                Line.of(str(one), curves[str(one)][measure], dashed=one != Contender(one.rule))
+                for one in there
+                if measure in curves[str(one)]
+            ]
+            for measure in ("test error", "angle")
+        }
         rows, claims, panels = [], [], []
         if "a" in self.panels:
-            for name, curve in errors.items():
-                published = self.published.get(name.removesuffix(self._other).removesuffix(self._higher))
-                rows.append(Row(f"test error, {name}", curve.last, published, "%"))
-            claims += self._compared(errors)
-            if self.smaller is not None:
-                others = {n.removesuffix(self._other): c for n, c in errors.items() if n.endswith(self._other)}
-                claims += self._compared(others, self._other)
-            lines = [Line.of(name, curve, dashed=name not in self.rules) for name, curve in errors.items()]
-            panels.append(Panel(title="a", x="examples", y="test error (%)", lines=lines, log_y=True))
-        if "b" in self.panels and angles:
-            for name, curve in angles.items():
-                rows.append(Row(f"angle of the signal to BP's at the end, {name}", curve.last, unit="°"))
-                claims.append(_aligned(name, curve))
-            lines = [Line.of(name, curve, dashed=name not in self.rules) for name, curve in angles.items()]
-            panels.append(
-                Panel(title="b", x="examples", y="angle of FA to BP (°)", lines=lines, marks=(90,), low=0, high=100)
-            )
+            for one in there:
+                errors = curves[str(one)]["test error"].last
+                rows.append(Row(f"test error, {one}", errors, self.published.get(one.rule), "%"))
+            for weights in dict.fromkeys(one.weights for one in there):
+                where = "" if weights is None else f", w = {weights:g}"
+                alike = {o.learner: curves[str(o)]["test error"] for o in there if o.weights == weights}
+                claims += self._compared(alike, where)
+            panels.append(Panel(title="a", x="examples", y="test error (%)", lines=lines["test error"], log_y=True))
+        if "b" in self.panels and lines["angle"]:
+            for name, own in curves.items():
+                if "angle" in own:
+                    rows.append(Row(f"angle of the signal to BP's at the end, {name}", own["angle"].last, unit="°"))
+                    claims.append(_aligned(name, own["angle"]))
+            drawn = {"lines": lines["angle"], "marks": (90,), "low": 0, "high": 100}
+            panels.append(Panel(title="b", x="examples", y="angle of FA to BP (°)", **drawn))
         return Outcome(rows=rows, claims=claims, panels=panels)
 
-    def _compared(self, errors: Mapping[str, Curve], where: str = "") -> list[Claim]:
+    def _compared(self, errors: Mapping[str, Curve], where: str) -> list[Claim]:
         """FA with BP at that of its rates which suits it best, and with the hidden layer standing still."""
         last = {condition: fmean(curve.last) for condition, curve in errors.items()}
         claims = []
-        propagated = {name: last[name] for name in ("bp", f"bp{self._higher}") if name in last}
+        propagated = {name: error for name, error in last.items() if name.startswith("bp")}
         if propagated and "fa" in last:
             best = min(propagated, key=lambda name: propagated[name])
             told = f"{last['fa']:.2f} % against {last[best]:.2f} % ({best}); FA by seed "
@@ -257,7 +264,14 @@ FIG3A = HandwrittenDigits(
     data="ylecun/mnist",
     together=False,
     readings=_READINGS,
-    smaller=0.2,
+    contenders=(
+        Contender("shallow"),
+        Contender("bp"),
+        Contender("fa"),
+        Contender("bp", 10),
+        Contender("fa", weights=0.2),
+        Contender("bp", 10, weights=0.2),
+    ),
     panels="ab",
     published={"bp": Published(2.4), "fa": Published(2.1), "shallow": Published(7.2, tag="T")},
 )
@@ -267,9 +281,7 @@ FIG3B = replace(
     name="lillicrap2016/fig3b",
     title="The angle of random feedback's signal to backpropagation's on MNIST",
     source="Figure 3b",
-    rules=("fa",),
-    faster=(),
-    smaller=None,
+    contenders=(Contender("fa"),),
     minutes=11,
     panels="b",
     published={},
@@ -280,8 +292,7 @@ FIG3_SPARSE = replace(
     name="lillicrap2016/fig3-sparse",
     title="Half of the connections between hidden layer and output, forward and back, on MNIST",
     source="Supplementary Figure 5",
-    rules=("fa",),
-    smaller=None,
+    contenders=(Contender("fa"), Contender("bp", 10)),
     minutes=22,
     connected=0.5,
     published={"fa": Published(2.4)},
