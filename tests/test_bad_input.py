@@ -678,10 +678,22 @@ def test_an_example_input_that_takes_another_way_than_training():
     model = Optional()
     apical.attach(model, "dfa", example_input=X)
     model.deep = True
-    with pytest.raises(RuntimeError, match=r"'b'.*example_input"):
+    with pytest.raises(RuntimeError, match=r"'b'.*example_input.*\{'': \.\.\., 'b': 'fa'\}"):
         model(X)
     model.deep = False
     loss(model).backward()
+    apical.learner_of(model).detach()
+    learner = apical.attach(model, {"": "dfa", "b": "fa"}, example_input=X)
+    model.deep = True
+    model.zero_grad()
+    a, b, c = (learner.synapses[name] for name in "abc")
+    with torch.no_grad():
+        h = torch.tanh(a(X))
+        g = torch.tanh(b(h))
+        e = torch.softmax(c(g), 1) - nn.functional.one_hot(Y, 3)
+    loss(model).backward()
+    delta = (e @ c.feedback * (1 - g**2)) @ b.feedback * (1 - h**2)
+    torch.testing.assert_close(a.weight.grad, delta.t() @ X / len(X))
 
 
 def test_a_generator_of_the_wrong_kind():

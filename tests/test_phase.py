@@ -345,6 +345,61 @@ def test_layers_used_twice_inputs_by_name_and_structured_outputs(rule):
     assert net.layer.weight.grad is not None
 
 
+class Branches(nn.Module):
+    """A layer besides the main road, taken while training, by batches with a positive first value, or never."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.aux, self.way = nn.Linear(72, 8), nn.Linear(8, 3), nn.Linear(8, 3), way
+
+    def forward(self, x):
+        h = torch.tanh(self.a(x.flatten(1)))
+        taken = {"training": self.training, "routed": bool(x.flatten()[0] > 0), "never": False}[self.way]
+        return self.b(h) + self.aux(h) if taken else self.b(h)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+@pytest.mark.parametrize("way", ["training", "routed", "never"])
+@pytest.mark.parametrize("rule", ["fa", "kp", "wm", "np", "np-ridge", "sg", "reinforce"])
+def test_layers_that_not_every_pass_reaches_learn_when_one_does(rule, way, shown):
+    net = Branches(way)
+    chosen = {"": apical.rule("np", solver="ridge")} if rule == "np-ridge" else rule
+    learner = apical.attach(net, chosen, example_input=-X.abs() if shown else None)
+    before = feedback(learner)
+    learn(net, learner, x=-X.abs())
+    assert (net.aux.weight.grad is None) == (way != "training")
+    assert torch.equal(learner.synapses["aux"].weight, net.aux.weight)
+    reached = {"training": {"b", "aux"}, "routed": {"b"}, "never": {"b"}}[way]
+    for _ in range(2):
+        if rule in ("wm", "np", "np-ridge", "sg"):
+            assert {n for n, value in feedback(learner).items() if not torch.equal(value, before[n])} == reached
+        before = feedback(learner)
+        learn(net, learner, x=X.abs())
+        reached = {"b"} if way == "never" else {"b", "aux"}
+    assert (net.aux.weight.grad is None) == (way == "never")
+    apical.alignment(learner, X, Y, cross_entropy), apical.audit(learner, X, Y, cross_entropy)
+
+
+@pytest.mark.parametrize("rule", ["wm", "np"])
+def test_a_resumed_run_knows_which_layers_have_been_reached(rule):
+    """A mirror needs no data: once it has met a layer, it goes on there, whatever the batch."""
+    net = Branches("routed")
+    learner = apical.attach(net, rule, generator=torch.Generator().manual_seed(1))
+    learn(net, learner, x=X.abs())
+    file = io.BytesIO()
+    torch.save((net.state_dict(), learner.state_dict()), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    again = Branches("routed")
+    resumed = apical.attach(again, rule)
+    again.load_state_dict(state[0]), resumed.load_state_dict(state[1])
+    before = feedback(resumed)["aux"]
+    learn(net, learner, x=-X.abs()), learn(again, resumed, x=-X.abs())
+    same(feedback(resumed), feedback(learner))
+    assert torch.equal(feedback(resumed)["aux"], before) == (rule == "np")
+
+
 @pytest.mark.parametrize("rule", ["np-direct", "sg-direct", "mirror-direct"])
 def test_taps_at_blocks_learn(rule):
     net = Net()

@@ -147,7 +147,8 @@ class Learner:
             if signal is None or not synapse.sends_back:
                 return
             shape = shown.feedback_shape(signal, self.copies)
-        silent = shown is not None and signal is None and not _tracks(synapse)
+        # A layer that the dry run has not met, as one of training alone, may send back as any other.
+        silent = shown is not None and name in shown.reached and signal is None and not _tracks(synapse)
         if not silent:
             synapse.plasticity.check(synapse, name, shape)
         # Drawn in any case, so that the stream does not depend on which ones a signal leaves.
@@ -279,10 +280,16 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs besides ``model.state_dict()``, which holds the feedback.
 
-        The generator's state, the names of the synapses that no signal leaves, and how often `adapt` was called.
+        The generator's state, the names of the synapses that no signal leaves, how often `adapt` was called, and the shapes of
+        the activities that its phases have met.
         """
         silent = [name for name, synapse in self.synapses.items() if not synapse.sends_back]
-        return {"generator": self.generator.get_state(), "silent": silent, "adapted": self.adapted}
+        return {
+            "generator": self.generator.get_state(),
+            "silent": silent,
+            "adapted": self.adapted,
+            "features": {key: dict(met) for key, met in self._features.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a state made by `state_dict`.
@@ -290,7 +297,7 @@ class Learner:
         Raises:
             ValueError: if it is something else, or of another model.
         """
-        if set(state) != {"generator", "silent", "adapted"}:
+        if set(state) - {"features"} != {"generator", "silent", "adapted"}:
             raise ValueError(
                 f"not the state of a learner: it holds {sorted(state)}, not 'generator', 'silent' and 'adapted'"
             )
@@ -299,6 +306,7 @@ class Learner:
             raise ValueError(f"the state is of another model: it names {unknown}, which are no synapses here")
         self.generator.set_state(state["generator"].cpu())
         self.adapted = int(state["adapted"])
+        self._features = {key: dict(met) for key, met in state.get("features", {}).items()}
         for name in state["silent"]:
             if not self.synapses[name].pathway.wired:
                 self._silence(self.synapses[name])

@@ -46,7 +46,8 @@ def estimates(phase: Phase, places: list[str], c: float, distribution: Distribut
     """
     episode = phase.episode
     rows = len(episode.losses)
-    sizes = [rows * phase.features(site).numel() for site in phase.sites if site.name in places]
+    shapes = [phase.features(site) for site in phase.sites if site.name in places]
+    sizes = [rows * shape.numel() for shape in shapes if shape is not None]
     supply = phase.supply(distribution, sizes)
     drawn: dict[str, list[tuple[Tensor, Tensor | None]]] = {place: [] for place in places}
 

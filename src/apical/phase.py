@@ -61,6 +61,7 @@ class Phase:
         self.count = learner.adapted
         self._batch = (inputs, targets, criterion)
         self._episode: Episode | None = None
+        self._looked = False
         weight = next(learner.model.parameters())
         self.device = weight.device
         self.dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
@@ -91,28 +92,33 @@ class Phase:
             self._episode = Episode(self.learner, *self._batch)
         return self._episode
 
-    def features(self, site: Site) -> torch.Size:
-        """Shape of the activity at a site, without the batch."""
-        key = tuple(t.shape[1:] for t in _tensors(self._batch[0]))
-        known = self.learner._features
-        if key not in known:
-            known[key] = self._look()
-        if site.name not in known[key]:
-            raise RuntimeError(
-                f"no activity reaches '{site.name}' in a pass of this batch, so its feedback can't be learned"
-            )
-        return known[key][site.name]
+    def features(self, site: Site) -> torch.Size | None:
+        """Shape of the activity at a site, without the batch; None if neither this batch nor one before it gets there.
 
-    def _look(self) -> dict[str, torch.Size]:
-        """One pass for the shapes at all places."""
-        shapes: dict[str, torch.Size] = {}
+        Raises:
+            RuntimeError: for such a site under torch.distributed, where all processes have to learn the same feedback.
+        """
+        known = self.learner._features.setdefault(tuple(t.shape[1:] for t in _tensors(self._batch[0])), {})
+        if site.name not in known and not self._looked:
+            self._look(known)
+            self._looked = True
+        if site.name not in known and self.world > 1:
+            raise RuntimeError(
+                f"no activity reaches '{site.name}' in a pass of this batch, so its feedback can't be learned on all processes; "
+                f"attach with a rule of its own that has no phase: {{'': ..., '{site.name}': 'fa'}}"
+            )
+        return known.get(site.name)
+
+    def _look(self, known: dict[str, torch.Size]) -> None:
+        """One pass for the shapes at all places that it reaches."""
 
         def look(place: str, call: int, activity: Tensor) -> None:
-            shapes.setdefault(place, activity.shape[1:])
+            known.setdefault(place, activity.shape[1:])
 
-        with self._quiet(), perturbing(self.learner, look), self.learner._forward():
+        # Modules that hold others may take another way in training; the layers in them are still, and keep their statistics.
+        layers = [module for module in self.learner.model.modules() if not module._modules]
+        with self._quiet(layers), perturbing(self.learner, look), self.learner._forward():
             run(self.learner.model, self._batch[0])
-        return shapes
 
     def through(self, site: Site, activity: Tensor) -> Tensor:
         """Output of the model [N, outputs] when `activity` stands at a site, whatever its inputs; in eval mode."""
@@ -121,15 +127,16 @@ class Phase:
         def put(place: str, call: int, found: Tensor) -> Tensor | None:
             return activity.to(found.dtype) if place == site.name else None
 
-        with self._quiet(), perturbing(self.learner, put, [site.name]), self.learner._forward():
+        with self._quiet([self.learner.model]), perturbing(self.learner, put, [site.name]), self.learner._forward():
             return pick(run(self.learner.model, inputs), self.learner._wiring.output).flatten(1)
 
     @contextmanager
-    def _quiet(self) -> Iterator[None]:
-        """Eval mode, and no trace in random state."""
+    def _quiet(self, still: list[nn.Module]) -> Iterator[None]:
+        """Eval mode of the modules `still`, and no trace in random state."""
         modes = [(module, module.training) for module in self.learner.model.modules()]
         devices = [self.device] if self.device.type == "cuda" else []
-        self.learner.model.eval()
+        for module in still:
+            module.eval()
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=devices):
                 yield

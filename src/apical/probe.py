@@ -39,6 +39,11 @@ class Probed:
     outputs: int | None = None
     rows: int = 0
 
+    @property
+    def reached(self) -> set[str]:
+        """Names of the synapses that were called."""
+        return {call.name for call in self.calls}
+
     def signal(self, name: str) -> torch.Size | None:
         """Shape of the signal that leaves synapse `name` at its input, or None."""
         return next((call.input for call in self.calls if call.name == name and call.signal), None)

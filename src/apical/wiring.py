@@ -216,8 +216,9 @@ class Wiring:
         feedback = plasticity.weight(owner) if getattr(owner, "sends_back", True) else None
         if feedback is None and not (self.pathway.chained and (again or self.taps)):
             raise RuntimeError(
-                f"a gradient is asked for at the input of '{label}', but example_input showed no signal to carry there; "
-                "attach with an example_input that goes the same way through the model"
+                f"a gradient is asked for at the input of '{label}', but example_input, which passes in eval mode, showed no "
+                "signal to carry there; attach with an example_input that goes the same way through the model or, for a layer "
+                f"that only training uses, with a layer-wise rule of its own: {{'': ..., '{label}': 'fa'}}"
             )
         if feedback is not None and x.shape[1:] != feedback.shape[1:]:
             raise RuntimeError(

@@ -112,6 +112,8 @@ class Mirror(Plasticity):
             products = []
             for site in sites:
                 shape, geometry = phase.features(site), ()
+                if shape is None:
+                    continue
                 if not site.direct:
                     shape, geometry = site.synapse.unbordered(shape, self.positions)
                 copies = len(phase.generators)
