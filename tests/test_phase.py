@@ -400,6 +400,55 @@ def test_a_resumed_run_knows_which_layers_have_been_reached(rule):
     assert torch.equal(feedback(resumed)["aux"], before) == (rule == "np")
 
 
+class Named(nn.Module):
+    """Layers called by name, or by position."""
+
+    def __init__(self, named: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head = nn.Linear(72, 9), nn.ConvTranspose1d(1, 2, 2, stride=2), nn.Linear(38, 3)
+        self.named = named
+
+    def forward(self, x):
+        x = x.flatten(1)
+        h = torch.tanh(self.a(input=x) if self.named else self.a(x)).unsqueeze(1)
+        g = self.b(output_size=[19], input=h) if self.named else self.b(h, [19])
+        return self.head(input=torch.tanh(g.flatten(1))) if self.named else self.head(torch.tanh(g.flatten(1)))
+
+
+@pytest.mark.parametrize("shown", [True, False])
+@pytest.mark.parametrize("rule", ["fa", "dfa", "wm", "np", "np-direct", "sg", "reinforce"])
+def test_layers_called_by_name_learn_as_those_called_by_position(rule, shown):
+    shown = shown or apical.rule(rule).pathway.wired
+    found = []
+    for net in (Named(False), Named(True)):
+        noise = apical.NoisyActivations(net, 0.1)
+        learner = apical.attach(
+            net, rule, example_input=X if shown else None, generator=torch.Generator().manual_seed(1)
+        )
+        torch.manual_seed(2)
+        learn(net, learner, 2)
+        measured = apical.alignment(learner, X, Y, cross_entropy)
+        found.append((everything(net, learner), torch.get_rng_state(), measured))
+        noise.remove()
+    same(found[1][0], found[0][0])
+    assert torch.equal(found[1][1], found[0][1])
+    assert found[1][2] == found[0][2]
+    assert "a.feedback" not in found[1][0]
+
+
+def test_normalizations_called_by_name_are_recorded():
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return self[2](self[1](input=self[0](x.flatten(1))))
+
+    net = Net(nn.Linear(72, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    learner = apical.attach(net, "np")
+    net(X)
+    (found,) = learner._recorder.newest.conditions.normalized[net[1]]
+    torch.testing.assert_close(found.mean, net[0](X.flatten(1)).mean(0))
+
+
 @pytest.mark.parametrize("rule", ["np-direct", "sg-direct", "mirror-direct"])
 def test_taps_at_blocks_learn(rule):
     net = Net()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from apical import measures
+from apical.arguments import input_of
 from apical.learner import Criterion, Learner
 from apical.replay import backpropagating, losses_of, replaying
 from apical.synapse import Synapse
@@ -90,12 +91,12 @@ def _deltas(
     """Every synapse's calls, and the error at the output of each."""
     seen = {name: _Seen([], []) for name in learner.synapses}
 
-    def look(synapse: Synapse, args: tuple[Any, ...], output: Tensor) -> None:
+    def look(synapse: Synapse, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         if output.requires_grad:
-            seen[synapse.label].inputs.append(args[0])
+            seen[synapse.label].inputs.append(input_of(args, kwargs))
             seen[synapse.label].outputs.append(output)
 
-    handles = [synapse.register_forward_hook(look) for synapse in learner.synapses.values()]
+    handles = [synapse.register_forward_hook(look, with_kwargs=True) for synapse in learner.synapses.values()]
     try:
         losses = losses_of(learner, inputs, targets, criterion)
         outputs = [output for calls in seen.values() for output in calls.outputs]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from apical.arguments import Arguments, input_of, with_input
 from apical.outputs import over_tensors, pick
 from apical.probe import run
 from apical.recorder import Pass
@@ -171,9 +172,9 @@ def perturbing(learner: Learner, perturb: Perturb, places: list[str] | None = No
         return perturb(place, number, activity)
 
     def before(place: str) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:
-            found = changed(place, args[0])
-            return None if found is None else (found, *args[1:])
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+            found = changed(place, input_of(args, kwargs))
+            return None if found is None else with_input(args, kwargs, found)
 
         return hook
 
@@ -181,7 +182,11 @@ def perturbing(learner: Learner, perturb: Perturb, places: list[str] | None = No
         return lambda module, args, output: changed(place, output)
 
     wanted = [site.name for site in learner._sites()] if places is None else places
-    handles = [learner.synapses[p].register_forward_pre_hook(before(p)) for p in wanted if p not in learner.blocks]
+    handles = [
+        learner.synapses[p].register_forward_pre_hook(before(p), with_kwargs=True)
+        for p in wanted
+        if p not in learner.blocks
+    ]
     handles += [learner.blocks[p].register_forward_hook(after(p)) for p in wanted if p in learner.blocks]
     try:
         yield

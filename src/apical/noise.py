@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from apical.arguments import Arguments, input_of, with_input
+
 Distribution = Literal["gaussian", "uniform", "rademacher"]
 DISTRIBUTIONS: tuple[Distribution, ...] = ("gaussian", "uniform", "rademacher")
 
@@ -133,16 +135,17 @@ class NoisyActivations:
         for module in model.modules():
             weight = module._parameters.get("weight")
             if weight is not None and weight.dim() > 1 and not isinstance(module, nn.Embedding | nn.EmbeddingBag):
-                self._handles.append(module.register_forward_pre_hook(self._add))
+                self._handles.append(module.register_forward_pre_hook(self._add, with_kwargs=True))
 
     def _start(self, module: nn.Module, args: tuple) -> None:
         self._seen = False
 
-    def _add(self, module: nn.Module, args: tuple) -> tuple | None:
+    def _add(self, module: nn.Module, args: tuple, kwargs: dict) -> Arguments | None:
         first, self._seen = not self._seen, True
         if first or not (module.training or self.in_eval):
             return None
-        return torch.add(args[0], torch.randn_like(args[0]), alpha=self.sd), *args[1:]
+        x = input_of(args, kwargs)
+        return with_input(args, kwargs, torch.add(x, torch.randn_like(x), alpha=self.sd))
 
     def remove(self) -> None:
         """End the noise."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from apical.arguments import input_of
 from apical.outputs import Which, pick, substitute
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ def probe(
     handles = []
 
     def see(name: str):
-        def hook(module: nn.Module, args: tuple[Any, ...], result: Tensor) -> None:
-            x = args[0]
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+            x = input_of(args, kwargs)
             shown.calls.append(Call(name, x.shape[1:], result.shape[1:], len(x), x.requires_grad))
 
         return hook
@@ -107,7 +108,7 @@ def probe(
     modes = [(module, module.training) for module in model.modules()]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
-        handles += [model.get_submodule(name).register_forward_hook(see(name)) for name in names]
+        handles += [model.get_submodule(name).register_forward_hook(see(name), with_kwargs=True) for name in names]
         handles += [model.get_submodule(name).register_forward_hook(cut(name)) for name in at or ()]
         # A layer that is frozen now may learn later: what counts is whether the input depends on weights at all.
         for parameter in frozen:
@@ -170,7 +171,7 @@ class FirstForward:
         model = learner.model
         # `start` first: a model that is one synapse has both pre-hooks.
         self.handles = [model.register_forward_pre_hook(self.start)]
-        self.handles += [s.register_forward_pre_hook(self.see) for s in learner.synapses.values()]
+        self.handles += [s.register_forward_pre_hook(self.see, with_kwargs=True) for s in learner.synapses.values()]
         self.handles += [model.register_forward_hook(self.finish)]
 
     def _learns(self) -> bool:
@@ -186,10 +187,10 @@ class FirstForward:
         """Pre-hook of the model."""
         self.signal = {}
 
-    def see(self, module: Any, args: tuple[Any, ...]) -> None:
+    def see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of every synapse."""
-        if torch.is_grad_enabled() and args:
-            self.signal[module.label] = self.signal.get(module.label, False) or args[0].requires_grad
+        if torch.is_grad_enabled() and (args or kwargs):
+            self.signal[module.label] = self.signal.get(module.label, False) or input_of(args, kwargs).requires_grad
 
     def finish(self, module: nn.Module, args: Any, output: Any) -> None:
         """Hook of the model: decide, and leave."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from apical.arguments import input_of
 from apical.outputs import pick
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class Recorder:
             model.register_forward_hook(self.end, always_call=True),
         ]
         self.handles += [
-            module.register_forward_hook(self.see_normalization)
+            module.register_forward_hook(self.see_normalization, with_kwargs=True)
             for module in model.modules()
             if isinstance(module, _BatchNorm)
         ]
@@ -201,10 +202,12 @@ class Recorder:
         found.output = picked.detach().clone()
         self.newest = found
 
-    def see_normalization(self, module: _BatchNorm, args: tuple[Any, ...], output: Tensor) -> None:
+    def see_normalization(
+        self, module: _BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
         """Hook of every batch normalization."""
         mixes = module.training or module.running_mean is None
         current = self.learner._wiring.current
         if current is not None and mixes and not torch.compiler.is_compiling():
-            found = _statistics(args[0], output)
+            found = _statistics(input_of(args, kwargs), output)
             current.conditions.normalized.setdefault(module, []).append(found)
