@@ -150,3 +150,29 @@ def test_a_criterion_without_per_sample_losses_is_refused(measure):
         measure(learner, x, y, F.cross_entropy)
     with pytest.raises(ValueError, match=r"but gave \[9, 4\]"):
         measure(learner, x, y, lambda outputs, targets: outputs)
+
+
+@pytest.mark.parametrize("rule", ["fa", "dfa", "np"])
+def test_a_frozen_network_has_angles_of_matrices_and_no_deltas(rule):
+    x, y = batch()
+    net = mlp().requires_grad_(False)
+    learner = apical.attach(net, rule, example_input=x)
+    for found in apical.alignment(learner, x, y, CRITERION).values():
+        assert (found.delta_angle, found.layer_angle) == (None, None)
+    assert found.matrix_angle is not None
+
+
+@pytest.mark.parametrize("rule", ["fa", "bp", "dfa"])
+def test_an_empty_batch_has_no_angles_of_deltas(rule):
+    x, y = batch()
+    for found in apical.alignment(apical.attach(mlp(), rule, example_input=x), x[:0], y[:0], CRITERION).values():
+        assert (found.delta_angle, found.layer_angle) == (None, None)
+    assert found.matrix_angle is not None
+
+
+def test_a_detached_learner_has_nothing_to_measure():
+    x, y = batch()
+    learner = apical.attach(mlp(), "fa")
+    learner.detach()
+    with pytest.raises(ValueError, match=r"learner is detached.*apical\.attach"):
+        apical.alignment(learner, x, y, CRITERION)

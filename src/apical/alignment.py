@@ -20,7 +20,7 @@ from apical.synapse import Synapse
 
 @dataclass(frozen=True)
 class SynapseAlignment:
-    """Alignment at one synapse; None where a measure is not defined (no feedback, or none of the weight's shape).
+    """Alignment at one synapse; None where a measure is not defined (no feedback, or none of the weight's shape; no error).
 
     Attributes:
         matrix_angle: of W to B, in degrees.
@@ -67,8 +67,10 @@ def alignment(learner: Learner, inputs: Any, targets: Any, criterion: Criterion)
         Module name -> `SynapseAlignment`, in the model's order.
 
     Raises:
-        ValueError: if the criterion does not give one loss per sample.
+        ValueError: if the criterion does not give one loss per sample, or the learner is detached.
     """
+    if not learner.synapses:
+        raise ValueError("the learner is detached, so its model has no synapses to measure; call apical.attach again")
     with replaying(learner) as again, torch.enable_grad():
         seen, deltas = _deltas(learner, inputs, targets, criterion)
         again()
@@ -100,7 +102,9 @@ def _deltas(
     try:
         losses = losses_of(learner, inputs, targets, criterion)
         outputs = [output for calls in seen.values() for output in calls.outputs]
-        found: Iterator[Tensor | None] = iter(torch.autograd.grad(losses.sum(), outputs, allow_unused=True))
+        # In a frozen network no synapse's output has an error.
+        errors = torch.autograd.grad(losses.sum(), outputs, allow_unused=True) if outputs else ()
+        found: Iterator[Tensor | None] = iter(errors)
     finally:
         for handle in handles:
             handle.remove()
@@ -145,7 +149,7 @@ def _matrix_measures(synapse: Synapse) -> dict[str, float | None]:
 
 
 def _rows(t: Tensor) -> Tensor:
-    return t.reshape(len(t), -1) if t.dim() > 1 else t.reshape(1, -1)
+    return t.flatten(1) if t.dim() > 1 else t.reshape(1, -1)
 
 
 def _defined(value: float) -> float | None:
