@@ -135,6 +135,25 @@ def test_ridge_is_the_normal_equation_of_all_batches(rule):
         np.testing.assert_allclose(learner.synapses[name].feedback.numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("rule", ["np", "np-direct", "sg"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("cast_at", [0, 2])
+def test_ridge_sums_in_double_precision_whatever_the_model_is_cast_to(rule, dtype, cast_at):
+    torch.manual_seed(0)
+    net = mlp([6, 5, 4, 3])
+    x, y = batch(7, 6, 3)
+    learner = attach(net, rule, x, solver="ridge", gamma=1.0)
+    for step in range(4):
+        if step == cast_at:
+            net, x, y = net.to(dtype), x.to(dtype), y.to(dtype)
+        half_square(net(x), y).mean().backward()
+        learner.adapt(x, y, half_square)
+    owner = net[4]
+    V, S = owner._buffers["gram"], owner._buffers["cross"]
+    assert V.dtype == S.dtype == torch.float64
+    torch.testing.assert_close(owner.feedback, torch.linalg.solve(V, S).to(dtype).view(owner.feedback.shape))
+
+
 CONVOLUTIONS = [
     nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2),
     nn.Conv2d(4, 6, 3, dilation=2, padding=2, padding_mode="circular"),

@@ -32,7 +32,8 @@ class Regression(Plasticity):
     Direct: D minimises E||e D - lambda^||^2, e the error of the network's output.
 
     solver: "sgd", B -= rate (1/N) e~^T (e~ B - lambda^); or "ridge", B = V^-1 S with V = gamma I + sum e~^T e~ and
-        S = sum e~^T lambda^ over all batches so far (lansdell2020 eq. 18), for linear layers and direct feedback.
+        S = sum e~^T lambda^ over all batches so far (lansdell2020 eq. 18), for linear layers and direct feedback. V and S
+        are float64 whatever the weights are; casting the model rounds what they hold by then, so cast it before `attach`.
     rate: of "sgd". The paper's 5e-4 is for sums over 32 samples, 0.016 for means.
     gamma: of "ridge" (paper: 0.1).
     warmup: calls during which no weight moves (lansdell2020 C.1: 1000).
@@ -174,6 +175,8 @@ class Regression(Plasticity):
         gram, cross = site.owner._buffers["gram"], site.owner._buffers["cross"]
         assert gram is not None
         assert cross is not None
+        # In double precision again after the model was cast; in place, because others may hold on to them.
+        gram.data, cross.data = gram.double(), cross.double()
         # Means over processes, so times their number: sums over all samples.
         gram.add_(sums[0].to(gram), alpha=phase.world)
         cross.add_(sums[1].to(cross), alpha=phase.world)
