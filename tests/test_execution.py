@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import apical
+from apical.losses import cross_entropy
 
 RULES = tuple(apical.rules())
 WIRED = ("dfa", "ifa", "kp-direct", "np-direct", "sg-direct")
@@ -331,6 +332,57 @@ def test_reentrant_checkpoints_are_refused_where_taps_would_be_lost(rule):
     plain = Chain().eval()
     attach(plain, rule)
     same(gradients(model), gradients(plain), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("rule", ["fa", "kp", "usf", "wm"])
+def test_reentrant_checkpoints_around_several_layers_drop_no_feedback(rule):
+    def deep(run) -> Chain:
+        model = Chain(run).eval()
+        model.second, model.third = nn.Sequential(*model.second, *model.third), nn.Tanh()
+        attach(model, rule, shown=True)
+        return model
+
+    same(gradients(deep(by_checkpoint(True))), gradients(deep(None)), rtol=1e-6, atol=1e-8)
+
+
+# Layers without a graph -----------------------------------------------------------------------------------------------
+
+
+class Gated(nn.Module):
+    """A gate that is computed from a hidden activity, but from which nothing goes back."""
+
+    def __init__(self, gate: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head, self.gate = (
+            nn.Linear(4, 6),
+            nn.Linear(6, 6),
+            nn.Linear(6, 3),
+            nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)) if gate else None,
+        )
+
+    def forward(self, x: Tensor, g: Tensor | None = None) -> Tensor:
+        h = torch.tanh(self.a(x))
+        if self.gate is not None:
+            with torch.no_grad():
+                g = torch.sigmoid(self.gate(h))
+        return self.head(torch.tanh(self.b(h) * g))
+
+
+@pytest.mark.parametrize("shown", [True, False])
+@pytest.mark.parametrize("rule", DETERMINISTIC)
+def test_a_gate_without_a_graph_is_as_good_as_a_constant(rule, shown):
+    model, plain = Gated(), Gated(False)
+    with torch.no_grad():
+        g = torch.sigmoid(model.gate(torch.tanh(model.a(X))))
+    shown = shown or apical.rule(rule).pathway.wired
+    learner = apical.attach(model, rule, example_input=X if shown else None, generator=seed(1))
+    apical.attach(plain, rule, example_input=(X, g) if shown else None, generator=seed(1))
+    if apical.rule(rule).pathway.wired:
+        assert learner.synapses["gate.0"].feedback is learner.synapses["gate.2"].feedback is None
+    same(gradients(model), gradients(plain, call=lambda x: plain(x, g)), rtol=1e-6, atol=1e-8)
+    learner.adapt(X, Y, cross_entropy)
+    apical.alignment(learner, X, Y, cross_entropy), apical.audit(learner, X, Y, cross_entropy)
 
 
 # Ordinary training ----------------------------------------------------------------------------------------------------

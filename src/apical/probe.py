@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from apical.arguments import input_of
 from apical.outputs import Which, pick, substitute
+from apical.wiring import graph_comes_later
 
 if TYPE_CHECKING:
     from apical.learner import Learner
@@ -42,7 +43,7 @@ class Probed:
 
     @property
     def reached(self) -> set[str]:
-        """Names of the synapses that were called."""
+        """Names of the synapses that were called with a graph."""
         return {call.name for call in self.calls}
 
     def signal(self, name: str) -> torch.Size | None:
@@ -89,7 +90,9 @@ def probe(
     def see(name: str):
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
             x = input_of(args, kwargs)
-            shown.calls.append(Call(name, x.shape[1:], result.shape[1:], len(x), x.requires_grad))
+            # Without a graph nothing tells what x depends on, but for the first layer of a reentrant checkpoint.
+            if torch.is_grad_enabled() or (x.requires_grad and graph_comes_later()):
+                shown.calls.append(Call(name, x.shape[1:], result.shape[1:], len(x), x.requires_grad))
 
         return hook
 

@@ -8,12 +8,14 @@ normalization, residual sums.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from apical.node import apply
@@ -169,6 +171,17 @@ class _Broadcast(torch.autograd.Function):
         return e, None, None, *signals, *increments, *(word for _ in ctx.needs_input_grad[3 + 2 * n :])
 
 
+def graph_comes_later() -> bool:
+    """Whether the forward of an autograd Function is going on, as in reentrant checkpoints, which compute anew with a graph."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        first = frame.f_code.co_varnames[:1]
+        if frame.f_code.co_name == "forward" and first and isinstance(frame.f_locals.get(first[0]), FunctionCtx):
+            return True
+        frame = frame.f_back
+    return False
+
+
 class Wiring:
     """What the synapses of one learner share: the taps of the forward pass that is going on."""
 
@@ -255,11 +268,11 @@ class Wiring:
             self.last_output = get_gradient_edge(output)
 
     def refuse_without_graph(self, label: str, x: Tensor) -> None:
-        """A synapse was called without a graph inside a pass that has one: its taps would be lost, and it would not learn."""
-        if self.taps is not None and x.requires_grad:
+        """A synapse was called without a graph that comes later: its taps would be lost, and it would not learn."""
+        if self.taps is not None and x.requires_grad and graph_comes_later():
             raise RuntimeError(
-                f"'{label}' is computed under no_grad inside a forward pass that learns by a {self.pathway.name} pathway; "
-                "for activation checkpointing use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+                f"'{label}' is computed without a graph, by reentrant activation checkpointing, inside a forward pass that "
+                f"learns by a {self.pathway.name} pathway; use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
             )
 
     def end(self, output: Any) -> Any:
