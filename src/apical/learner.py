@@ -294,6 +294,9 @@ class Learner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a state made by `state_dict`.
 
+        It drops the feedback that had been dropped. Where that is trainable, and `attach` was given no `example_input`, make the
+        optimizer before this call, as it was made before the first forward pass: its own state counts that parameter.
+
         Raises:
             ValueError: if it is something else, or of another model.
         """
