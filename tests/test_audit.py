@@ -25,8 +25,8 @@ def batch(n=4, width=6, classes=5):
     return torch.randn(n, width, generator=g), torch.randint(classes, (n,), generator=g)
 
 
-def transported(net, rule, **kwargs):
-    x, y = batch()
+def transported(net, rule, width=6, **kwargs):
+    x, y = batch(width=width)
     return apical.audit(apical.attach(net, rule, example_input=x, **kwargs), x, y, CRITERION).transported
 
 
@@ -155,7 +155,8 @@ def test_a_transport_planted_in_one_layer_of_ten_is_found_there(how, layer, rule
 def test_no_false_alarm_on_any_network(depth, norm, activation, rule, seed):
     if rule == "ifa":
         norm = False
-    found = transported(deep(depth, norm=norm, seed=seed, activation=activation), rule)
+    # Wide enough that no layer is dead under ReLU.
+    found = transported(deep(depth, 12, norm=norm, seed=seed, activation=activation), rule, width=12)
     assert not {"weights", "signs"} & set(found.values())
 
 
@@ -199,6 +200,98 @@ def test_a_batch_that_can_not_learn_is_refused():
     x, y = batch()
     with pytest.raises(ValueError, match="not finite even before the audit"):
         apical.audit(apical.attach(net, "fa", example_input=x), x * float("nan"), y, CRITERION)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = torch.tanh(self.stem(x))
+        return self.head(x + self.b(torch.tanh(self.a(x))))
+
+
+def normalized():
+    return nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 5))
+
+
+@pytest.mark.parametrize(
+    ("rule", "hidden"), [("bp", "weights"), ("usf", "signs"), ("fa", "nothing"), ("wm", "nothing")]
+)
+@pytest.mark.parametrize(
+    ("make", "zero", "synapses"),
+    [
+        (lambda: deep(3), "4", ["2", "4"]),
+        (Residual, "b", ["a", "b", "head"]),
+        (normalized, "3", ["2", "5"]),
+    ],
+)
+def test_weights_that_are_all_zero_hide_nothing(rule, hidden, make, zero, synapses):
+    torch.manual_seed(0)
+    net = make()
+    nn.init.zeros_(net.get_submodule(zero).weight)
+    before = [p.clone() for p in net.parameters()]
+    found = transported(net, rule)
+    assert {found[name] for name in synapses} == {hidden}
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+class Bypassed(nn.Module):
+    """The first layer learns, but nothing that the second one sends back reaches it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 6), nn.Linear(6, 5), nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = torch.tanh(self.a(x))
+        return self.head(x) + self.b(torch.relu(x - 2))
+
+
+def dead():
+    net = deep(4, activation=nn.ReLU)
+    nn.init.constant_(net[2].bias, -100.0)
+    return net
+
+
+@pytest.mark.parametrize("rule", ["bp", "usf", "fa", "dfa", "shallow", "reinforce"])
+@pytest.mark.parametrize(("make", "blind"), [(dead, r"\['2', '4'\]|\['4'\]"), (Bypassed, r"\['b'\]")])
+def test_what_a_dead_layer_would_hide_is_refused(rule, make, blind):
+    with pytest.raises(ValueError, match=f"of {blind} could not show .* another batch"):
+        transported(make(), rule)
+
+
+@pytest.mark.parametrize("rule", ["bp", "usf", "fa", "dfa"])
+def test_an_error_of_zero_is_refused(rule):
+    x, y = batch()
+    learner = apical.attach(deep(3), rule, example_input=x)
+    with pytest.raises(ValueError, match=r"of \['2', '4'\] could not show"):
+        apical.audit(learner, x, y, lambda outputs, targets: (outputs - outputs.detach()).square().sum(1))
+
+
+@pytest.mark.parametrize("rule", ["bp", "fa", "np", "wm"])
+def test_an_empty_batch_is_refused(rule):
+    x, y = batch()
+    learner = apical.attach(deep(3), rule, example_input=x)
+    with pytest.raises(ValueError, match="the batch is empty"):
+        apical.audit(learner, x[:0], y[:0], CRITERION)
+
+
+def test_feedback_of_zeros_hides_the_layers_before_it():
+    rules = {"": "usf", "6": apical.rule("fa", init=nn.init.zeros_)}
+    with pytest.raises(ValueError, match=r"of \['2', '4'\] could not show"):
+        transported(deep(4), rules)
+
+
+def test_frozen_layers_and_inputs_that_want_a_gradient_hide_nothing():
+    net = deep(3)
+    net[0].requires_grad_(False)
+    assert transported(net, "bp") == {"0": "nothing", "2": "nothing", "4": "weights"}
+    x, y = batch()
+    learner = apical.attach(deep(3), "bp", example_input=x)
+    found = apical.audit(learner, x.requires_grad_(), y, CRITERION).transported
+    assert found == {"0": "nothing", "2": "weights", "4": "weights"}
 
 
 def test_the_report_reads_as_lines():

@@ -12,19 +12,24 @@ Three tests, each on the same batch with the same random numbers:
 What a phase of its own learns (`Learner.adapt`) counts as an update too; its forward passes see clean values.
 
 Layers are first poisoned all at once; only if something changes, one by one.
+
+A test proves nothing where its effect could not show. So parameters that are all zero are filled in for the time of the audit;
+and where no error comes by, or nothing that a layer sends back reaches another one that learns, the audit is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from apical.learner import Criterion, Learner
+from apical.poison import Poison, clean, zeros_filled
 from apical.registry import ELEMENTWISE, NORMALIZATIONS
 from apical.replay import losses_of, owners_of_weights, replaying
 from apical.synapse import Synapse
@@ -68,9 +73,10 @@ def audit(learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -> 
         criterion: criterion(outputs, targets) -> losses [N], one per sample.
 
     Raises:
-        ValueError: if the criterion does not give one loss per sample, or losses and updates aren't finite to begin with.
+        ValueError: if the criterion does not give one loss per sample, if updates aren't finite to begin with, or if a transport
+            could not show on this batch.
     """
-    with replaying(learner, phases=True) as again, torch.enable_grad():
+    with zeros_filled(learner.model), replaying(learner, phases=True) as again, torch.enable_grad():
         return _Audit(
             learner,
             lambda: losses_of(learner, inputs, targets, criterion),
@@ -96,16 +102,21 @@ class _Audit:
         synapses = {name: module for name, module in self.owners.items() if self._exclusive(module)}
         others = {name: module for name, module in self.owners.items() if name not in synapses}
         found: dict[str, Transported] = dict.fromkeys(self.owners, "nothing")
-        for name in self._sensitive(synapses, lambda module: [_Poison(self.learner, module)]):
-            scrambled = self._changes([_Poison(self.learner, self.owners[name], keep_signs=True)])
+        for name in self._sensitive(synapses, lambda module: [Poison(self.learner, module)]):
+            scrambled = self._changes([Poison(self.learner, self.owners[name], keep_signs=True)])
             found[name] = "weights" if scrambled else "signs"
-        for name in self._sensitive(others, lambda module: [_Poison(self.learner, module, after_forward=True)]):
+        for name in self._sensitive(others, lambda module: [Poison(self.learner, module, after_forward=True)]):
             found[name] = "normalization scale" if isinstance(self.owners[name], NORMALIZATIONS) else "weights"
         for name, module in others.items():
             if found[name] == "nothing" and not isinstance(module, ELEMENTWISE) and self._keeps_weights(module):
                 found[name] = "weights"
         for name in self._unscaled_normalizations():
             found[name] = "normalization scale"
+        if blind := self._blind([name for name, kind in found.items() if kind in ("nothing", "signs")]):
+            raise ValueError(
+                f"a transport of {blind} could not show on this batch: the error that comes by there, or its way on to a layer "
+                "that learns, is zero throughout; audit with another batch, or other weights, as after some steps of training"
+            )
         order = [name or "(model)" for name, _ in self.learner.model.named_modules()]
         parts = (part for rule in self.learner.rules.values() for part in (rule.pathway, rule.plasticity))
         broadcast = "; ".join(dict.fromkeys(part.broadcasts for part in parts if part.broadcasts))
@@ -118,41 +129,77 @@ class _Audit:
         holders = [m for m in self.owners.values() if any(p is module.weight for p in m._parameters.values())]
         return all(isinstance(holder, Synapse) for holder in holders)
 
-    def _sensitive(self, modules: dict[str, nn.Module], poison: Callable[[nn.Module], list[_Poison]]) -> list[str]:
+    def _sensitive(self, modules: dict[str, nn.Module], poison: Callable[[nn.Module], list[Poison]]) -> list[str]:
         if not modules or not self._changes([p for module in modules.values() for p in poison(module)]):
             return []
         return [name for name, module in modules.items() if self._changes(poison(module))]
 
-    def _changes(self, poisons: list[_Poison]) -> bool:
+    def _changes(self, poisons: list[Poison]) -> bool:
         updates = self._updates(poisons)
         return any(_differ(self.clean[name], updates[name]) for name in self.clean)
 
-    def _updates(self, poisons: list[_Poison]) -> dict[str, Tensor | None]:
-        parameters = dict(self.learner.model.named_parameters())
-        for parameter in parameters.values():
-            parameter.grad = None
+    def _updates(self, poisons: list[Poison]) -> dict[str, Tensor | None]:
+        self.learner.model.zero_grad()
         self.again()
         with ExitStack() as stack:
             for poison in poisons:
                 if not poison.after_forward:
                     stack.enter_context(poison.applied())
-            total = self.losses().sum()
+            losses = self.losses()
+            if not len(losses):
+                raise ValueError("the batch is empty, so there is nothing to learn from; audit with a batch of samples")
+            total = losses.sum()
             for poison in poisons:
                 if poison.after_forward:
                     stack.enter_context(poison.applied())
             if total.requires_grad:
                 total.backward()
-            self.learner._forward = lambda: _clean(poisons)
+            self.learner._forward = lambda: clean(poisons)
             try:
                 self.adapt()
             finally:
                 self.learner._forward = nullcontext
-        updates = {name: None if p.grad is None else p.grad.detach() for name, p in parameters.items()}
+        updates = self._gradients()
         for site in self.learner._sites():
             if site.plasticity.adapts:
                 updates[f"feedback of {site.name}"] = site.feedback.clone()
         self.again()
         return updates
+
+    def _gradients(self) -> dict[str, Tensor | None]:
+        named = self.learner.model.named_parameters()
+        return {name: None if p.grad is None else p.grad.detach() for name, p in named}
+
+    def _blind(self, names: list[str]) -> list[str]:
+        """Those of `names` where another signal back would not show: one as large as their error, put in its place."""
+        calls: dict[str, list[_Call]] = {name: [] for name in names}
+        hook = lambda name: partial(_see, calls[name])  # noqa: E731
+        handles = [self.owners[name].register_forward_hook(hook(name), with_kwargs=True) for name in names]
+        self.again()
+        total = self.losses().sum()
+        for handle in handles:
+            handle.remove()
+        if total.requires_grad:
+            total.backward(retain_graph=True)
+        scales = {call: call.scale for one in calls.values() for call in one}
+        return [name for name, own in calls.items() if self._hidden([(call.inputs, scales[call]) for call in own])]
+
+    def _hidden(self, places: list[tuple[list[Tensor], float]]) -> bool:
+        """Whether signals of the given scales have parameters to reach, but change no update there."""
+        reached = False
+        generator = torch.Generator().manual_seed(0)
+        for inputs, scale in places:
+            self.learner.model.zero_grad()
+            signals = [torch.randn(x.shape, generator=generator).to(x) * scale for x in inputs]
+            torch.autograd.backward(inputs, signals, retain_graph=True)
+            for name, change in self._gradients().items():
+                if change is None:
+                    continue
+                reached, clean = True, self.clean[name]
+                clean = torch.zeros_like(change) if clean is None else clean
+                if _differ(clean, clean + change):
+                    return False
+        return reached
 
     def _keeps_weights(self, module: nn.Module) -> bool:
         """Whether a layer without children passes back a signal that depends on the weights it had in its forward pass."""
@@ -163,7 +210,7 @@ class _Audit:
         self._updates([])
         handle.remove()
         signals = []
-        for poisons in ([], [_Poison(self.learner, module, keep_signs=True)]):
+        for poisons in ([], [Poison(self.learner, module, keep_signs=True)]):
             with ExitStack() as stack:
                 for poison in poisons:
                     stack.enter_context(poison.applied())
@@ -203,67 +250,32 @@ class _Audit:
         return crossed
 
 
-@dataclass
-class _Poison:
-    """Replaces what readers of one module's weights see."""
+@dataclass(eq=False)
+class _Call:
+    """One call of a module: the inputs that take a signal back, and the error at its output once that has come by."""
 
-    learner: Learner
-    module: nn.Module
-    after_forward: bool = False
-    keep_signs: bool = False
-    clean: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """While applied: what is poisoned, with its own values."""
+    inputs: list[Tensor]
+    delta: Tensor | None = None
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        tensors = self._tensors()
-        kept = [tensor.detach().clone() for tensor in tensors]
-        weight = self.module._parameters.get("weight")
-        sharing = [s for s in self.learner.synapses.values() if s.weight is weight and not self.after_forward]
-        if self.after_forward:
-            self.clean = list(zip(tensors, kept, strict=True))
-        try:
-            for synapse in sharing:
-                synapse.clean_weight = kept[0]
-            for tensor in tensors:
-                # Through .data, in the same storage: neither aliases nor autograd's saved tensors may tell.
-                tensor.data.copy_(self._poisoned(tensor))
-            yield
-        finally:
-            for tensor, value in zip(tensors, kept, strict=True):
-                tensor.data.copy_(value)
-            for synapse in sharing:
-                vars(synapse).pop("clean_weight", None)
-            self.clean = []
+    @property
+    def scale(self) -> float:
+        """Of the error; 1 where the rule sends none this way, and a phase of its own may."""
+        if self.delta is None:
+            return 1.0
+        return float(self.delta.abs().max()) if self.delta.numel() else 0.0
 
-    def _tensors(self) -> list[Tensor]:
-        if isinstance(self.module, Synapse):
-            return [self.module.weight]
-        if isinstance(self.module, NORMALIZATIONS):
-            scale = [self.module._parameters.get("weight"), self.module._buffers.get("running_var")]
-            return [tensor for tensor in scale if tensor is not None]
-        return [p for p in self.module._parameters.values() if p is not None and p.is_floating_point()]
-
-    def _poisoned(self, tensor: Tensor) -> Tensor:
-        if not self.keep_signs:
-            return torch.full_like(tensor, float("nan"))
-        generator = torch.Generator().manual_seed(0)
-        factor = torch.empty(tensor.shape).log_normal_(0.0, 1.0, generator=generator)
-        return tensor.detach() * factor.to(tensor.device, tensor.dtype)
+    def hear(self, delta: Tensor) -> None:
+        """Hook of the output."""
+        self.delta = delta
 
 
-@contextmanager
-def _clean(poisons: list[_Poison]) -> Iterator[None]:
-    """While open, what forward passes may read has its own values again."""
-    pairs = [pair for poison in poisons for pair in poison.clean]
-    poisoned = [tensor.detach().clone() for tensor, _ in pairs]
-    for tensor, value in pairs:
-        tensor.data.copy_(value)
-    try:
-        yield
-    finally:
-        for (tensor, _), value in zip(pairs, poisoned, strict=True):
-            tensor.data.copy_(value)
+def _see(calls: list[_Call], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.requires_grad]
+    if not inputs:
+        return
+    calls.append(_Call(inputs))
+    if isinstance(output, Tensor) and output.requires_grad:
+        output.register_hook(calls[-1].hear)
 
 
 def _differ(clean: Tensor | None, update: Tensor | None) -> bool:
