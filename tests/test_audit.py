@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import apical
+from apical import registry
 
 CRITERION = lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="none")  # noqa: E731
 SIGNS = ("usf", "brsf", "frsf")
@@ -173,6 +174,26 @@ def test_tied_weights_read_by_another_layer_are_transported():
     torch.manual_seed(0)
     found = transported(Tied(), "fa")
     assert found == {"a": "nothing", "b": "weights", "head": "nothing"}
+
+
+class MixingNorm(nn.LayerNorm):
+    def __init__(self, width, kernel):
+        super().__init__(width)
+        self.mix, self.kernel = nn.Parameter(torch.randn(width, width) / width**0.5), kernel
+
+    def forward(self, x):
+        return self.kernel(super().forward(x), self.mix)
+
+
+@pytest.mark.parametrize("kernel", [F.linear, Copying.apply])
+@pytest.mark.parametrize("affine", [True, False])
+def test_weights_inside_a_normalization_are_no_scale(kernel, affine, monkeypatch):
+    monkeypatch.setattr(registry, "_SYNAPSES", {**registry._SYNAPSES, MixingNorm: None})
+    norm = MixingNorm(6, kernel)
+    if not affine:
+        norm.weight = norm.bias = None
+    net = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Tanh(), norm, nn.Tanh(), nn.Linear(6, 5))
+    assert transported(net, "fa") == {"0": "nothing", "1": "normalization scale", "3": "weights", "5": "nothing"}
 
 
 def test_weights_are_left_bit_for_bit_even_when_the_audit_fails():

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from apical.learner import Criterion, Learner
 from apical.poison import Poison, clean, zeros_filled
-from apical.registry import ELEMENTWISE, NORMALIZATIONS
+from apical.registry import ELEMENTWISE, NORMALIZATIONS, added
 from apical.replay import losses_of, owners_of_weights, replaying
 from apical.synapse import Synapse
 
@@ -106,12 +106,18 @@ class _Audit:
             scrambled = self._changes([Poison(self.learner, self.owners[name], keep_signs=True)])
             found[name] = "weights" if scrambled else "signs"
         for name in self._sensitive(others, lambda module: [Poison(self.learner, module, after_forward=True)]):
-            found[name] = "normalization scale" if isinstance(self.owners[name], NORMALIZATIONS) else "weights"
+            module = self.owners[name]
+            scale = isinstance(module, NORMALIZATIONS) and not (
+                added(module) and self._changes([Poison(self.learner, module, after_forward=True, spare_scale=True)])
+            )
+            found[name] = "normalization scale" if scale else "weights"
         for name, module in others.items():
-            if found[name] == "nothing" and not isinstance(module, ELEMENTWISE) and self._keeps_weights(module):
+            asked = found[name] != "weights" and (added(module) or not isinstance(module, ELEMENTWISE))
+            if asked and self._keeps_weights(module):
                 found[name] = "weights"
         for name in self._unscaled_normalizations():
-            found[name] = "normalization scale"
+            if found.get(name) != "weights":
+                found[name] = "normalization scale"
         if blind := self._blind([name for name, kind in found.items() if kind in ("nothing", "signs")]):
             raise ValueError(
                 f"a transport of {blind} could not show on this batch: the error that comes by there, or its way on to a layer "
@@ -210,7 +216,7 @@ class _Audit:
         self._updates([])
         handle.remove()
         signals = []
-        for poisons in ([], [Poison(self.learner, module, keep_signs=True)]):
+        for poisons in ([], [Poison(self.learner, module, keep_signs=True, spare_scale=True)]):
             with ExitStack() as stack:
                 for poison in poisons:
                     stack.enter_context(poison.applied())

@@ -22,6 +22,8 @@ class Poison:
     module: nn.Module
     after_forward: bool = False
     keep_signs: bool = False
+    spare_scale: bool = False
+    """Whether a normalization's own scale stays as it is."""
     clean: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """While applied: what is poisoned, with its own values."""
 
@@ -51,10 +53,13 @@ class Poison:
     def _tensors(self) -> list[Tensor]:
         if isinstance(self.module, Synapse):
             return [self.module.weight]
-        if isinstance(self.module, NORMALIZATIONS):
-            scale = [self.module._parameters.get("weight"), self.module._buffers.get("running_var")]
-            return [tensor for tensor in scale if tensor is not None]
-        return [p for p in self.module._parameters.values() if p is not None and p.is_floating_point()]
+        own = [p for p in self.module._parameters.values() if p is not None and p.is_floating_point()]
+        if not isinstance(self.module, NORMALIZATIONS):
+            return own
+        weight, variance = self.module._parameters.get("weight"), self.module._buffers.get("running_var")
+        if self.spare_scale:
+            return [p for p in own if p is not weight]
+        return own if variance is None else [*own, variance]
 
     def _poisoned(self, tensor: Tensor) -> Tensor:
         if not self.keep_signs:

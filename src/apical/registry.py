@@ -63,6 +63,11 @@ def _plain_bases(synapse_type: type[Synapse]) -> list[type]:
     return [base for base in synapse_type.__mro__ if not issubclass(base, Synapse) and base not in (nn.Module, object)]
 
 
+def added(module: nn.Module) -> list[str]:
+    """Names of the parameters that an elementwise layer's subclass has beyond its scale and bias."""
+    return [key for key, p in module._parameters.items() if p is not None and key not in ("weight", "bias")]
+
+
 def faults(model: nn.Module) -> list[str]:
     """Every layer of `model` that holds weights and is no known synapse, each as a sentence with the way out."""
     found = []
