@@ -7,6 +7,7 @@ import types
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import apical
 from apical import registry
@@ -198,6 +199,22 @@ class Raw(nn.Module):
         return self.inner(x) @ self.kernel
 
 
+def Buffered(name):
+    layer = nn.Linear(4, 4)
+    value = layer._parameters.pop(name).detach()
+    layer.register_buffer(name, value)
+    return layer
+
+
+class MixingNorm(nn.LayerNorm):
+    def __init__(self, width):
+        super().__init__(width)
+        self.mix = nn.Parameter(torch.randn(width, width))
+
+    def forward(self, x):
+        return super().forward(x) @ self.mix
+
+
 UNKNOWN = {
     "attention": (lambda: nn.MultiheadAttention(8, 2), ("1: MultiheadAttention", "scaled_dot_product_attention")),
     "lstm": (lambda: nn.LSTM(4, 5), ("1: LSTM", "nn.Linear")),
@@ -214,8 +231,31 @@ UNKNOWN = {
     "lazy norm": (lambda: nn.LazyBatchNorm1d(), ("1: LazyBatchNorm1d", "run one forward pass")),
     "parametrized": (
         lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
-        ("ParametrizedLinear",),
+        ("1: ParametrizedLinear computes weight", "parametrize.remove_parametrizations(layer, 'weight')"),
     ),
+    "parametrized norm": (
+        lambda: nn.utils.parametrizations.weight_norm(nn.LayerNorm(4)),
+        ("1: ParametrizedLayerNorm computes weight", "parametrize.remove_parametrizations(layer, 'weight')"),
+    ),
+    "weight_norm": (
+        lambda: nn.utils.weight_norm(nn.Linear(4, 4)),
+        ("1: Linear computes weight", "torch.nn.utils.remove_weight_norm(layer, 'weight')"),
+    ),
+    "spectral_norm": (
+        lambda: nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)),
+        ("1: Conv2d computes weight", "torch.nn.utils.remove_spectral_norm(layer, 'weight')"),
+    ),
+    "pruned": (
+        lambda: prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5),
+        ("1: Linear computes weight", "torch.nn.utils.prune.remove(layer, 'weight')"),
+    ),
+    "pruned bias": (
+        lambda: prune.l1_unstructured(nn.Linear(4, 4), "bias", 0.5),
+        ("1: Linear computes bias", "torch.nn.utils.prune.remove(layer, 'bias')"),
+    ),
+    "buffer": (lambda: Buffered("weight"), ("1: Linear has its weight as no parameter", "nn.Parameter")),
+    "bias as a buffer": (lambda: Buffered("bias"), ("1: Linear has its bias as no parameter", "nn.Parameter")),
+    "mixing norm": (lambda: MixingNorm(4), ("1: MixingNorm holds mix,", "register_synapse(MixingNorm, None)")),
     "nested": (
         lambda: nn.TransformerEncoderLayer(8, 2, 16),
         ("1.self_attn: MultiheadAttention", "1.self_attn.out_proj: NonDynamicallyQuantizableLinear"),
@@ -225,12 +265,14 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("rule", ["fa", "bp", "dfa"])
 @pytest.mark.parametrize("kind", UNKNOWN)
-@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature", "ignore:.*weight_norm. is deprecated")
 def test_a_layer_that_is_no_known_synapse(kind, rule):
     make, says = UNKNOWN[kind]
     model = nn.Sequential(nn.Linear(4, 4), make())
     message = refused(model, rule, says=(*says, "Sequential"), example_input=X)
     assert "\n- 0:" not in message
+    if kind not in ("nested", "attention"):
+        assert message.count("\n- ") == 1
 
 
 def test_every_fault_is_told_at_once():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
 
 from apical import convolution
 from apical.synapse import LinearSynapse, Synapse
@@ -69,25 +70,63 @@ def added(module: nn.Module) -> list[str]:
 
 
 def faults(model: nn.Module) -> list[str]:
-    """Every layer of `model` that holds weights and is no known synapse, each as a sentence with the way out."""
-    found = []
+    """Every layer of `model` whose weights no known synapse covers, each as a sentence with the way out."""
+    found: list[str] = []
+    reported: list[str] = []
     for name, module in model.named_modules():
-        own = [key for key, parameter in module._parameters.items() if parameter is not None]
-        if any(module._parameters[key].is_complex() for key in own):  # type: ignore[union-attr]
-            found.append(f"{name or '(the model itself)'}: complex weights are not supported; use pairs of real ones")
-            continue
-        known = type(module) in _SYNAPSES or isinstance(module, ELEMENTWISE)
-        lazy = issubclass(type(module), LazyModuleMixin)
-        if not own or (known and not lazy):
-            continue
-        found.append(f"{name or '(the model itself)'}: {_fault(module, own)}")
+        fault = None if name.startswith(tuple(reported)) else _fault(module)
+        if fault is not None:
+            found.append(f"{name or '(the model itself)'}: {fault}")
+            # What computes a parametrized weight is part of the same fault.
+            reported.append(f"{name}.parametrizations.".lstrip("."))
     return found
 
 
-def _fault(module: nn.Module, own: list[str]) -> str:
+def _fault(module: nn.Module) -> str | None:
     kind = type(module)
+    own = [key for key, parameter in module._parameters.items() if parameter is not None]
+    if any(module._parameters[key].is_complex() for key in own):  # type: ignore[union-attr]
+        return "complex weights are not supported; use pairs of real ones"
+    if kind in _SYNAPSES:
+        if _SYNAPSES[kind] is None:
+            return None
+    elif not own and not parametrize.is_parametrized(module):
+        return None
     if issubclass(kind, LazyModuleMixin):
         return f"{kind.__name__} has no shape yet; run one forward pass before attach"
+    if computed := _computed(module):
+        return (
+            f"{kind.__name__} computes {', '.join(computed)} anew for every forward pass, from values that no synapse covers; "
+            f"call {' and '.join(computed.values())} first"
+        )
+    if kind in _SYNAPSES:
+        for key in ("weight", "bias"):
+            if key not in own and (key == "weight" or isinstance(getattr(module, key, None), Tensor)):
+                return f"{kind.__name__} has its {key} as no parameter; make it an nn.Parameter"
+        return None
+    if isinstance(module, ELEMENTWISE):
+        own = added(module)
+    return _unknown(module, own) if own else None
+
+
+def _computed(module: nn.Module) -> dict[str, str]:
+    """Name -> the call that makes it a parameter again, for every weight that PyTorch computes from other values."""
+    if parametrize.is_parametrized(module):
+        names = list(module.parametrizations)  # type: ignore[arg-type]
+        return {key: f"torch.nn.utils.parametrize.remove_parametrizations(layer, '{key}')" for key in names}
+    # What hooks of the older functions compute stands beside what they store under such names.
+    calls = {"_g": "remove_weight_norm", "_u": "remove_spectral_norm", "_mask": "prune.remove"}
+    stored = {**module._parameters, **module._buffers}
+    return {
+        key: f"torch.nn.utils.{call}(layer, '{key}')"
+        for key, value in vars(module).items()
+        for suffix, call in calls.items()
+        if isinstance(value, Tensor) and f"{key}{suffix}" in stored
+    }
+
+
+def _unknown(module: nn.Module, own: list[str]) -> str:
+    kind = type(module)
     known = next((base for base in kind.__mro__[1:] if _SYNAPSES.get(base) is not None), None)
     if known is not None:
         return (
