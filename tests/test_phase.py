@@ -258,6 +258,61 @@ def test_reinforce_scales_with_the_loops_loss_in_a_clean_pass_of_its_own(way, re
     assert 0.3 < ratio < 3 if "dropout" in way else abs(ratio - 1) < 1e-6
 
 
+class Activated(nn.BatchNorm1d):
+    """A normalization with its activation inside."""
+
+    def forward(self, x):
+        return torch.tanh(2 + super().forward(x))
+
+
+class Spelled(nn.BatchNorm1d):
+    """The same, spelled out."""
+
+    def forward(self, x):
+        if self.training and self.track_running_stats:
+            self.num_batches_tracked.add_(1)
+        own = self.training or self.running_mean is None
+        mean, variance = (
+            (self.running_mean, self.running_var) if not self.training or self.track_running_stats else (None,) * 2
+        )
+        y = nn.functional.batch_norm(x, mean, variance, self.weight, self.bias, own, self.momentum, self.eps)
+        return torch.tanh(2 + y)
+
+
+def patched(*args, **kwargs):
+    """The same, put on one layer from outside."""
+    norm = nn.BatchNorm1d(*args, **kwargs)
+    norm.forward = lambda x: torch.tanh(2 + nn.BatchNorm1d.forward(norm, x))
+    return norm
+
+
+class After(nn.Module):
+    def forward(self, x):
+        return torch.tanh(2 + x)
+
+
+@pytest.mark.parametrize("rule", ["np", "np-direct", "sg", "reinforce"])
+@pytest.mark.parametrize("kind", [Activated, Spelled, patched])
+@pytest.mark.parametrize("tracked", [True, False])
+def test_a_normalization_that_does_more_learns_as_its_parts_do(rule, kind, tracked):
+    x = X[:, 0].flatten(1)
+
+    def run(make):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(36, 6), *make(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+        learner = attach(net, rule, x.double())
+        forwards = [module.forward for module in net]
+        for _ in range(2):
+            cross_entropy(net(x.double()), Y).mean().backward()
+            learner.adapt(x.double(), Y, cross_entropy)
+        assert [module.forward for module in net] == forwards
+        return [*everything(net, learner).values()]
+
+    apart = run(lambda: [nn.BatchNorm1d(6, track_running_stats=tracked), After()])
+    for found, expected in zip(run(lambda: [kind(6, track_running_stats=tracked)]), apart, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
 def test_reinforce_refuses_another_batch_than_the_loops():
     net = Net()
     learner = attach(net, "reinforce")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from apical.arguments import input_of
@@ -97,13 +96,16 @@ class Conditions:
 
         With statistics of a noisy batch, one sample's noise would show in another's loss.
         """
+        own = {module: vars(module).get("forward") for module in self.normalized}
         for module, statistics in self.normalized.items():
             vars(module)["forward"] = _Normalized(module, statistics)  # type: ignore[arg-type]
         try:
             yield
         finally:
-            for module in self.normalized:
-                vars(module).pop("forward", None)
+            for module, forward in own.items():
+                del vars(module)["forward"]
+                if forward is not None:
+                    vars(module)["forward"] = forward
 
 
 @dataclass(frozen=True)
@@ -123,15 +125,23 @@ class _Statistics:
 
 
 class _Normalized:
-    """A batch normalization that takes its statistics, call by call, from a pass before."""
+    """A batch normalization's own forward, which takes its statistics, call by call, from a pass before."""
 
     def __init__(self, module: _BatchNorm, statistics: list[_Statistics]) -> None:
-        self.module, self.statistics = module, iter(statistics)
+        self.module, self.forward, self.statistics = module, module.forward, iter(statistics)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        found, module = next(self.statistics), self.module
-        variance = found.squared(module.eps)
-        return F.batch_norm(x, found.mean, variance, module.weight, module.bias, training=False, eps=module.eps)
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        module, found = self.module, next(self.statistics)
+        buffers, training = module._buffers, module.training
+        own = {name: buffers.get(name) for name in ("running_mean", "running_var")}
+        # A subclass may do more than normalize; in eval mode it does that with these in place of the running ones.
+        buffers.update(running_mean=found.mean, running_var=found.squared(module.eps))
+        module.training = False
+        try:
+            return self.forward(*args, **kwargs)
+        finally:
+            module.training = training
+            buffers.update(own)
 
 
 def _statistics(x: Tensor, output: Tensor) -> _Statistics:
