@@ -67,6 +67,10 @@ class AuditReport:
 def audit(learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -> AuditReport:
     """Find out what the rule transports, layer by layer. Weights, gradients and random state are left as they were.
 
+    What is tested are the parameters of the model's modules on this batch. Weights kept as buffers or plain tensors, and layers
+    that are not registered as submodules, have no line in the report; a layer that the pass does not call, or that the loss does
+    not depend on, transports "nothing" in it.
+
     Args:
         learner: what `attach` returned.
         inputs: a batch, as the model takes it; a few samples will do. targets: as the criterion takes them.
