@@ -53,7 +53,7 @@ class Poison:
     def _tensors(self) -> list[Tensor]:
         if isinstance(self.module, Synapse):
             return [self.module.weight]
-        own = [p for p in self.module._parameters.values() if p is not None and p.is_floating_point()]
+        own: list[Tensor] = [p for p in self.module._parameters.values() if p is not None and p.is_floating_point()]
         if not isinstance(self.module, NORMALIZATIONS):
             return own
         weight, variance = self.module._parameters.get("weight"), self.module._buffers.get("running_var")
