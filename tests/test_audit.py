@@ -196,6 +196,27 @@ def test_weights_inside_a_normalization_are_no_scale(kernel, affine, monkeypatch
     assert transported(net, "fa") == {"0": "nothing", "1": "normalization scale", "3": "weights", "5": "nothing"}
 
 
+def test_an_unseen_layer_that_is_called_by_name():
+    class Net(nn.Sequential):
+        def forward(self, x):
+            first, middle, last = self
+            return last(torch.tanh(middle(x=torch.tanh(first(x)))))
+
+    net = Net(nn.Linear(6, 6), nn.Identity(), nn.Linear(6, 5))
+    net[1].forward = lambda x: x
+    x, y = batch()
+    learner = apical.attach(net, "fa", example_input=x)
+    net[1] = Unseen(6)
+    assert apical.audit(learner, x, y, CRITERION).transported == {"0": "nothing", "1": "weights", "2": "nothing"}
+
+
+@pytest.mark.parametrize(("rule", "hidden"), [("fa", "nothing"), ("dfa", "nothing"), ("bp", "weights")])
+def test_the_slope_of_an_activation_function_is_its_derivative(rule, hidden):
+    net = nn.Sequential(nn.Linear(6, 7), nn.PReLU(), nn.Linear(7, 6), nn.PReLU(6), nn.Linear(6, 5))
+    found = transported(net, rule)
+    assert found == {"0": "nothing", "1": "nothing", "2": hidden, "3": "nothing", "4": hidden}
+
+
 def test_weights_are_left_bit_for_bit_even_when_the_audit_fails():
     net = deep(3)
     x, y = batch()

@@ -28,6 +28,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from apical.arguments import Arguments, input_of, with_input
 from apical.learner import Criterion, Learner
 from apical.poison import Poison, clean, zeros_filled
 from apical.registry import ELEMENTWISE, NORMALIZATIONS, added
@@ -104,7 +105,8 @@ class _Audit:
 
     def report(self) -> AuditReport:
         synapses = {name: module for name, module in self.owners.items() if self._exclusive(module)}
-        others = {name: module for name, module in self.owners.items() if name not in synapses}
+        # The slope of an activation function is its own derivative, which every rule reads where the unit is.
+        others = {name: m for name, m in self.owners.items() if name not in synapses and type(m) is not nn.PReLU}
         found: dict[str, Transported] = dict.fromkeys(self.owners, "nothing")
         for name in self._sensitive(synapses, lambda module: [Poison(self.learner, module)]):
             scrambled = self._changes([Poison(self.learner, self.owners[name], keep_signs=True)])
@@ -215,8 +217,8 @@ class _Audit:
         """Whether a layer without children passes back a signal that depends on the weights it had in its forward pass."""
         if isinstance(module, Synapse) or any(True for _ in module.children()):
             return False
-        calls: list[tuple[Any, ...]] = []
-        handle = module.register_forward_pre_hook(lambda _, args: calls.append(args))
+        calls: list[Arguments] = []
+        handle = module.register_forward_pre_hook(lambda _, *call: calls.append(call), with_kwargs=True)
         self._updates([])
         handle.remove()
         signals = []
@@ -224,18 +226,19 @@ class _Audit:
             with ExitStack() as stack:
                 for poison in poisons:
                     stack.enter_context(poison.applied())
-                signals.append([self._signal(module, args) for args in calls])
+                signals.append([self._signal(module, *call) for call in calls])
             self.again()
         return any(_differ(clean, scaled) for clean, scaled in zip(*signals, strict=True))
 
-    def _signal(self, module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
+    def _signal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """What the layer passes back to its first input, for a fixed error at its output."""
         self.again()
-        x = args[0].detach() if args and isinstance(args[0], Tensor) else None
-        if x is None or not x.is_floating_point():
+        x = input_of(args, kwargs) if args or kwargs else None
+        if not isinstance(x, Tensor) or not x.is_floating_point():
             return None
-        x.requires_grad_(True)
-        output = module.forward(x, *args[1:])
+        x = x.detach().requires_grad_(True)
+        args, kwargs = with_input(args, kwargs, x)
+        output = module.forward(*args, **kwargs)
         if not isinstance(output, Tensor) or not output.requires_grad:
             return None
         error = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
