@@ -313,6 +313,75 @@ def test_a_normalization_that_does_more_learns_as_its_parts_do(rule, kind, track
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("way", ["peek before", "peek after", "by name"])
+@pytest.mark.parametrize("how", ["torch", "local", "accumulated"])
+def test_reinforce_keeps_to_the_loops_loss_whatever_else_the_loop_computes(how, way):
+    def run(odd):
+        net = Net().double()
+        net.drop.p = 0.0 if way == "by name" else 0.25  # A pass of its own has masks of its own.
+        learner = attach(net, "reinforce", X.double())
+        optimizer = apical.LocalSGD(learner, 0.1) if how == "local" else torch.optim.SGD(net.parameters(), 0.1)
+        x = X.double()
+        for step in range(3):
+            torch.manual_seed(step)
+            output = net(x)
+            if odd and way == "peek before":
+                net(x).argmax(1)
+            cross_entropy(output, Y).mean().backward()
+            if odd and way == "peek after":
+                net(x).argmax(1)
+            learner.adapt({"x": x} if odd and way == "by name" else x, Y, cross_entropy)
+            if how != "accumulated":
+                optimizer.step()
+                optimizer.zero_grad()
+        optimizer.step()
+        return {name: parameter.detach() for name, parameter in net.named_parameters()}
+
+    close(run(True), run(False), 1e-9)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning",
+    "ignore:.*torch.jit.script_method:DeprecationWarning",
+    "ignore:The .grad attribute of a Tensor that is not a leaf",
+)
+def test_reinforce_says_when_nothing_tells_the_scale_of_the_loops_loss():
+    net = Net()
+    learner = attach(net, "reinforce")
+    with pytest.raises(RuntimeError, match="no backward pass.*call adapt between backward"):
+        learner.adapt(X, Y, cross_entropy)
+    compiled = torch.compile(net, backend="eager")
+    for zero in (lambda: net.zero_grad(), lambda: net.zero_grad(set_to_none=False)):
+        learn(net, learner, call=compiled)
+        zero()
+    learn(net, learner, call=compiled)
+    before = everything(net, learner)
+    cross_entropy(compiled(X), Y).mean().backward()
+    with pytest.raises(RuntimeError, match="'stem.weight' still has the gradient of an earlier batch.*zero_grad"):
+        learner.adapt(X, Y, cross_entropy)
+    assert torch.equal(net.stem.weight.grad, before["stem.weight.grad"])
+
+
+@pytest.mark.parametrize("rule", ["np", "reinforce"])
+def test_a_pass_from_before_a_step_is_not_compared_with_one_after_it(rule):
+    net = Net().double()
+    net.drop.p = 0.0
+    learner = attach(net, rule, X.double())
+    optimizer = torch.optim.SGD(net.parameters(), 1.0)
+    cross_entropy(net(X.double()), Y).mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    other = copy.deepcopy(net)
+    its = apical.learner_of(other)
+    if rule == "reinforce":
+        with pytest.raises(RuntimeError, match="no backward pass"):
+            learner.adapt(X.double(), Y, cross_entropy)
+        return
+    for own in (learner, its):
+        own.adapt(X.double(), Y, cross_entropy)
+    same(feedback(learner), feedback(its))
+
+
 def test_reinforce_refuses_another_batch_than_the_loops():
     net = Net()
     learner = attach(net, "reinforce")

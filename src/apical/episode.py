@@ -7,7 +7,7 @@ Where that pass can't be used (another batch, compiled code, a loss other than t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +40,10 @@ class Episode:
         self.learner, self.inputs, self.targets, self.criterion = learner, inputs, targets, criterion
         recorder = learner._recorder
         assert recorder is not None
-        found = recorder.newest
+        found = recorder.heard
         whole = learner._wiring.pathway.adapts or all(s.weight.requires_grad for s in learner.synapses.values())
-        usable = whole and found is not None and found.error is not None and _same(found, inputs)
-        if usable:
-            self._take(found)  # type: ignore[arg-type]
+        if whole and found is not None and _same(found, inputs):
+            self._take(found)
         else:
             self._make_own_pass()
         if self.scale is None:
@@ -67,13 +66,14 @@ class Episode:
             losses = self._judge(output)
             (errors,) = torch.autograd.grad(losses.sum(), output)
         self.output, self.losses, self.errors = output.detach(), losses.detach(), errors
-        self.scale = 1.0 if found.error is None else _scale(found.error, errors)
+        assert found.error is not None
+        self.scale = _scale(found.error, errors)
 
     def _make_own_pass(self) -> None:
         """Take a pass that is made here, without a trace in gradients, statistics or random state."""
         learner, recorder = self.learner, self.learner._recorder
         assert recorder is not None
-        conditions = recorder._conditions()
+        heard, conditions = recorder.heard, recorder._conditions()
         # Frozen layers carry errors as well; but only those that learn may get gradients out of "reinforce".
         with (
             _unchanged(learner),
@@ -81,17 +81,43 @@ class Episode:
             _learning(learner, None if learner._wiring.pathway.adapts else True) as parameters,
             torch.enable_grad(),
             conditions.again(),
+            recorder.recording() as passes,
         ):
-            recorder.paused = False
             with learner._forward():
                 output = pick(run(learner.model, self.inputs), learner._wiring.output)
-            found = recorder.newest
-            assert found is not None
             gradients = torch.autograd.grad(self._judge(output).sum(), parameters, allow_unused=True)
-        self._take(found)
-        if found.cuts:
+        self._take(passes[0])
+        if self.taken.cuts:
             # What was heard in this pass is the sum's; the hidden layers' gradients have to fit those of the loop.
-            self.scale = _factor(parameters, gradients)
+            self.scale = self._scale_of_the_loop(heard, parameters, gradients)
+
+    def _scale_of_the_loop(
+        self, heard: Pass | None, parameters: list[nn.Parameter], gradients: tuple[Tensor | None, ...]
+    ) -> float | None:
+        """What the loop multiplied its loss with, or None if its loss is another one than that of the pass made here.
+
+        From the output's error in the loop's pass, if that was seen; else (compiled code) from the gradients that it left next
+        to the output, beside `gradients` of the losses' sum.
+        """
+        if heard is not None:
+            assert heard.error is not None
+            return _factor([heard.error], [self.errors]) if heard.error.shape == self.errors.shape else None
+        pairs = [(p.grad, g) for p, g in zip(parameters, gradients, strict=True) if p.grad is not None and g is not None]
+        if not pairs:
+            raise RuntimeError(
+                "there was no backward pass since the weights moved, so what the loss is multiplied with is not known; call "
+                "adapt between backward() and the optimizer's step"
+            )
+        behind = {id(p) for p, g in zip(parameters, gradients, strict=True) if g is None}
+        for name, parameter in self.learner.model.named_parameters():
+            # The loop's backward ends at cuts, so this came from a phase before.
+            if id(parameter) in behind and parameter.grad is not None and bool(parameter.grad.any()):
+                raise RuntimeError(
+                    f"'{name}' still has the gradient of an earlier batch, and where a backward pass runs in compiled code, the "
+                    "sum of both does not tell what the loss was multiplied with; call zero_grad() before every backward "
+                    "pass, or accumulate gradients without torch.compile"
+                )
+        return _factor(*zip(*pairs, strict=True))
 
     def perturbed(self, perturb: Perturb) -> Tensor:
         """Losses, shaped like `losses`, of the same pass, in which `perturb` may change the activity at any place."""
@@ -254,18 +280,14 @@ def _scale(heard: Tensor, errors: Tensor) -> float | None:
     return scale if scale > 0 and rest <= (5e-2 if coarse else 1e-3) * float(a.norm()) else None
 
 
-def _factor(parameters: list[nn.Parameter], gradients: tuple[Tensor | None, ...]) -> float | None:
-    """What the loop multiplied its loss with: its gradients next to the output, beside `gradients` of the losses' sum.
+def _factor(heard: Sequence[Tensor], own: Sequence[Tensor]) -> float | None:
+    """How many times longer `heard` is than `own`; None where the two are too different to come from one batch.
 
-    1 where there are none; None where the two are too different to come from one batch. They may differ: by the masks of
-    dropout, by precision.
+    They may differ: by the masks of dropout, by precision.
     """
-    pairs = [(p.grad, g) for p, g in zip(parameters, gradients, strict=True) if p.grad is not None and g is not None]
-    if not pairs:
-        return 1.0
-    a, b = (torch.cat([one.flatten().double() for one in own]) for own in zip(*pairs, strict=True))
+    a, b = (torch.cat([one.flatten().double() for one in tensors]) for tensors in (heard, own))
     lengths = float(a.norm()), float(b.norm())
-    if 0 in lengths:
+    if lengths == (0, 0):
         return 1.0
     return lengths[0] / lengths[1] if float(a @ b) > 0.5 * lengths[0] * lengths[1] else None
 

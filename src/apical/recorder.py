@@ -1,10 +1,11 @@
-"""The newest pass of a model that learns: its output, the errors that went back in it, and under which conditions it was made."""
+"""The newest pass that was backpropagated: its output, the errors that went back in it, and under which conditions it was made."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,16 +49,16 @@ class Pass:
     output: Tensor | None = None
     error: Tensor | None = None
     """Gradient at the output, times whatever the loss was multiplied with."""
+    number: int = 0
+    """How many passes were recorded before."""
+    weights: int = 0
+    """Counts what has been written to the parameters until the end of the pass."""
 
     def call(self, place: str) -> Call:
         """A new call of the synapse at `place`."""
         found = Call()
         self.calls.setdefault(place, []).append(found)
         return found
-
-    def see_error(self, error: Tensor) -> None:
-        """Hook of the output."""
-        self.error = error
 
 
 @dataclass
@@ -160,15 +161,17 @@ def _statistics(x: Tensor, output: Tensor) -> _Statistics:
 
 
 class Recorder:
-    """Keeps the newest pass that learns. Hooks of the model and of its batch normalizations call it.
+    """Keeps the newest pass that was backpropagated. Hooks of the model and of its batch normalizations call it.
 
-    Synapses see a pass only while it is open: kept within their reach, its graph, which holds them, would never be freed.
+    A pass without a backward, made for an accuracy or a log, takes the place of none. Synapses see a pass only while it is open: kept within their reach, its graph, which holds them, would never be freed.
     """
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
         self.newest: Pass | None = None
         self.paused = False
+        self._own: list[Pass] | None = None
+        self._passes = 0
         self.checked = False
         """Whether this model has been seen to give the same output under the same conditions."""
         model = learner.model
@@ -183,7 +186,7 @@ class Recorder:
         ]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "newest": None}
+        return {**self.__dict__, "newest": None, "_own": None}
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the model."""
@@ -191,8 +194,8 @@ class Recorder:
             return
         if torch._C._current_graph_task_id() != -1:
             return  # Activation checkpointing computes the pass anew inside the backward.
-        self.newest = None
-        self.learner._wiring.current = Pass(args, kwargs, self._conditions())
+        self._passes += 1
+        self.learner._wiring.current = Pass(args, kwargs, self._conditions(), number=self._passes)
 
     def _conditions(self) -> Conditions:
         weight = next(self.learner.model.parameters())
@@ -207,10 +210,36 @@ class Recorder:
             return
         picked = pick(output, wiring.output)
         if picked.requires_grad:
-            picked.register_hook(found.see_error)
+            picked.register_hook(partial(self._hear, found))
         # A copy: the loop may change it in place.
         found.output = picked.detach().clone()
-        self.newest = found
+        found.weights = self._weights()
+        if self._own is not None:
+            self._own.append(found)
+
+    def _hear(self, found: Pass, error: Tensor) -> None:
+        """Hook of the output."""
+        found.error = error
+        if self.newest is None or self.newest.number <= found.number:
+            self.newest = found
+
+    def _weights(self) -> int:
+        return sum(parameter._version for parameter in self.learner.model.parameters())
+
+    @property
+    def heard(self) -> Pass | None:
+        """The newest pass that was backpropagated, if the weights are still those that it was made with."""
+        found = self.newest
+        return found if found is not None and found.weights == self._weights() else None
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Pass]]:
+        """While open, passes are recorded into the list given out, whether they are backpropagated or not."""
+        paused, self.paused, self._own = self.paused, False, []
+        try:
+            yield self._own
+        finally:
+            self.paused, self._own = paused, None
 
     def see_normalization(
         self, module: _BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
