@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 import apical
 from apical.losses import cross_entropy
+from apical.perturbation import Estimate
 
 RULES = ("wm", "np", "np-direct", "sg", "sg-direct", "reinforce", "mirror-direct", "np-ridge", "mixed")
 X = torch.randn(12, 2, 6, 6, generator=torch.Generator().manual_seed(5))
@@ -94,6 +95,10 @@ def feedback(learner) -> dict[str, torch.Tensor]:
 def everything(model, learner) -> dict[str, torch.Tensor]:
     grads = {f"{name}.grad": p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return {**{k: v.clone() for k, v in model.state_dict().items()}, **grads}
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -335,7 +340,7 @@ def test_reinforce_keeps_to_the_loops_loss_whatever_else_the_loop_computes(how, 
                 optimizer.step()
                 optimizer.zero_grad()
         optimizer.step()
-        return {name: parameter.detach() for name, parameter in net.named_parameters()}
+        return weights(net)
 
     close(run(True), run(False), 1e-9)
 
@@ -348,7 +353,7 @@ def test_reinforce_keeps_to_the_loops_loss_whatever_else_the_loop_computes(how, 
 def test_reinforce_says_when_nothing_tells_the_scale_of_the_loops_loss():
     net = Net()
     learner = attach(net, "reinforce")
-    with pytest.raises(RuntimeError, match="no backward pass.*call adapt between backward"):
+    with pytest.raises(RuntimeError, match=r"no backward pass.*call adapt between backward"):
         learner.adapt(X, Y, cross_entropy)
     compiled = torch.compile(net, backend="eager")
     for zero in (lambda: net.zero_grad(), lambda: net.zero_grad(set_to_none=False)):
@@ -357,7 +362,7 @@ def test_reinforce_says_when_nothing_tells_the_scale_of_the_loops_loss():
     learn(net, learner, call=compiled)
     before = everything(net, learner)
     cross_entropy(compiled(X), Y).mean().backward()
-    with pytest.raises(RuntimeError, match="'stem.weight' still has the gradient of an earlier batch.*zero_grad"):
+    with pytest.raises(RuntimeError, match=r"'stem.weight' still has the gradient of an earlier batch.*zero_grad"):
         learner.adapt(X, Y, cross_entropy)
     assert torch.equal(net.stem.weight.grad, before["stem.weight.grad"])
 
@@ -380,6 +385,47 @@ def test_a_pass_from_before_a_step_is_not_compared_with_one_after_it(rule):
     for own in (learner, its):
         own.adapt(X.double(), Y, cross_entropy)
     same(feedback(learner), feedback(its))
+
+
+class Bypass(nn.Module):
+    """Skips lead around both inner synapses to the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.norm, self.a, self.o = nn.Linear(72, 3), nn.BatchNorm1d(3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.double()
+
+    def forward(self, x):
+        h = torch.tanh(self.norm(self.stem(x.flatten(1))))
+        h = h + self.a(torch.sigmoid(h))
+        return h + self.o(torch.sigmoid(h))
+
+
+def exactly(phase, places, c, distribution) -> dict[str, list[Estimate]]:
+    """In place of `estimates`: what they are on average for small noise."""
+    found: dict[str, list[Estimate]] = {}
+    phase.episode.true_signals(places, lambda place, call, signal: found.update({place: [Estimate(signal.clone())]}))
+    return found
+
+
+@pytest.mark.parametrize("head", ["reinforce", "bp", "dfa"])
+@pytest.mark.parametrize("optimizer", ["torch", "local"])
+@pytest.mark.parametrize("own", [False, True], ids=["the loop's pass", "a pass of its own"])
+def test_reinforce_adds_to_the_error_that_a_skip_brings_around_a_cut(head, optimizer, own, monkeypatch):
+    """With exact estimates both together are backpropagation."""
+    monkeypatch.setattr("apical.pathway.estimates", exactly)
+    x, plain, net = X.double(), Bypass(), Bypass()
+    learner = apical.attach(net, {"": "reinforce", "o": head}, example_input=x)
+    if head == "dfa":
+        learner.synapses["o"].feedback = net.o.weight.detach()
+    moves = apical.LocalSGD(learner, 1.0) if optimizer == "local" else torch.optim.SGD(net.parameters(), 1.0)
+    cross_entropy(net(x), Y).mean().backward()
+    learner.adapt({"x": x} if own else x, Y, cross_entropy)
+    moves.step()
+    cross_entropy(plain(x), Y).mean().backward()
+    torch.optim.SGD(plain.parameters(), 1.0).step()
+    close(weights(net), weights(plain), 1e-9)
 
 
 def test_reinforce_refuses_another_batch_than_the_loops():

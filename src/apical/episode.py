@@ -102,7 +102,9 @@ class Episode:
         if heard is not None:
             assert heard.error is not None
             return _factor([heard.error], [self.errors]) if heard.error.shape == self.errors.shape else None
-        pairs = [(p.grad, g) for p, g in zip(parameters, gradients, strict=True) if p.grad is not None and g is not None]
+        pairs = [
+            (p.grad, g) for p, g in zip(parameters, gradients, strict=True) if p.grad is not None and g is not None
+        ]
         if not pairs:
             raise RuntimeError(
                 "there was no backward pass since the weights moved, so what the loss is multiplied with is not known; call "
@@ -161,10 +163,22 @@ class Episode:
         with _unchanged(self.learner), self.taken.conditions.again():
             yield
 
-    def _losses(self) -> Tensor:
+    def cuts(self) -> list[tuple[str, Tensor]]:
+        """Places and their activities, with the graph of what lies before each, for the scalar pathway."""
+        recorder = self.learner._recorder
+        assert recorder is not None
+        if not self.taken.bypassed:
+            return self.taken.cuts
+        with self._again(), torch.enable_grad(), recorder.recording() as passes:
+            self._output()
+        return passes[0].cuts
+
+    def _output(self) -> Tensor:
         with self.learner._forward():
-            output = pick(self.learner.model(*self.taken.args, **self.taken.kwargs), self.learner._wiring.output)
-        return self._judge(output)
+            return pick(self.learner.model(*self.taken.args, **self.taken.kwargs), self.learner._wiring.output)
+
+    def _losses(self) -> Tensor:
+        return self._judge(self._output())
 
     def _judge(self, output: Tensor) -> Tensor:
         if self.learner._fold is None:

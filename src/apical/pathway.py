@@ -178,7 +178,7 @@ class Scalar(Pathway):
         assert episode.scale is not None
         found = estimates(phase, [site.name for site in phase.sites], self.noise, self.distribution)
         calls = {place: iter(targets) for place, targets in found.items()}
-        cuts = [(x, next(calls[place]).tensor * episode.scale) for place, x in episode.taken.cuts]
+        cuts = [(x, next(calls[place]).tensor * episode.scale) for place, x in episode.cuts()]
         parameters = [p for p in phase.learner.forward_parameters() if p.requires_grad]
         if not cuts or not parameters:
             return

@@ -1,4 +1,4 @@
-"""The newest pass that was backpropagated: its output, the errors that went back in it, and under which conditions it was made."""
+"""The newest pass that was backpropagated: its output, the errors that went back in it, and the conditions it was made under."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from apical.arguments import input_of
@@ -46,6 +47,8 @@ class Pass:
     calls: dict[str, list[Call]] = field(default_factory=dict)
     cuts: list[tuple[str, Tensor]] = field(default_factory=list)
     """For the scalar pathway: places and their activities, with the graph of what lies before each."""
+    bypassed: bool = False
+    """Whether ways lead around cuts to the output: the loop's backward goes through that graph as well, and frees it."""
     output: Tensor | None = None
     error: Tensor | None = None
     """Gradient at the output, times whatever the loss was multiplied with."""
@@ -160,10 +163,29 @@ def _statistics(x: Tensor, output: Tensor) -> _Statistics:
     return _Statistics(mean, variance)
 
 
+def _bypassed(output: Tensor, cuts: list[Tensor]) -> bool:
+    after = set(_nodes([output]))
+    return any(node in after for node in _nodes(cuts))
+
+
+def _nodes(tensors: list[Tensor]) -> Iterator[Node]:
+    """All that autograd's graph holds of how `tensors` were made."""
+    waiting, seen = [t.grad_fn for t in tensors], set()
+    while waiting:
+        node = waiting.pop()
+        # Parameters' own nodes keep nothing that could be freed.
+        if node is None or node in seen or hasattr(node, "variable"):
+            continue
+        seen.add(node)
+        yield node
+        waiting += [one for one, _ in node.next_functions]
+
+
 class Recorder:
     """Keeps the newest pass that was backpropagated. Hooks of the model and of its batch normalizations call it.
 
-    A pass without a backward, made for an accuracy or a log, takes the place of none. Synapses see a pass only while it is open: kept within their reach, its graph, which holds them, would never be freed.
+    A pass without a backward, made for an accuracy or a log, takes the place of none. Synapses see a pass only while it is open:
+    kept within their reach, its graph, which holds them, would never be freed.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -209,6 +231,8 @@ class Recorder:
         if found is None or output is None:
             return
         picked = pick(output, wiring.output)
+        if found.cuts:
+            found.bypassed = _bypassed(picked, [x for _, x in found.cuts])
         if picked.requires_grad:
             picked.register_hook(partial(self._hear, found))
         # A copy: the loop may change it in place.
