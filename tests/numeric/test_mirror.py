@@ -207,6 +207,19 @@ def test_no_data_is_touched_and_nothing_but_feedback_changes():
     assert torch.equal(ordinary["4.feedback"], poisoned["4.feedback"])
 
 
+@pytest.mark.parametrize("pathway", ["layer-wise", "direct"])
+def test_a_minibatch_of_one_sample_mirrors_with_two_rows(pathway):
+    """One row is all that its mean takes away: the feedback would do nothing but decay."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 3, dtype=torch.float64), nn.Linear(3, 2, bias=False, dtype=torch.float64))
+    rule = apical.Rule(pathway, apical.Mirror(rate=1 / 4000, decay=0.0, batches=4000, activation="linear"))
+    x = torch.zeros(1, 4).double()
+    learner = apical.attach(net, rule, example_input=x)
+    net[1].feedback = torch.zeros(2, 3)
+    learner.adapt(x, None, squared_error)
+    torch.testing.assert_close(net[1].feedback, net[1].weight.detach() / 2, atol=0.02, rtol=0)
+
+
 def test_warmup_holds_the_weights_and_alternation_takes_turns():
     torch.manual_seed(0)
     net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)))

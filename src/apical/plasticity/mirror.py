@@ -41,7 +41,8 @@ class Mirror(Plasticity):
         eqs 23-25, which the noise has as its mean and the layer subtracts from its input (0: nothing is subtracted).
     rate: eta_B. decay: lambda_WM. decay_times_rate: the decay is multiplied by the rate, as an optimizer's L2 is; this is a
         reading that the paper's own figures favour. False: eq. 21 as printed, B -> (rate / decay) sigma^2 phi' W.
-    batch: rows of noise, as many as the minibatch if None. batches: how many per call.
+    batch: rows of noise, as many as the minibatch if None; but 2 where that is one sample and the batch mean is subtracted,
+        which would leave nothing of one row. batches: how many per call.
     positions: at most so many places of a convolution's map per row; None for as many as the data has. All that share the
         weights count as pairs, so that the convolutions' angles stay far below those of the last layers with a part of them.
         Noise fills the padding as well, so that every weight meets equally many pairs (the paper does not say).
@@ -106,7 +107,7 @@ class Mirror(Plasticity):
 
     def adapt(self, phase: Phase) -> None:  # noqa: D102
         sites = phase.sites[phase.count % 2 :: 2] if self.alternate and len(phase.sites) > 1 else phase.sites
-        rows = self.batch or phase.rows
+        rows = self.batch or max(phase.rows, 2 if self.baseline == "batch-mean" else 1)
         for _ in range(self.batches):
             pool: Tensor | None = None
             products = []
