@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import apical
 from apical import registry
@@ -215,6 +216,64 @@ def test_what_it_can_not_do_is_refused():
             apical.LocalSGD(learner, **options)
     with pytest.raises(TypeError, match=r"apical\.attach"):
         apical.LocalSGD(net, 0.1)
+
+
+@pytest.mark.parametrize("rule", ["fa", "kp"])
+def test_hooks_at_the_steps_of_every_optimizer_are_called(rule):
+    moves = apical.LocalSGD(attach(chain(), rule), 0.1)
+    called = []
+    handles = [
+        register_optimizer_step_pre_hook(lambda optimizer, *_: called.append(("before", optimizer))),
+        register_optimizer_step_post_hook(lambda optimizer, *_: called.append(("after", optimizer))),
+    ]
+    try:
+        moves.step()
+    finally:
+        for handle in handles:
+            handle.remove()
+    moves.step()
+    assert called == [("before", moves), ("after", moves)]
+
+
+@pytest.mark.parametrize("rule", ["kp", "kp-direct"])
+def test_trainable_feedback_that_no_optimizer_holds_is_refused_before_anything_moves(rule):
+    net = chain()
+    learner = attach(net, rule)
+    moves = apical.LocalSGD(learner, 0.1, params=learner.forward_parameters())
+    before = copy.deepcopy(net.state_dict())
+    net.eval()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"no optimizer holds the feedback of '4'.*add_param_group"):
+            cross_entropy(net(X), Y).mean().backward()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    moves.add_param_group({"params": learner.feedback_parameters()})
+    cross_entropy(net(X), Y).mean().backward()
+    moves.step()
+    assert not torch.equal(net[4].feedback, before["4.feedback"])
+
+
+@pytest.mark.parametrize("rule", ["kp", "kp-direct"])
+def test_trainable_feedback_may_have_an_optimizer_of_its_own(rule):
+    class Pair:
+        def __init__(self, *moves):
+            self.moves = moves
+
+        def step(self):
+            for one in self.moves:
+                one.step()
+
+        def zero_grad(self):
+            for one in self.moves:
+                one.zero_grad()
+
+    def other(learner):
+        return torch.optim.SGD(learner.feedback_parameters(), 0.02, 0.5)
+
+    local, _, _ = run(
+        chain, rule, lambda one: Pair(apical.LocalSGD(one, 0.05, 0.9, params=one.forward_parameters()), other(one))
+    )
+    plain, _, _ = run(chain, rule, lambda one: Pair(torch.optim.SGD(one.forward_parameters(), 0.05, 0.9), other(one)))
+    equal(local, plain)
 
 
 def test_a_copy_learns_with_an_optimizer_of_its_own():

@@ -6,6 +6,7 @@ import gc
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 if TYPE_CHECKING:
@@ -42,16 +43,20 @@ def _check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             if feedback.grad is None:
                 settled = False  # No backward yet, or frozen: look again at the next step.
                 continue
-            # Feedback may have an optimizer of its own; worth a look through memory, once.
-            others = (o for o in gc.get_objects() if issubclass(type(o), Optimizer))
-            if not any(id(feedback) in _ids(other) for other in others):
-                raise RuntimeError(
-                    f"no optimizer holds the feedback of '{name}', so rule '{learner.name}' would not learn it: "
-                    "make the optimizer after apical.attach, or call "
-                    "optimizer.add_param_group({'params': learner.feedback_parameters()})"
-                )
+            require_optimizer(feedback, name, learner.name)
     if settled:
         _checked[optimizer] = held
+
+
+def require_optimizer(feedback: nn.Parameter, name: str, rule: str) -> None:
+    """Raise a RuntimeError if no optimizer holds the trainable feedback of the layer `name`."""
+    # It may have an optimizer of its own; worth a look through memory, once.
+    optimizers = (o for o in gc.get_objects() if issubclass(type(o), Optimizer))
+    if not any(id(feedback) in _ids(one) for one in optimizers):
+        raise RuntimeError(
+            f"no optimizer holds the feedback of '{name}', so rule '{rule}' would not learn it: make the optimizer after "
+            "apical.attach, or call optimizer.add_param_group({'params': learner.feedback_parameters()})"
+        )
 
 
 def _ids(optimizer: Optimizer) -> set[int]:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, distributed
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.optim.sgd import sgd
 
+from apical import connectivity, guard
 from apical.updates import Updates
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ class LocalSGD(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move all that has not been moved in the backward pass, and close the step."""
-        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks:
+        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or _watched():
             return _with_hooks(self, closure)
         return self._step(closure)
 
@@ -119,6 +121,13 @@ class LocalSGD(Optimizer):
         if group["momentum"]:
             for parameter, buffer in zip(parameters, buffers, strict=True):
                 self.state[parameter]["momentum_buffer"] = buffer
+
+
+def _watched() -> bool:
+    """Whether anybody but apical, whose own hooks are for other optimizers, has hooks at the steps of all."""
+    return len(_global_optimizer_pre_hooks) > len(guard._hook) or len(_global_optimizer_post_hooks) > len(
+        connectivity._hook
+    )
 
 
 _with_hooks = Optimizer.profile_hook_step(LocalSGD._step)

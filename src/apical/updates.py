@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from apical.guard import require_optimizer
+
 if TYPE_CHECKING:
     from apical.learner import Learner
     from apical.local import LocalSGD
@@ -48,6 +50,8 @@ class Updates:
         self.sites: dict[Synapse, _Site] = {synapse: _Site(synapse) for synapse in learner.synapses.values()}
         self._groups: dict[int, dict[str, Any]] = {}
         self._seen: list[dict[str, Any]] = []
+        self._owners: dict[str, nn.Module] = {**learner.synapses, **learner.blocks}
+        self._rule = learner.name
         # Weights that several modules hold hear from all of them before they may move.
         held = [id(p) for module in learner.model.modules() for p in module._parameters.values() if p is not None]
         self.tied = {one for one, times in Counter(held).items() if times > 1}
@@ -57,13 +61,25 @@ class Updates:
         groups = self.optimizer.param_groups
         # A state that is loaded brings groups of its own.
         if len(groups) != len(self._seen) or groups[0] is not self._seen[0]:
-            self._seen = list(groups)
-            self._groups = {id(p): group for group in groups for p in group["params"] if id(p) not in self.tied}
+            self._regroup(groups)
         if self.paused or id(synapse._parameters["weight"]) not in self._groups or torch.compiler.is_compiling():
             return None
         if torch._C._current_graph_task_id() == -1:  # Else activation checkpointing computes a pass anew.
             self.sites[synapse].expected += 1
         return self
+
+    def _regroup(self, groups: list[dict[str, Any]]) -> None:
+        held = {id(p): group for group in groups for p in group["params"]}
+        found = {one: group for one, group in held.items() if one not in self.tied}
+        for name, owner in self._owners.items():
+            weight, feedback = owner._parameters.get("weight"), owner._parameters.get("feedback")
+            if feedback is None or not feedback.requires_grad or id(feedback) in held:
+                continue
+            if weight is None or id(weight) in held:
+                require_optimizer(feedback, name, self._rule)
+                # What moves in the backward pass leaves no gradient for an optimizer that the feedback has of its own.
+                found.pop(id(weight), None)
+        self._seen, self._groups = list(groups), found
 
     def take(
         self,
