@@ -295,10 +295,17 @@ class DoubledSynapse(apical.LinearSynapse, Doubled):
         return 2 * super().hebbian(x, delta, geometry)
 
 
+class AtOnceSynapse(apical.LinearSynapse, Doubled):
+    def respond(self, x, delta, feedback, shape, geometry, need_weight, need_bias):
+        signal, product, bias = super().respond(x, delta, feedback, shape, geometry, need_weight, need_bias)
+        return signal, None if product is None else 2 * product, bias
+
+
+@pytest.mark.parametrize("synapse", [DoubledSynapse, AtOnceSynapse])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_kind_that_changes_the_product_is_heard(momentum, monkeypatch):
+def test_a_kind_that_changes_the_product_is_heard(momentum, synapse, monkeypatch):
     monkeypatch.setattr(registry, "_SYNAPSES", dict(registry._SYNAPSES))
-    apical.register_synapse(Doubled, DoubledSynapse)
+    apical.register_synapse(Doubled, synapse)
 
     def train(kind, optimizer):
         torch.manual_seed(0)

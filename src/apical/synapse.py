@@ -141,7 +141,7 @@ class Synapse(nn.Module):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "hebbian" in vars(cls) and "add_hebbian" not in vars(cls):
+        if not vars(cls).keys().isdisjoint(("hebbian", "respond")) and "add_hebbian" not in vars(cls):
             cls.fuses = False  # What the parent adds is another product.
 
     @property
