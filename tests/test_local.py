@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -147,6 +148,25 @@ def test_a_velocity_that_weights_and_feedback_share_parts_when_their_options_do(
         return apical.LocalSGD(learner, 0.05, 0.9, params=groups(learner))
 
     equal(train(local), train(lambda learner: torch.optim.SGD(groups(learner), 0.05, 0.9)))
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["copy", "pickle"])
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("rule", ["kp", "np"])
+def test_a_copy_of_model_and_optimizer_goes_on_alike_and_apart(rule, order, make):
+    net, learner, moves = run(chain, rule, lambda one: apical.LocalSGD(one, 0.05, 0.9))
+    other, its = make((net, moves)[::order])[::order]
+    assert isinstance(its, apical.LocalSGD)
+    for model, own, one in ((net, learner, moves), (other, apical.learner_of(other), its)):
+        before = copy.deepcopy(other.state_dict())
+        for _ in range(2):
+            cross_entropy(model(X), Y).mean().backward()
+            own.adapt(X, Y, cross_entropy)
+            assert model[4].weight.grad is None
+            one.step()
+            one.zero_grad()
+        assert torch.equal(other[4].weight, before["4.weight"]) == (model is net)
+    equal(net, other)
 
 
 def test_a_loaded_state_brings_its_learning_rate_even_after_a_step():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +70,22 @@ class LocalSGD(Optimizer):
             "nesterov": nesterov,
         }
         super().__init__(learner.model.parameters() if params is None else params, defaults)
+        self._connect(learner)
+
+    def _connect(self, learner: Learner) -> None:
+        # Synapses reach this optimizer, and must not reach the learner by it: that keeps graphs, which hold synapses.
+        self._learner = weakref.ref(learner)
         self._updates = Updates(self, learner, waits=learner._adapts)
         learner._wiring.local = self._updates
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "learner": self._learner()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        own = {name: value for name, value in state.items() if name != "learner"}
+        super().__setstate__(own)
+        if state.get("learner") is not None:  # Else a state dict is loaded.
+            self._connect(state["learner"])
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients that parameters outside synapses got."""
