@@ -215,6 +215,29 @@ def test_measuring_and_passes_without_backward_move_nothing():
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning",
+    "ignore:.*torch.jit.script_method:DeprecationWarning",
+    "ignore:The .grad attribute of a Tensor that is not a leaf",
+)
+@pytest.mark.parametrize("rule", ["fa", "kp", "np", "reinforce", "dfa"])
+def test_compiled_code_learns_as_with_torch(rule):
+    def train(optimizer):
+        torch.compiler.reset()
+        net = chain()
+        learner = attach(net, rule)
+        moves, compiled = optimizer(learner), torch.compile(net, backend="eager")
+        for _ in range(3):
+            cross_entropy(compiled(X), Y).mean().backward()
+            learner.adapt(X, Y, cross_entropy)
+            moves.step()
+            moves.zero_grad()
+        return net
+
+    local = train(lambda learner: apical.LocalSGD(learner, 0.05, 0.9))
+    equal(local, train(lambda learner: torch.optim.SGD(learner.model.parameters(), 0.05, 0.9)))
+
+
 def test_what_it_can_not_do_is_refused():
     net = chain()
     learner = attach(net, "fa")
@@ -255,6 +278,11 @@ def test_hooks_at_the_steps_of_every_optimizer_are_called(rule):
     assert called == [("before", moves), ("after", moves)]
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning",
+    "ignore:.*torch.jit.script_method:DeprecationWarning",
+    "ignore:The .grad attribute of a Tensor that is not a leaf",
+)
 @pytest.mark.parametrize("rule", ["kp", "kp-direct"])
 def test_trainable_feedback_that_no_optimizer_holds_is_refused_before_anything_moves(rule):
     net = chain()
@@ -262,13 +290,18 @@ def test_trainable_feedback_that_no_optimizer_holds_is_refused_before_anything_m
     moves = apical.LocalSGD(learner, 0.1, params=learner.forward_parameters())
     before = copy.deepcopy(net.state_dict())
     net.eval()
-    for _ in range(2):
+
+    def step(call):
+        cross_entropy(call(X), Y).mean().backward()
+        moves.step()
+
+    for call in (net, net, torch.compile(net, backend="eager")):
         with pytest.raises(RuntimeError, match=r"no optimizer holds the feedback of '4'.*add_param_group"):
-            cross_entropy(net(X), Y).mean().backward()
+            step(call)
+    net.zero_grad()
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     moves.add_param_group({"params": learner.feedback_parameters()})
-    cross_entropy(net(X), Y).mean().backward()
-    moves.step()
+    step(net)
     assert not torch.equal(net[4].feedback, before["4.feedback"])
 
 

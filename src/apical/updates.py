@@ -58,11 +58,13 @@ class Updates:
 
     def expect(self, synapse: Synapse) -> Updates | None:
         """A call of `synapse` in a forward pass with a graph; None if its weights are to get an ordinary gradient."""
+        if torch.compiler.is_compiling():  # First: the compiler can't look into an optimizer's groups.
+            return None
         groups = self.optimizer.param_groups
         # A state that is loaded brings groups of its own.
         if len(groups) != len(self._seen) or groups[0] is not self._seen[0]:
             self._regroup(groups)
-        if self.paused or id(synapse._parameters["weight"]) not in self._groups or torch.compiler.is_compiling():
+        if self.paused or id(synapse._parameters["weight"]) not in self._groups:
             return None
         if torch._C._current_graph_task_id() == -1:  # Else activation checkpointing computes a pass anew.
             self.sites[synapse].expected += 1
@@ -115,6 +117,8 @@ class Updates:
 
     def close(self) -> None:
         """End a step: apply what waits."""
+        if not self._seen:  # Compiled code does not come by `expect`.
+            self._regroup(self.optimizer.param_groups)
         for site in self.sites.values():
             if site.heard:
                 own = site.synapse._parameters
