@@ -632,6 +632,44 @@ def test_taps_at_blocks_learn(rule):
     assert net.stem.weight.grad is not None
 
 
+@pytest.mark.parametrize("rule", [*RULES, "replicas"])
+def test_an_empty_batch_teaches_nothing(rule):
+    """Neither feedback nor weights move, and the next batch finds all in order."""
+    if rule == "replicas":
+        net = apical.replicate(nn.Sequential(nn.Flatten(), nn.Linear(72, 5), nn.Tanh(), nn.Linear(5, 3)), 2)
+        x, y = torch.stack([X, X]), torch.stack([Y, Y])
+        learner = apical.attach(net, "np", example_input=x)
+    else:
+        net, x, y = Net().eval(), X, Y
+        learner = attach(net, rule)
+    before = feedback(learner)
+    for n in (0, 5):
+        batch = (x[:, :n], y[:, :n]) if rule == "replicas" else (x[:n], y[:n])
+        cross_entropy(net(batch[0]).flatten(0, -2), batch[1].flatten()).sum().backward()
+        learner.adapt(*batch, cross_entropy)
+        assert any(bool(p.grad.any()) for p in net.parameters() if p.grad is not None) == (n > 0)
+        if n == 0:
+            same(feedback(learner), before)
+            net.zero_grad()
+    assert learner.adapted == 2
+
+
+@pytest.mark.parametrize("optimizer", ["torch", "local"])
+@pytest.mark.parametrize("pair", [("np", "kp"), ("np-direct", "kp-direct")])
+def test_nothing_that_an_optimizer_holds_moves_during_warmup(pair, optimizer):
+    net = Net().double()
+    learner = apical.attach(net, {"": apical.rule(pair[0], warmup=2), "head": pair[1]}, example_input=X.double())
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+    moves = (
+        apical.LocalSGD(learner, **options) if optimizer == "local" else torch.optim.SGD(net.parameters(), **options)
+    )
+    before = {name: value.clone() for name, value in weights(net).items()}
+    for step in range(3):
+        assert "head.feedback" in before
+        learn(net, learner, x=X.double(), optimizer=moves)
+        assert [name for name, value in weights(net).items() if torch.equal(value, before[name]) != (step < 2)] == []
+
+
 def test_noisy_activations_and_inputs():
     net = Net()
     clean = net.eval()(X)

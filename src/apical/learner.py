@@ -199,8 +199,8 @@ class Learner:
 
         A no-op for every rule without such a phase, so one training loop serves all rules. Feedback changes in place; the
         gradients of weights are left as they are, except by "reinforce", which fills in those of hidden layers, and
-        during a rule's `warmup`, when they are dropped so that no weight moves. Under torch.distributed every process
-        calls it, and all learn the mean.
+        during a rule's `warmup`, when all gradients are dropped so that the optimizer's step moves nothing. An empty
+        batch teaches nothing. Under torch.distributed every process calls it, and all learn the mean.
 
         Args:
             inputs: the batch that the model has just seen, as the model takes it.
@@ -220,7 +220,7 @@ class Learner:
         try:
             with torch.no_grad():
                 phase = Phase(self, inputs if self._fold is None else self._fold(inputs), targets, criterion)
-                for part, sites in parts:
+                for part, sites in [] if phase.empty else parts:
                     phase.sites = sites
                     part.adapt(phase)
                     for site in sites:
@@ -230,7 +230,7 @@ class Learner:
                 self._recorder.newest = None
         self.adapted += 1
         if self.adapted <= max(getattr(part, "warmup", 0) for part, _ in parts):
-            for parameter in self.forward_parameters():
+            for parameter in self.model.parameters():
                 parameter.grad = None
             if self._wiring.local is not None:
                 self._wiring.local.drop()

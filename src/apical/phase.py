@@ -86,6 +86,12 @@ class Phase:
         return len(first)
 
     @property
+    def empty(self) -> bool:
+        """Whether the batch has no samples. Of processes that learn together none may step aside."""
+        first = next(iter(_tensors(self._batch[0])), None)
+        return self.world == 1 and first is not None and first.dim() > 0 and len(first) == 0
+
+    @property
     def episode(self) -> Episode:
         """The clean pass of this batch."""
         if self._episode is None:
