@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -182,6 +183,33 @@ def test_a_comparison_that_was_stopped_before_its_results_were_all_written_goes_
         compare(SHORT, tmp_path / "cut", data=DIGITS)
     monkeypatch.undo()
     compare(SHORT, tmp_path / "cut", data=DIGITS, resume=True)
+    compared(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("lost", ["runs/kp-1", "runs", "runs/dfa-0/result.json"])
+def test_what_is_lost_of_a_finished_comparison_is_trained_again(tmp_path, lost):
+    whole = compare(SHORT, tmp_path / "whole", data=FEW)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    place = tmp_path / "cut" / lost
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    assert compare(SHORT, tmp_path / "cut", data=FEW, resume=True)["table"] == whole["table"]
+    compared(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_run_that_is_lost_while_its_group_goes_on_is_trained_from_the_start(tmp_path):
+    compare(SHORT, tmp_path / "whole", data=FEW)
+
+    class BoomError(Exception):
+        pass
+
+    def watcher(step, steps, newest):
+        if step == 9:
+            raise BoomError
+
+    with pytest.raises(BoomError):
+        compare(SHORT, tmp_path / "cut", data=FEW, announce=lambda rule, seeds: watcher)
+    shutil.rmtree(tmp_path / "cut" / "runs" / "kp-1")
+    compare(SHORT, tmp_path / "cut", data=FEW, resume=True)
     compared(tmp_path / "cut", tmp_path / "whole")
 
 

@@ -72,6 +72,10 @@ class RunFolder:
         """Write the result."""
         write_json(self.path / "result.json", result)
 
+    def unfinish(self) -> None:
+        """Delete the result."""
+        (self.path / "result.json").unlink()
+
     def save(self, state: dict[str, Any]) -> None:
         """Write the checkpoint."""
         checkpoint.save(self._checkpoint, state)

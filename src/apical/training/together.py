@@ -36,7 +36,8 @@ def train_together(
     """Train runs that differ in their seeds only, in one pass, or go on with them where they were stopped.
 
     Each learns what `train` would teach it, to rounding, and leaves a folder like its. A run whose loss is not finite ends
-    there; the others go on as they would have without it. What was stopped ends bit-identical to what was not.
+    there; the others go on as they would have without it. What was stopped ends bit-identical to what was not. A run whose
+    folder or result was deleted is trained again, with the others, which it needs to end as it did.
 
     Args:
         configs: one for each run. runs: their folders.
@@ -53,9 +54,12 @@ def train_together(
     again = folder.has_run
     if again:
         folder.reopen(shared)
+    if folder.result is not None and _lost(folder.result, configs, runs):
+        folder.unfinish()
     if folder.result is None:
         session = Together(configs, data, runs)
-        state = folder.restore() if again else None
+        # Beyond a checkpoint, a run that is not there would lack what was measured before.
+        state = folder.restore() if again and all(run.has_run for run in runs) else None
         if state is not None:
             session.load_state(state)
         if not again:
@@ -73,6 +77,14 @@ def train_together(
             session.close(folder)
     assert folder.result is not None
     return {int(seed): reason for seed, reason in folder.result["failed"].items()}
+
+
+def _lost(result: dict[str, Any], configs: Sequence[TrainConfig], runs: Sequence[RunFolder]) -> bool:
+    """Whether a run that has not failed is without its result."""
+    return any(
+        run.result is None and str(config.seed) not in result["failed"]
+        for config, run in zip(configs, runs, strict=True)
+    )
 
 
 class Together(Session):
