@@ -192,6 +192,18 @@ def test_a_damaged_comparison_is_an_error_that_names_the_file(folder, damage):
     assert (folder / "report.html").read_text() == "the old one"
 
 
+@pytest.mark.parametrize(
+    ("file", "way_out"), [("result.json", "delete it"), ("metrics.jsonl", "delete the run's folder")]
+)
+def test_a_damaged_run_is_an_error_with_the_command_that_mends_it(folder, file, way_out):
+    path = folder / "runs" / "fa-1" / file
+    path.write_text("{\n")
+    with pytest.raises(ReportError) as caught:
+        write(folder)
+    assert str(path) in str(caught.value)
+    assert str(caught.value).endswith(f"{way_out} and go on with: apical compare --resume {folder}")
+
+
 def test_a_missing_comparison_is_an_error_that_names_the_folder(tmp_path):
     with pytest.raises(ReportError, match=str(tmp_path)):
         write(tmp_path)

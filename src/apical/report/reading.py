@@ -21,7 +21,6 @@ from apical.report.comparison import (
 )
 
 FORMAT = 1
-AGAIN = "run the comparison's command again, it goes on where it stopped"
 
 
 def read(folder: Path) -> Comparison:
@@ -42,7 +41,7 @@ def read(folder: Path) -> Comparison:
         raise ReportError(f"{path}: {'; '.join(faults)}. Restore the file, or run the comparison again")
     runs = tuple(_run(folder, entry) for entry in content["runs"])
     if not any(run.records for run in runs):
-        raise ReportError(f"{folder}: no run has measured anything yet; {AGAIN}")
+        raise ReportError(f"{folder}: no run has measured anything yet; {_again(folder)}")
     rules = tuple(
         RuleEntry(entry["name"], str(entry.get("title") or entry["name"]), _cites(entry.get("cites")))
         for entry in content["rules"]
@@ -64,6 +63,10 @@ def read(folder: Path) -> Comparison:
         table=tuple(rows.get(entry.name, Row(entry.name)) for entry in rules),
         samples=_samples(samples) if samples and samples["images"] else None,
     )
+
+
+def _again(folder: Path) -> str:
+    return f"go on with: apical compare --resume {folder}"
 
 
 def _load(path: Path, *, missing: str, damaged: str) -> Any:
@@ -154,18 +157,18 @@ _SHAPE: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 def _run(folder: Path, entry: dict[str, Any]) -> Run:
     path = folder / entry["folder"] / "result.json"
-    result = None
+    result, again = None, _again(folder)
     if path.exists():
-        result = _load(path, missing=AGAIN, damaged=f"delete it and {AGAIN}")
+        result = _load(path, missing=again, damaged=f"delete it and {again}")
         if not isinstance(result, dict):
-            raise ReportError(f"{path}: an object is expected; delete it and {AGAIN}")
-    records = _records(folder / entry["folder"] / "metrics.jsonl", finished=result is not None)
+            raise ReportError(f"{path}: an object is expected; delete it and {again}")
+    cure = f"restore it, or delete the run's folder and {again}"
+    records = _records(folder / entry["folder"] / "metrics.jsonl", finished=result is not None, cure=cure)
     return Run(entry["rule"], entry["seed"], entry["folder"], records, result)
 
 
-def _records(path: Path, *, finished: bool) -> dict[int, dict[str, Any]]:
+def _records(path: Path, *, finished: bool, cure: str) -> dict[int, dict[str, Any]]:
     """The lines of metrics.jsonl by step; a step measured again after a resume counts with its last line."""
-    cure = f"restore it, or delete the run's folder and {AGAIN}"
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
