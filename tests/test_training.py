@@ -299,6 +299,7 @@ def test_what_can_not_be_built_writes_nothing(tmp_path):
         ({"optimizer": "Adan"}, "did you mean 'Adam'"),
         ({"optimizer": "SGD:momentun=0.9"}, "SGD has no option 'momentun'; it has .*momentum"),
         ({"scheduler": "StepLr2"}, "StepLR"),
+        ({"scheduler": "StepLR"}, "StepLR needs step_size; write StepLR:step_size=..."),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"batch": -3}, "batch must be at least 1, got -3"),
         ({"learning_rate": 0.0}, "learning_rate must be a positive number, got 0"),
@@ -447,9 +448,38 @@ def test_a_failed_run_is_told_and_the_others_go_on(tmp_path):
     assert found["table"][0]["test_error_mean"] is None
 
 
+UNMAKEABLE = [
+    ({"optimizer": "SGD:momentum=-1"}, "optimizer 'SGD:momentum=-1'.*Invalid momentum value: -1"),
+    ({"optimizer": "Adam:betas=0.9"}, "optimizer 'Adam:betas=0.9'"),
+    ({"optimizer": "Muon"}, "optimizer 'Muon'.*2D"),
+    ({"scheduler": "MultiStepLR:milestones=3"}, "scheduler 'MultiStepLR:milestones=3'"),
+    ({"accelerator": "cuda"}, "accelerator 'cuda' can't be had here .*give 'auto' or 'cpu'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [*UNMAKEABLE, ({"rules": ("bp", "np:solver=ridge"), "connectivity": 0.5}, "use solver='sgd'")],
+)
+def test_a_comparison_of_which_something_can_not_be_made_writes_nothing(tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match=message):
+        compare(dataclasses.replace(PAIR, **change), tmp_path / "all", data=DIGITS)
+    assert not (tmp_path / "all").exists()
+
+
+@pytest.mark.parametrize(("change", "message"), UNMAKEABLE)
+def test_a_run_of_which_something_can_not_be_made_writes_nothing(tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match=message):
+        train(dataclasses.replace(SHORT, **change), tmp_path / "run", data=DIGITS)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"first_seed": -1}, "first_seed must be at least 0, got -1"),
         ({"rules": ()}, "rules is empty"),
         ({"rules": ("fa", "fa")}, "fa more than once"),
         ({"seeds": 0}, "seeds must be"),

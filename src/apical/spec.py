@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 
 from apical.rules import Rule, rule
+
+Made = TypeVar("Made")
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
@@ -70,6 +72,18 @@ def scheduler_of(text: str) -> tuple[type[torch.optim.lr_scheduler.LRScheduler],
     return kind, _accepted(kind, options)
 
 
+def made(what: str, text: str, kind: Callable[..., Made], *arguments: Any, **options: Any) -> Made:
+    """What `kind` makes of its arguments and of the options in `text`; `what` says what that is.
+
+    Raises:
+        ValueError: if it can't be made of these.
+    """
+    try:
+        return kind(*arguments, **options)
+    except Exception as error:
+        raise ValueError(f"{what} {text!r} can't be made: {error}") from error
+
+
 def _is_kind(value: Any, kind: type) -> bool:
     return (
         isinstance(value, type) and issubclass(value, kind) and value is not kind and not value.__name__.startswith("_")
@@ -94,8 +108,13 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _accepted(kind: type, options: dict[str, Any]) -> dict[str, Any]:
-    accepted = [p for p in inspect.signature(kind).parameters if p not in ("params", "optimizer", "self")]
+    parameters = inspect.signature(kind).parameters.items()
+    accepted = {name: p for name, p in parameters if name not in ("params", "optimizer", "self")}
     unknown = [key for key in options if key not in accepted]
     if unknown:
         raise ValueError(f"{kind.__name__} has no option {', '.join(map(repr, unknown))}; it has {', '.join(accepted)}")
+    missing = [name for name, p in accepted.items() if p.default is p.empty and name not in options]
+    if missing:
+        written = ",".join(f"{name}=..." for name in missing)
+        raise ValueError(f"{kind.__name__} needs {', '.join(missing)}; write {kind.__name__}:{written}")
     return options

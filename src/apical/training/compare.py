@@ -29,7 +29,7 @@ from apical.training.config import Recipe, TrainConfig
 from apical.training.loop import train
 from apical.training.run import RunFolder
 from apical.training.session import NonFiniteLossError, Watcher
-from apical.training.setup import make
+from apical.training.setup import check, make
 from apical.training.together import train_together
 
 SHOWN_SAMPLES = 24
@@ -63,6 +63,8 @@ class CompareConfig(Recipe):
             raise ValueError(f"rules name {', '.join(twice)} more than once; name each rule once")
         if self.seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+        if self.first_seed < 0:
+            raise ValueError(f"first_seed must be at least 0, got {self.first_seed}")
         if self.replicas not in ("auto", "on", "off"):
             raise ValueError(f"replicas must be auto, on or off, got {self.replicas!r}")
 
@@ -96,11 +98,14 @@ def compare(
 
     Returns:
         What comparison.json holds.
+
+    Raises:
+        Interrupted: Ctrl-C; call again with resume=True to go on.
+        ValueError: bad config, data or folder, or a rule that can't learn this network, before anything is written.
     """
     data = images.load(config.data) if data is None else data
-    make(
-        config, rule_of(config.rules[0]), config.first_seed, data
-    )  # What can't be built fails before anything is written.
+    for rule in config.rules:
+        check(config, rule_of(rule), config.first_seed, data)
     home = RunFolder(folder)
     together = _together(config, data)
     if resume:

@@ -18,11 +18,11 @@ from apical.data import ImageData, Split
 from apical.learner import Learner
 from apical.losses import LOSSES, error_rate
 from apical.rules import Rule
-from apical.spec import rule_of, scheduler_of
+from apical.spec import rule_of
 from apical.training.checkpoint import CheckpointError
 from apical.training.config import TrainConfig
 from apical.training.run import RunFolder
-from apical.training.setup import make, make_fabric, make_optimizer
+from apical.training.setup import make, make_fabric, make_optimizer, make_scheduler
 
 ALIGNMENT_SAMPLES = 256
 KEPT_PREDICTIONS = 1000
@@ -49,14 +49,12 @@ class Session:
         self.config, self.data = config, data
         rule = rule_of(config.rule)
         self.fabric = make_fabric(config, rule)
+        self.fabric.launch()
         model = self.build(rule)
         optimizer = make_optimizer(config, rule, model)
         self.net, self.optimizer = self.fabric.setup(model, optimizer)
         self.dtype = next(model.parameters()).dtype
-        self.scheduler = None
-        if config.scheduler is not None:
-            kind, options = scheduler_of(config.scheduler)
-            self.scheduler = kind(optimizer, **options)
+        self.scheduler = make_scheduler(config, optimizer)
         self.criterion = LOSSES[config.loss]
         torch.manual_seed(self.global_seed(config))
         self.per_epoch = math.ceil(len(data.train) / config.batch)

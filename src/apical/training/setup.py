@@ -16,7 +16,7 @@ from apical.networks import build
 from apical.noise import NoisyActivations
 from apical.registry import synapse_type
 from apical.rules import Rule
-from apical.spec import optimizer_of
+from apical.spec import made, optimizer_of, scheduler_of
 from apical.training.config import Recipe
 
 if TYPE_CHECKING:
@@ -47,7 +47,15 @@ def make_optimizer(config: Recipe, rule: Rule, model: nn.Module) -> torch.optim.
     """The optimizer of the config, over weights and trainable feedback alike."""
     decay = rule.weight_decay if config.weight_decay is None else config.weight_decay
     kind, options = optimizer_of(config.optimizer, lr=config.rate, weight_decay=decay)
-    return kind(model.parameters(), **options)
+    return made("optimizer", config.optimizer, kind, model.parameters(), **options)
+
+
+def make_scheduler(config: Recipe, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler | None:
+    """The scheduler of the config, if it has one."""
+    if config.scheduler is None:
+        return None
+    kind, options = scheduler_of(config.scheduler)
+    return made("scheduler", config.scheduler, kind, optimizer, **options)
 
 
 def processes() -> int:
@@ -55,8 +63,19 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def check(config: Recipe, rule: Rule, seed: int, data: ImageData) -> None:
+    """Make, once, all that a run is made of, so that what can't be made is told before anything is written.
+
+    Raises:
+        ValueError: if something can't be made.
+    """
+    make_fabric(config, rule)
+    model, _ = make(config, rule, seed, data)
+    make_scheduler(config, make_optimizer(config, rule, model))
+
+
 def make_fabric(config: Recipe, rule: Rule) -> Fabric:
-    """Where the run is trained, launched."""
+    """Where the run is trained, to be launched."""
     # Here, because importing it takes longer than everything else of the command line.
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
@@ -65,6 +84,10 @@ def make_fabric(config: Recipe, rule: Rule) -> Fabric:
     if processes() > 1:
         strategy = DDPStrategy(find_unused_parameters=rule.pathway.name in ("none", "scalar"))
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    fabric = Fabric(accelerator=config.accelerator, devices=devices, strategy=strategy, precision=config.precision)
-    fabric.launch()
-    return fabric
+    try:
+        return Fabric(accelerator=config.accelerator, devices=devices, strategy=strategy, precision=config.precision)
+    # Lightning's own kind of error is none of those that Python has for bad values.
+    except Exception as error:
+        raise ValueError(
+            f"accelerator {config.accelerator!r} can't be had here ({error}); give 'auto' or 'cpu'"
+        ) from error
