@@ -190,12 +190,10 @@ def _told(error: BaseException) -> str:
 def _check(spec: str, model: nn.Module, shape: tuple[int, int, int], classes: int) -> None:
     """One dry run, so that a network that doesn't fit the data is refused before anything starts."""
     weights = next(model.parameters(), None)
+    if weights is None:
+        raise ValueError(f"network {spec!r} has no weights, so there is nothing to learn; give one that has")
     modes = [(module, module.training) for module in model.modules()]
-    x = (
-        torch.zeros(2, *shape)
-        if weights is None
-        else torch.zeros(2, *shape, dtype=weights.dtype, device=weights.device)
-    )
+    x = torch.zeros(2, *shape, dtype=weights.dtype, device=weights.device)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             output = model.eval()(x)
@@ -206,7 +204,12 @@ def _check(spec: str, model: nn.Module, shape: tuple[int, int, int], classes: in
     finally:
         for module, mode in modes:
             module.training = mode
-    if isinstance(output, torch.Tensor) and output.shape != (2, classes):
+    if not isinstance(output, torch.Tensor):
+        raise ValueError(
+            f"network {spec!r} returns a {type(output).__name__}, not a tensor; let it return the classes' values alone, "
+            f"[images, {classes}]"
+        )
+    if output.shape != (2, classes):
         raise ValueError(
             f"network {spec!r} gives {list(output.shape[1:])} values per image, but the data has {classes} classes"
         )
