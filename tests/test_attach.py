@@ -908,7 +908,7 @@ def test_an_unknown_initialization_names_the_known_ones(init):
     model = chain()
     before = anatomy(model)
     with pytest.raises(ValueError, match=r"weights, lillicrap2016"):
-        apical.attach(model, apical.rule("fa", init=init))
+        apical.attach(model, apical.Rule("layer-wise", apical.Fixed(init)))
     assert_same(before, anatomy(model))
 
 

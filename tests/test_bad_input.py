@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import types
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import apical
-from apical import registry
+from apical import registry, spec
 
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(5))
 Y = torch.randint(3, (8,), generator=torch.Generator().manual_seed(6))
@@ -153,6 +155,36 @@ def test_hyperparameters_out_of_range_are_named(name, value, says):
     with pytest.raises((ValueError, TypeError), match=says):
         apical.attach(model, apical.rule(name, **value))
     assert_untouched(before, model)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("wm:rate=fast", "rule 'wm': rate must be a number, got 'fast'"),
+        ("wm:rate=True", "rule 'wm': rate must be a number, got True"),
+        ("wm:decay=fast", "rule 'wm': decay must be a number, got 'fast'"),
+        ("wm:alternate=x", "rule 'wm': alternate must be True or False, got 'x'"),
+        ("wm:batch=2.5", "rule 'wm': batch must be a whole number or None, got 2.5"),
+        ("wm:baseline=none", "rule 'wm': baseline must be 'batch-mean' or a number, got 'none'"),
+        ("wm:activation=3", "rule 'wm': activation must be a name or a function, got 3"),
+        ("urfb:epsilon=True", "rule 'urfb': epsilon must be a number, got True"),
+        ("np:solver=[1]", "rule 'np': solver must be 'sgd' or 'ridge', got [1]"),
+        ("fa:track=1", "rule 'fa': track must be True or False, got 1"),
+        ("SGD:momentum=abc", "SGD: momentum must be a number, got 'abc'"),
+        ("SGD:nesterov=false", "SGD: nesterov must be True or False, got 'false'"),
+        ("StepLR:step_size=1.5", "StepLR: step_size must be a whole number, got 1.5"),
+    ],
+)
+def test_options_of_a_wrong_kind_are_told_with_the_right_one(text, says):
+    of = {"SGD": spec.optimizer_of, "StepLR": spec.scheduler_of}.get(text.partition(":")[0], spec.rule_of)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        of(text)
+
+
+def test_every_rule_takes_what_it_has():
+    for name, one in apical.rules().items():
+        assert apical.rule(name, **one.hyperparameters) == one
+        assert apical.rule(name, **{key: np.float64(v) for key, v in one.hyperparameters.items() if type(v) is float}) == one
 
 
 def test_pairs_without_meaning():

@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
+from apical.kinds import fits, told
 from apical.pathway import PATHWAYS, Direct, Indirect, LayerWise, NoPathway, Pathway, Scalar
 from apical.plasticity import PLASTICITIES, Fixed, Gradient, Hebbian, Mirror, Perturbation, Plasticity, Signs, Transport
 
@@ -269,7 +270,8 @@ def rule(name: str, **hyperparameters: Any) -> Rule:
     0.5
 
     Raises:
-        ValueError: for an unknown name (the nearest ones are offered) or a hyperparameter that the rule doesn't have.
+        ValueError: for an unknown name (the nearest ones are offered), a hyperparameter that the rule doesn't have, or a value
+            of a wrong kind.
     """
     if not isinstance(name, str) or name not in _RULES:
         # By its title, too: "feedback-alignment" is 'fa'.
@@ -291,6 +293,10 @@ def rule(name: str, **hyperparameters: Any) -> Rule:
     for part in ("pathway", "plasticity"):
         value = getattr(found, part)
         own = {key: v for key, v in hyperparameters.items() if key in {f.name for f in dataclasses.fields(value)}}
+        kinds = get_type_hints(type(value)) if own else {}
+        for key, v in own.items():
+            if not fits(v, kinds[key]):
+                raise ValueError(f"rule '{name}': {key} must be {told(kinds[key])}, got {v!r}")
         if own:
             changed[part] = dataclasses.replace(value, **own)
     return dataclasses.replace(found, **changed) if changed else found

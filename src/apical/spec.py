@@ -10,9 +10,13 @@ from typing import Any, TypeVar
 
 import torch
 
+from apical.kinds import fits, told
 from apical.rules import Rule, rule
 
 Made = TypeVar("Made")
+
+_PLAIN = {written: kind for kind in (bool, int, float) for written in (kind, kind.__name__)}
+"""What PyTorch's annotations say where they are plain; other values are left to its constructors."""
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
@@ -117,4 +121,8 @@ def _accepted(kind: type, options: dict[str, Any]) -> dict[str, Any]:
     if missing:
         written = ",".join(f"{name}=..." for name in missing)
         raise ValueError(f"{kind.__name__} needs {', '.join(missing)}; write {kind.__name__}:{written}")
+    for name, value in options.items():
+        wanted = _PLAIN.get(accepted[name].annotation)
+        if wanted is not None and not fits(value, wanted):
+            raise ValueError(f"{kind.__name__}: {name} must be {told(wanted)}, got {value!r}")
     return options

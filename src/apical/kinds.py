@@ -1,0 +1,47 @@
+"""Whether a value is of the kind that an annotation asks for: options come from text, and configs from files."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any, Literal, Union, get_args, get_origin
+
+_WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a name", types.NoneType: "None"}
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether `value` is of `kind`; True and False are no numbers, and a list will do for a tuple."""
+    outer, inner = get_origin(kind) or kind, get_args(kind)
+    if outer in (Union, types.UnionType):
+        return any(fits(value, one) for one in inner)
+    if outer is Literal:
+        return value in inner
+    if outer is Callable:
+        return callable(value)
+    if outer is tuple:
+        return isinstance(value, list | tuple) and all(fits(one, inner[0]) for one in value)
+    if outer in (int, float):
+        return isinstance(value, Integral if outer is int else Real) and not isinstance(value, bool)
+    return isinstance(value, outer)
+
+
+def told(kind: Any) -> str:
+    """`kind` in words.
+
+    >>> told(float | None), told(Literal["sgd", "ridge"])
+    ('a number or None', "'sgd' or 'ridge'")
+    """
+    *others, last = _told(kind)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _told(kind: Any) -> list[str]:
+    outer, inner = get_origin(kind) or kind, get_args(kind)
+    if outer in (Union, types.UnionType):
+        return [word for one in inner for word in _told(one)]
+    if outer is Literal:
+        return [repr(one) for one in inner]
+    if outer is tuple:
+        return [f"a list, each of it {told(inner[0])}"]
+    return ["a function" if outer is Callable else _WORDS.get(outer, f"a {outer.__name__}")]
