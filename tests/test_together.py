@@ -378,5 +378,5 @@ def watch(step, steps, newest):
 
 
 def test_replicas_is_checked():
-    with pytest.raises(ValueError, match="replicas must be auto, on or off, got 'yes'"):
+    with pytest.raises(ValueError, match="replicas must be 'auto', 'on' or 'off', got 'yes'"):
         dataclasses.replace(SHORT, replicas="yes")

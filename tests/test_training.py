@@ -308,7 +308,9 @@ def test_what_can_not_be_built_writes_nothing(tmp_path):
         ({"connectivity": 50.0}, "connectivity must be .*at most 1, got 50"),
         ({"align_every": -1}, "align_every must be at least 0"),
         ({"seed": -1}, "seed must be at least 0"),
-        ({"loss": "hinge"}, "unknown loss 'hinge'; give one of cross-entropy"),
+        ({"loss": "hinge"}, "loss must be 'cross-entropy', .* or 'squared-error', got 'hinge'"),
+        ({"precision": "half"}, "precision must be '32-true', .* or '16-mixed', got 'half'"),
+        ({"seed": [0, 1], "epochs": "3"}, r"epochs must be a whole number, got '3'; seed must be .*got \[0, 1\]"),
     ],
 )
 def test_configs_are_checked_when_they_are_made(change, message):
@@ -481,6 +483,7 @@ def test_a_run_of_which_something_can_not_be_made_writes_nothing(tmp_path, monke
     [
         ({"first_seed": -1}, "first_seed must be at least 0, got -1"),
         ({"rules": ()}, "rules is empty"),
+        ({"rules": "fa"}, "rules must be a list, each of it a name, got 'fa'"),
         ({"rules": ("fa", "fa")}, "fa more than once"),
         ({"seeds": 0}, "seeds must be"),
     ],

@@ -65,8 +65,6 @@ class CompareConfig(Recipe):
             raise ValueError(f"seeds must be at least 1, got {self.seeds}")
         if self.first_seed < 0:
             raise ValueError(f"first_seed must be at least 0, got {self.first_seed}")
-        if self.replicas not in ("auto", "on", "off"):
-            raise ValueError(f"replicas must be auto, on or off, got {self.replicas!r}")
 
     def run(self, rule: str, seed: int) -> TrainConfig:
         """The config of one of the runs."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
 
 from apical.connectivity import as_connectivity
-from apical.losses import LOSSES
+from apical.kinds import fits, told
 from apical.spec import optimizer_of, rule_of, scheduler_of
 
 
@@ -60,6 +60,11 @@ class Recipe:
     """Where to run. Several processes: start the same command with torchrun."""
 
     def __post_init__(self) -> None:
+        kinds = {name: kind for name, kind in get_type_hints(type(self)).items() if not fits(getattr(self, name), kind)}
+        if kinds:
+            raise ValueError(
+                "; ".join(f"{name} must be {told(kind)}, got {getattr(self, name)!r}" for name, kind in kinds.items())
+            )
         problems = [
             f"{name} must be at least 1, got {value}"
             for name in ("epochs", "batch", "test_every", "checkpoint_every")
@@ -82,8 +87,6 @@ class Recipe:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 problems.append(f"{name} must be a number of at least 0, got {value}")
-        if self.loss not in LOSSES:
-            problems.append(f"unknown loss {self.loss!r}; give one of {', '.join(LOSSES)}")
         for check, value in ((optimizer_of, self.optimizer), (scheduler_of, self.scheduler)):
             try:
                 if value is not None:
