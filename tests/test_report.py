@@ -168,6 +168,14 @@ def test_bands_lie_between_the_lowest_and_the_highest_seed(original):
     assert max(values) <= max(seen) + 1e-9
 
 
+@pytest.mark.parametrize("measure", ["matrix_angle", "delta_angle"])
+def test_a_measure_that_no_rule_has_is_left_out(folder, measure):
+    for path in folder.glob("runs/*/metrics.jsonl"):
+        path.write_text(path.read_text().replace(f'"{measure}"', '"correlation"'))
+    other = {"matrix_angle": "Delta angle", "delta_angle": "Matrix angle"}[measure]
+    assert f"<b>{other}</b>" in write(folder).read_text(encoding="utf-8")
+
+
 def test_text_can_not_break_out(folder):
     content = json.loads((folder / "comparison.json").read_text())
     content["data"]["name"] = "<script>alert(1)</script>"
