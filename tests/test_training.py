@@ -380,6 +380,16 @@ def test_a_line_of_metrics_that_a_kill_cut_short_is_dropped(tmp_path):
     assert run.metrics.path.read_text() == '{"step": 1}\n'
 
 
+@pytest.mark.parametrize("damage", ["{", "[]", '{"epoch": 1}'])
+def test_a_damaged_line_of_metrics_is_told_with_its_place(tmp_path, damage):
+    run = RunFolder(tmp_path)
+    run.metrics.append({"step": 1})
+    with run.metrics.path.open("a") as file:
+        file.write(f"{damage}\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: .*; restore it, or delete .* to start anew"):
+        run.metrics.read()
+
+
 def test_ctrl_c_outside_the_main_thread_is_left_to_the_caller(tmp_path):
     import threading
 

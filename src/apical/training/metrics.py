@@ -21,11 +21,25 @@ class MetricsLog:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """All measurements; a last line that a kill cut short is left out."""
+        """All measurements; a last line that a kill cut short is left out.
+
+        Raises:
+            ValueError: if a line is damaged.
+        """
         if not self.path.exists():
             return []
         lines = self.path.read_text().split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        return [self._measurement(line, number) for number, line in enumerate(lines[:-1], 1) if line]
+
+    def _measurement(self, line: str, number: int) -> dict[str, Any]:
+        try:
+            found = json.loads(line)
+            found["step"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.path}, line {number}: is no measurement ({error}); restore it, or delete the run's folder to start anew"
+            ) from error
+        return found
 
     def cut(self, step: int | None) -> None:
         """Drop everything measured after `step`; with None, everything."""

@@ -66,7 +66,12 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """What the run ended with, or None while it hasn't."""
         path = self.path / "result.json"
-        return self._read(path) if path.exists() else None
+        if not path.exists():
+            return None
+        found = self._read(path)
+        if not found.keys() & {"test_error", "failed"}:
+            raise RunFolderError(f"{path} holds no result; delete it, and resume the run")
+        return found
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result."""
@@ -98,6 +103,9 @@ class RunFolder:
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
-            return json.loads(path.read_text())
+            found = json.loads(path.read_text())
+            if not isinstance(found, dict):
+                raise ValueError("it holds no object")
         except (OSError, ValueError) as error:
             raise RunFolderError(f"can't read {path}: {error}; delete the folder to start anew") from error
+        return found
