@@ -184,7 +184,10 @@ def test_options_of_a_wrong_kind_are_told_with_the_right_one(text, says):
 def test_every_rule_takes_what_it_has():
     for name, one in apical.rules().items():
         assert apical.rule(name, **one.hyperparameters) == one
-        assert apical.rule(name, **{key: np.float64(v) for key, v in one.hyperparameters.items() if type(v) is float}) == one
+        assert (
+            apical.rule(name, **{key: np.float64(v) for key, v in one.hyperparameters.items() if type(v) is float})
+            == one
+        )
 
 
 def test_pairs_without_meaning():

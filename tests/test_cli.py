@@ -122,6 +122,59 @@ def test_bad_input_is_one_sentence_and_writes_nothing(arguments, message, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("command", "config", "message"),
+    [
+        ("compare", {"rule": "fa"}, "folder one holds a run of `apical train`; go on with: apical train --resume one"),
+        ("train", {"rules": ["fa"]}, "holds a run of `apical compare`; go on with: apical compare --resume one"),
+        ("reproduce", {"rules": ["fa"]}, "holds a run of `apical compare`; go on with: apical compare --resume one"),
+        ("train", {"experiment": "a/b"}, "go on with: apical reproduce --resume one"),
+        ("compare", {}, "config.json is no config of `apical compare`: accelerator, "),
+        ("compare", [], "config.json is no config of `apical compare`"),
+        ("train", {"rule": "fa"}, "config.json is no config of `apical train`: accelerator, "),
+        (
+            "reproduce",
+            {"experiment": "lillicrap2016/fig2a"},
+            "conditions, data, lengths, scale, seeds missing or unknown",
+        ),
+    ],
+)
+def test_a_config_of_something_else_or_cut_short_is_told(command, config, message, tmp_path, capsys):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "config.json").write_text(json.dumps(config))
+    assert message in words(run(command, "--resume", "one", capsys=capsys, code=2).err)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", "[]", "one/config.json"),
+        ("result.json", "{}", "one/result.json holds no result; delete it"),
+        ("result.json", "[]", "one/result.json"),
+    ],
+)
+def test_a_damaged_run_is_told(file, content, message, tmp_path, capsys):
+    run("train", *SHORT, "--folder", "one", capsys=capsys)
+    (tmp_path / "one" / file).write_text(content)
+    assert message in words(run("train", "--resume", "one", capsys=capsys, code=2).err)
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+@pytest.mark.parametrize("name", ["a[/abc]", "b[abc]", "long" * 50])
+def test_the_folder_printed_is_the_folder_written(command, name, tmp_path, capsys):
+    options = () if command == "train" else ("--rules", "shallow", "--seeds", "1", "--no-time-steps")
+    out = run(command, *SHORT, *options, "--folder", f"runs/{name}", capsys=capsys).out
+    expected = f"run folder: runs/{name}" if command == "train" else f"report: runs/{name}/report.html"
+    assert expected in out.splitlines()
+
+
+def test_names_in_brackets_are_no_markup(tmp_path, capsys):
+    (tmp_path / "my[red]net.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    assert "my[red]net.py:net" in run("audit", "--network", "my[red]net.py:net", capsys=capsys).out
+
+
 def test_a_folder_that_is_no_run_is_never_deleted(tmp_path, capsys):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.tex").write_text("...")

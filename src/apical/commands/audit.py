@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from rich.table import Table
+from rich.text import Text
 
 from apical.commands.terminal import console
 from apical.training.config import Recipe
@@ -59,8 +60,8 @@ class Audit:
         table.add_column("transported")
         for name, kind in report.transported.items():
             module = learner.model if name == "(model)" else learner.model.get_submodule(name)
-            table.add_row(name, type(module).__name__.removesuffix("Synapse"), f"[{STYLES[kind]}]{kind}[/]")
+            table.add_row(name, type(module).__name__.removesuffix("Synapse"), Text(kind, STYLES[kind]))
         console.print(table)
-        console.print(f"in all: [{STYLES.get(report.summary, 'red')}]{report.summary}[/]")
+        console.print(Text.assemble("in all: ", (report.summary, STYLES.get(report.summary, "red"))))
         if report.broadcast:
             console.print(f"broadcast: {report.broadcast}")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from rich.table import Table
+from rich.text import Text
 
-from apical.commands.terminal import command_line, config_in, console, new_folder, progress, slug, watch
+from apical.commands.terminal import command_line, config_in, console, line, new_folder, progress, slug, watch
 from apical.training.compare import CompareConfig, compare
 
 
@@ -42,7 +43,7 @@ class Compare:
 
         config, folder = self.config, self.resume
         if folder is not None:
-            kept = config_in(folder)
+            kept = config_in(folder, "compare", [one.name for one in fields(CompareConfig)])
             config = CompareConfig(**{**kept, "rules": tuple(kept["rules"])})
         else:
             folder = new_folder(self.folder, f"compare-{slug(config.data)}", overwrite=self.overwrite)
@@ -58,8 +59,8 @@ class Compare:
         console.print(table(comparison))
         for run in comparison["runs"]:
             if "failed" in run:
-                console.print(f"[red]{run['rule']}, seed {run['seed']}:[/] {run['failed']}")
-        console.print(f"report: {report.write(folder)}")
+                console.print(Text.assemble((f"{run['rule']}, seed {run['seed']}:", "red"), " ", run["failed"]))
+        line(f"report: {report.write(folder)}")
 
 
 def _named(seeds: Sequence[int]) -> str:

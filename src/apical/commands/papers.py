@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
-from apical.commands.terminal import console
+from apical.commands.terminal import console, line
 from apical.papers import PAPERS, experiments
 
 
@@ -29,7 +30,7 @@ class Papers:
             from apical.report import results
 
             for page in results.pages(self.pages):
-                console.print(f"page: {page}")
+                line(f"page: {page}")
             return
         table = Table(title="apical reproduce ID", title_justify="left", show_header=False)
         table.add_column(style="bold", no_wrap=True)
@@ -39,7 +40,7 @@ class Papers:
                 if one.paper == paper:
                     seeds = f"{one.seeds} seed{'s' if one.seeds > 1 else ''}"
                     facts = f"{one.length}; {seeds}; {duration(one.minutes)} on two cores; data {one.data or 'drawn'}"
-                    table.add_row(one.name, f"{one.title}\n[dim]{facts}[/]")
+                    table.add_row(one.name, Text.assemble(f"{one.title}\n", (facts, "dim")))
             table.add_section()
         console.print(table)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from apical.commands.terminal import console
+from apical.commands.terminal import line
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,6 @@ class Report:
         """Write."""
         from apical import report
 
-        console.print(f"report: {report.write(self.folder)}")
+        line(f"report: {report.write(self.folder)}")
         if self.picture is not None:
-            console.print(f"picture: {report.picture(self.folder, self.picture)}")
+            line(f"picture: {report.picture(self.folder, self.picture)}")

@@ -10,10 +10,10 @@ import tyro
 from rich.progress import Progress
 from rich.table import Table
 
-from apical.commands.terminal import config_in, console, errors, new_folder, progress, slug
+from apical.commands.terminal import config_in, console, errors, line, new_folder, progress, slug
 from apical.papers import find
 from apical.papers.experiment import Watcher
-from apical.papers.reproduce import reproduce
+from apical.papers.reproduce import KEYS, reproduce
 from apical.training.session import Interrupted
 
 
@@ -64,9 +64,7 @@ class Reproduce:
             "using": self.using,
         }
         if self.resume is not None:
-            folder, kept = self.resume, config_in(self.resume)
-            if "experiment" not in kept:
-                raise ValueError(f"--resume: folder {folder} holds no experiment of `apical reproduce`; give another")
+            folder, kept = self.resume, config_in(self.resume, "reproduce", KEYS)
             chosen = find(kept["experiment"])
             if self.name is not None and find(self.name) is not chosen:
                 raise ValueError(f"--resume: folder {folder} holds {chosen.name}, not {self.name}; leave the ID out")
@@ -95,9 +93,9 @@ class Reproduce:
             raise Interrupted(f"go on with: apical reproduce --resume {folder}") from None
         for part in tables(outcome):
             console.print(part)
-        console.print(f"report: {paper.write(folder)}")
+        line(f"report: {paper.write(folder)}")
         if self.publish is not None:
-            console.print(f"published: {results.publish(folder, self.publish)}")
+            line(f"published: {results.publish(folder, self.publish)}")
 
 
 def _watch(display: Progress, condition: str, seeds: Any) -> Watcher:
@@ -110,7 +108,7 @@ def _watch(display: Progress, condition: str, seeds: Any) -> Watcher:
         display.update(line, completed=done, total=steps, note=note, visible=done < steps)
         if done >= steps and not told:
             told = True
-            errors.print(f"{condition}, {which}: done", markup=False, highlight=False)
+            errors.print(f"{condition}, {which}: done", highlight=False)
 
     return watcher
 

@@ -40,16 +40,16 @@ class Rules:
 
     def _one(self, name: str) -> None:
         rule = rule_of(name)
-        console.print(f"[bold]{rule.name}[/]: {rule.title}")
+        console.print(f"[bold]{rule.name}[/]: {rule.title}", markup=True)
         console.print(f"  pathway: {rule.pathway.name}; feedback: {rule.plasticity.name}")
         options = ", ".join(f"{key}={value!r}" for key, value in rule.hyperparameters.items())
-        console.print(f"  hyperparameters: {options or 'none'}", markup=False)
+        console.print(f"  hyperparameters: {options or 'none'}")
         if rule.weight_decay:
             console.print(
                 f"  weight decay of its paper: {rule.weight_decay:g}, by the optimizer, equal for weights and feedback"
             )
         where = f" ({rule.where})" if rule.where else ""
         for citation in rule.citations:
-            console.print(f"  cite: {citation}", markup=False, highlight=False)
+            console.print(f"  cite: {citation}", highlight=False)
         if where:
-            console.print(f"  where: {rule.where}", markup=False)
+            console.print(f"  where: {rule.where}")

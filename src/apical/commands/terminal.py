@@ -9,7 +9,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from rich.text import Text
 
 from apical.training.session import Interrupted, NonFiniteLossError, Watcher
 
-console = Console()
-errors = Console(stderr=True)
+# Without markup, because names and paths may hold brackets.
+console = Console(markup=False)
+errors = Console(stderr=True, markup=False)
 
 
 class _Rate(ProgressColumn):
@@ -29,11 +30,15 @@ class _Rate(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:,.0f} steps/s", style="progress.data.speed")
 
 
+_COMMANDS = {"rule": "train", "rules": "compare", "experiment": "reproduce"}
+"""By a key that only its configs have."""
+
+
 @contextmanager
 def progress() -> Iterator[Progress]:
     """A progress display with rate and time left; silent where there is no terminal."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
         _Rate(),
@@ -75,12 +80,26 @@ def new_folder(folder: Path | None, kind: str, *, overwrite: bool) -> Path:
     return folder
 
 
-def config_in(folder: Path) -> dict[str, Any]:
-    """The config of the run to resume."""
+def config_in(folder: Path, command: str, keys: Iterable[str]) -> dict[str, Any]:
+    """The config of the run to resume, which `command` has started and which has these keys."""
+    path = folder / "config.json"
     try:
-        return json.loads((folder / "config.json").read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"--resume: folder {folder} holds no run to resume ({error})") from error
+    found = found if isinstance(found, dict) else {}
+    other = next((one for key, one in _COMMANDS.items() if key in found), command)
+    if other != command:
+        raise ValueError(
+            f"--resume: folder {folder} holds a run of `apical {other}`; go on with: apical {other} --resume {folder}"
+        )
+    strange = sorted(found.keys() ^ set(keys))
+    if strange:
+        raise ValueError(
+            f"--resume: {path} is no config of `apical {command}`: {', '.join(strange)} missing or unknown; restore it, go on "
+            "with the apical that wrote it, or give another folder"
+        )
+    return found
 
 
 def slug(text: str) -> str:
@@ -112,6 +131,10 @@ def plain_errors() -> Iterator[None]:
 
 
 def _say(what: str, message: object) -> None:
-    errors.print(f"[bold red]apical: {what}:[/]", end=" ")
-    # Words are kept whole on a terminal; elsewhere a line is kept whole, with the paths in it.
-    errors.print(str(message), markup=False, highlight=False, soft_wrap=not errors.is_terminal)
+    errors.print(f"apical: {what}:", style="bold red", end=" ")
+    line(str(message), errors)
+
+
+def line(text: str, to: Console = console) -> None:
+    """Print a line. Words are kept whole on a terminal; elsewhere the line is kept whole, with the paths in it."""
+    to.print(text, highlight=False, soft_wrap=not to.is_terminal)

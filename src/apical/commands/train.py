@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from apical.commands.terminal import config_in, console, new_folder, progress, slug, watch
+from apical.commands.terminal import config_in, console, line, new_folder, progress, slug, watch
 from apical.training.config import TrainConfig
 from apical.training.loop import train
 
@@ -37,7 +37,7 @@ class Train:
         """Train."""
         config, folder = self.config, self.resume
         if folder is not None:
-            config = TrainConfig(**config_in(folder))
+            config = TrainConfig(**config_in(folder, "train", [one.name for one in fields(TrainConfig)]))
         else:
             kind = f"{slug(config.data)}-{slug(config.rule)}-{config.seed}"
             folder = new_folder(self.folder, kind, overwrite=self.overwrite)
@@ -45,9 +45,10 @@ class Train:
             watcher = watch(display, f"{config.rule}, seed {config.seed}")
             result = train(config, folder, resume=self.resume is not None, watcher=watcher)
         console.print(
-            f"test error [bold]{result['test_error']:.2f} %[/] after {result['steps']:,} steps, {result['seconds']:.1f} s"
+            f"test error [bold]{result['test_error']:.2f} %[/] after {result['steps']:,} steps, {result['seconds']:.1f} s",
+            markup=True,
         )
         for name, measured in (result["alignment"] or {}).items():
             if measured["delta_angle"] is not None:
                 console.print(f"  {name}: delta angle to backpropagation {measured['delta_angle']:.1f}°")
-        console.print(f"run folder: {folder}")
+        line(f"run folder: {folder}")

@@ -28,6 +28,9 @@ from apical.training.run import RunFolder
 Announce = Callable[[str, Sequence[int]], Watcher]
 """announce(condition, seeds) -> the watcher of that task."""
 
+KEYS = ("experiment", "conditions", "seeds", "scale", "data", "lengths")
+"""What config.json holds."""
+
 
 def reproduce(
     experiment: Experiment,
