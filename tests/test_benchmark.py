@@ -134,6 +134,11 @@ def test_timed_steps_of_other_rules_learn_as_attached_training_does(rule, local)
     torch.testing.assert_close(dict(model.state_dict()), dict(expected))
 
 
+def test_an_optimizer_that_can_not_be_made_is_named():
+    with pytest.raises(ValueError, match="optimizer 'Adam:betas=2' can't be made"):
+        training_step(nn.Linear(4, 3), None, torch.zeros(2, 4), torch.arange(2), optimizer="Adam:betas=2")
+
+
 def test_a_step_adapts_between_backward_and_the_optimizer(monkeypatch):
     torch.manual_seed(0)
     model = mlp([6, 5, 10])

@@ -239,7 +239,7 @@ def test_ctrl_c_leaves_a_comparison_that_can_be_resumed(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "can be resumed" in errors
+    assert f"can be resumed: apical compare --resume {folder}" in errors
 
 
 def test_a_comparison_goes_on_as_it_was_started(tmp_path):

@@ -85,7 +85,14 @@ def made(what: str, text: str, kind: Callable[..., Made], *arguments: Any, **opt
     try:
         return kind(*arguments, **options)
     except Exception as error:
-        raise ValueError(f"{what} {text!r} can't be made: {error}") from error
+        parameters = inspect.signature(kind).parameters
+        defaults = {name: parameters[name].default for name in parse(text)[1]}
+        usual = ", ".join(
+            f"{name}={value!r}" for name, value in defaults.items() if value is not inspect.Parameter.empty
+        )
+        raise ValueError(
+            f"{what} {text!r} can't be made: {error}" + (f"; by default {usual}" if usual else "")
+        ) from error
 
 
 def _is_kind(value: Any, kind: type) -> bool:

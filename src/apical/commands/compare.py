@@ -13,6 +13,7 @@ from rich.text import Text
 
 from apical.commands.terminal import command_line, config_in, console, line, new_folder, progress, slug, watch
 from apical.training.compare import CompareConfig, compare
+from apical.training.session import Interrupted
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,18 @@ class Compare:
             config = CompareConfig(**{**kept, "rules": tuple(kept["rules"])})
         else:
             folder = new_folder(self.folder, f"compare-{slug(config.data)}", overwrite=self.overwrite)
-        with progress() as display:
-            comparison = compare(
-                config,
-                folder,
-                resume=self.resume is not None,
-                command=command_line(),
-                announce=lambda rule, seeds: watch(display, f"{rule}, {_named(seeds)}"),
-                time_steps=step_ratios if self.time_steps else None,
-            )
+        try:
+            with progress() as display:
+                comparison = compare(
+                    config,
+                    folder,
+                    resume=self.resume is not None,
+                    command=command_line(),
+                    announce=lambda rule, seeds: watch(display, f"{rule}, {_named(seeds)}"),
+                    time_steps=step_ratios if self.time_steps else None,
+                )
+        except Interrupted:
+            raise Interrupted(f"the comparison can be resumed: apical compare --resume {folder}") from None
         console.print(table(comparison))
         for run in comparison["runs"]:
             if "failed" in run:
