@@ -465,6 +465,8 @@ UNMAKEABLE = [
     ({"optimizer": "Adam:betas=0.9"}, r"optimizer 'Adam:betas=0.9' can't be made: .*; by default betas=\(0.9, 0.999\)"),
     ({"optimizer": "Muon"}, "optimizer 'Muon'.*2D"),
     ({"scheduler": "MultiStepLR:milestones=3"}, "scheduler 'MultiStepLR:milestones=3'"),
+    ({"scheduler": "StepLR:step_size=0"}, "scheduler 'StepLR:step_size=0' can't be made"),
+    ({"scheduler": "OneCycleLR:max_lr=0.1,total_steps=1", "epochs": 3}, "scheduler 'OneCycleLR.*total steps is 1"),
     ({"accelerator": "cuda"}, "accelerator 'cuda' can't be had here .*give 'auto' or 'cpu'"),
 ]
 

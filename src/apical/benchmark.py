@@ -21,7 +21,7 @@ from apical.data import ImageData
 from apical.local import LocalSGD
 from apical.losses import LOSSES, cross_entropy
 from apical.networks import lansdell2020_cnn, mlp, parse_sizes, resnet20
-from apical.spec import made, nearest, optimizer_of, rule_of
+from apical.spec import making, nearest, optimizer_of, rule_of
 from apical.timing import Maker, Step, Timing, contest, matrix_rate, peak_memory, products
 
 if TYPE_CHECKING:
@@ -165,7 +165,8 @@ def training_step(
     if local and learner is not None:
         stepper: torch.optim.Optimizer = LocalSGD(learner, **options)
     else:
-        stepper = made("optimizer", optimizer, kind, model.parameters(), **{**options, **(setting or {})})
+        with making("optimizer", optimizer, kind):
+            stepper = kind(model.parameters(), **{**options, **(setting or {})})
 
     def step() -> None:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=mixed):

@@ -5,15 +5,14 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from apical.kinds import fits, told
 from apical.rules import Rule, rule
-
-Made = TypeVar("Made")
 
 _PLAIN = {written: kind for kind in (bool, int, float) for written in (kind, kind.__name__)}
 """What PyTorch's annotations say where they are plain; other values are left to its constructors."""
@@ -76,14 +75,15 @@ def scheduler_of(text: str) -> tuple[type[torch.optim.lr_scheduler.LRScheduler],
     return kind, _accepted(kind, options)
 
 
-def made(what: str, text: str, kind: Callable[..., Made], *arguments: Any, **options: Any) -> Made:
-    """What `kind` makes of its arguments and of the options in `text`; `what` says what that is.
+@contextmanager
+def making(what: str, text: str, kind: type) -> Iterator[None]:
+    """What PyTorch refuses of `kind`, with the options in `text`, as an error that names them; `what` says what is made.
 
     Raises:
-        ValueError: if it can't be made of these.
+        ValueError: if it can't be made.
     """
     try:
-        return kind(*arguments, **options)
+        yield
     except Exception as error:
         parameters = inspect.signature(kind).parameters
         defaults = {name: parameters[name].default for name in parse(text)[1]}

@@ -16,7 +16,7 @@ from apical.networks import build
 from apical.noise import NoisyActivations
 from apical.registry import synapse_type
 from apical.rules import Rule
-from apical.spec import made, optimizer_of, scheduler_of
+from apical.spec import making, optimizer_of, scheduler_of
 from apical.training.config import Recipe
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def make_optimizer(config: Recipe, rule: Rule, model: nn.Module) -> torch.optim.
     """The optimizer of the config, over weights and trainable feedback alike."""
     decay = rule.weight_decay if config.weight_decay is None else config.weight_decay
     kind, options = optimizer_of(config.optimizer, lr=config.rate, weight_decay=decay)
-    return made("optimizer", config.optimizer, kind, model.parameters(), **options)
+    with making("optimizer", config.optimizer, kind):
+        return kind(model.parameters(), **options)
 
 
 def make_scheduler(config: Recipe, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler | None:
@@ -55,7 +56,15 @@ def make_scheduler(config: Recipe, optimizer: torch.optim.Optimizer) -> torch.op
     if config.scheduler is None:
         return None
     kind, options = scheduler_of(config.scheduler)
-    return made("scheduler", config.scheduler, kind, optimizer, **options)
+    with making("scheduler", config.scheduler, kind):
+        # All steps, with one weight: some options turn out to be bad after the first epochs only.
+        of, its = optimizer_of(config.optimizer, lr=config.rate)
+        trial = of([nn.Parameter(torch.zeros(1, 1))], **its)
+        rehearsed = kind(trial, **options)
+        for _ in range(config.epochs):
+            trial.step()
+            rehearsed.step()
+        return kind(optimizer, **options)
 
 
 def processes() -> int:
