@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import signal
 from pathlib import Path
@@ -6,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from apical import data as images
+from apical.commands.compare import table
 from apical.data import ImageData, Split
 from apical.losses import LOSSES, error_rate
+from apical.report import page
 from apical.training import (
     CheckpointError,
     CompareConfig,
@@ -225,6 +229,17 @@ def test_a_run_that_stops_and_resumes_ends_bit_identical(tmp_path, rule, connect
     assert result["test_error"] == RunFolder(tmp_path / "whole").result["test_error"]
 
 
+def test_a_run_whose_last_measurement_was_lost_measures_again(tmp_path):
+    whole = train(SHORT, tmp_path / "run", data=DIGITS)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(lines[:-1]))
+    (tmp_path / "run" / "result.json").unlink()
+    again = train(SHORT, tmp_path / "run", data=DIGITS, resume=True)
+    assert (again["test_error"], again["test_loss"]) == (whole["test_error"], whole["test_loss"])
+    assert len(metrics.read_text().splitlines()) == len(lines)
+
+
 def start(folder, *more):
     rule = ["--rule", "kp", "--network", "64-30-10", "--epochs", "12", "--checkpoint-every", "7"]
     return started("train", *rule, "--folder", str(folder), *more)
@@ -422,6 +437,24 @@ def test_a_comparison_and_its_table(tmp_path):
     samples = found["samples"]
     assert len(samples["labels"]) == len(samples["predictions"]["fa"]) == len(samples["images"]) == 24
     assert np.shape(samples["images"]) == (24, 8, 8)
+
+
+def test_a_network_that_can_not_be_audited_is_compared(tmp_path):
+    nets = tmp_path / "nets.py"
+    nets.write_text(
+        "from torch import nn\n"
+        "def dead():\n"
+        "    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))\n"
+        "    nn.init.constant_(net[1].bias, -1e3)\n"
+        "    return net\n"
+    )
+    config = dataclasses.replace(PAIR, rules=("bp",), seeds=1, network=f"{nets}:dead")
+    found = compare(config, tmp_path / "all", data=DIGITS)
+    assert (found["table"][0]["transported"], found["table"][0]["runs"]) == ("", 1)
+    shown = io.StringIO()
+    Console(file=shown, width=120).print(table(found))
+    assert "not audited" in shown.getvalue()
+    assert "not audited" in page.write(tmp_path / "all").read_text()
 
 
 def test_rules_of_one_seed_start_from_the_same_weights(tmp_path):

@@ -91,5 +91,5 @@ def table(comparison: dict[str, Any]) -> Table:
         angles = " ".join("-" if angle is None else f"{angle:.0f}" for angle in row["angles"].values())
         ratio = "" if row["step_ratio"] is None else f"{row['step_ratio']:.2f}"
         broadcast = f"; broadcast: {row['broadcast']}" if row.get("broadcast") else ""
-        result.add_row(row["rule"], error, angles, ratio, row["transported"] + broadcast)
+        result.add_row(row["rule"], error, angles, ratio, (row["transported"] or "not audited") + broadcast)
     return result

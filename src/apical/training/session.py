@@ -92,7 +92,8 @@ class Session:
             if stopped() and self.step < self.steps:
                 self.save(run)
                 raise Interrupted(f"stopped at step {self.step} of {self.steps}; the run in {run.path} can be resumed")
-        assert newest is not None
+        if newest is None:  # A loss of power may leave the last checkpoint without the line before it.
+            newest = self.measure(run)
         return self.finish(run, newest)
 
     def _order(self) -> Iterator[Tensor]:
