@@ -400,6 +400,17 @@ def test_one_copy_learns_as_the_network_itself(rule):
         torch.testing.assert_close(mine.grad, its.grad, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("like", [torch.empty(N, ROWS, 6), torch.empty(ROWS, N, 6).transpose(0, 1)])
+def test_a_batch_whose_memory_is_filled_anew_is_another_batch(like):
+    replicas = apical.replicate(lambda: nn.Linear(6, 3), N)
+    apical.attach(replicas, "bp")
+    x = torch.ones_like(like)
+    before = replicas(x)
+    x.data.zero_()
+    assert not torch.equal(replicas(x), before)
+    torch.testing.assert_close(replicas(x), replicas(x.clone()))
+
+
 def test_feedback_regresses_on_the_pass_that_the_loop_has_made():
     replicas = apical.replicate(attached(chain, "sg"), example_input=X[0])
     learner, passes = apical.learner_of(replicas), []

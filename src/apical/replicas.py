@@ -33,7 +33,7 @@ class Replicas(nn.Module):
         super().__init__()
         self.model, self.copies = model, copies
         vars(self)["_single"] = (single,)  # Not a module of ours: it has no parameters to train.
-        vars(self).update(_example=None, _rules=None, _folded=None)
+        vars(self).update(_example=None, _rules=None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Every copy's output for its own batch: x [n, N, *] -> [n, N, *], for every tensor given and returned."""
@@ -50,13 +50,8 @@ class Replicas(nn.Module):
                 f"input must be [copies, N, features, ...] with {self.copies} copies first, got shape {list(x.shape)}; "
                 f"x.expand({self.copies}, *x.shape) shows one batch to all"
             )
-        kept = vars(self)["_folded"]
-        if kept is not None and kept[0] is x and kept[1] == x._version:
-            return kept[2]
-        folded = x.transpose(0, 1).flatten(1, 2)
-        # `Learner.adapt` knows the batch of the pass before by its identity.
-        vars(self)["_folded"] = None if x.requires_grad or x.is_inference() else (x, x._version, folded)
-        return folded
+        # Anew each time: nothing tells whether the same tensor still holds the same batch (a loader may refill its memory).
+        return x.transpose(0, 1).flatten(1, 2)
 
     def _apart(self, y: Tensor) -> Tensor:
         if y.dim() < 2 or y.shape[1] % self.copies:
