@@ -58,10 +58,11 @@ def made(make) -> list[nn.Module]:
     return models
 
 
-def attached(make, rule) -> list[nn.Module]:
+def attached(make, rule, at=None) -> list[nn.Module]:
     models = made(make)
     for seed, model in enumerate(models):
-        apical.attach(model, rule, example_input=X[0], generator=torch.Generator().manual_seed(10 + seed))
+        generator = torch.Generator().manual_seed(10 + seed)
+        apical.attach(model, rule, example_input=X[0], at=at, generator=generator)
     return models
 
 
@@ -177,6 +178,40 @@ def test_copies_have_numbers_of_their_own(make, rule, momentum, optimizer):
     same(copies, singles)
     for one, single in zip(copies, singles, strict=True):
         assert apical.learner_of(one).rules == apical.learner_of(single).rules
+
+
+BLOCKS = {chain: ["5"], Residual: ["norm", "group"]}
+
+
+@pytest.mark.parametrize("replicated_first", [False, True])
+@pytest.mark.parametrize("rule", ["dfa", "kp-direct"])
+@pytest.mark.parametrize("make", BLOCKS)
+def test_copies_take_their_signal_at_the_same_blocks(make, rule, replicated_first):
+    singles = made(make)
+    generators = [torch.Generator().manual_seed(10 + seed) for seed in range(N)]
+    options = {"at": BLOCKS[make], "connectivity": 0.5}
+    if replicated_first:
+        replicas = apical.replicate(singles, example_input=X[0])
+        drawn = [generator.clone_state() for generator in generators]
+        apical.attach(replicas, rule, example_input=X, generator=drawn, **options)
+    for single, generator in zip(singles, generators, strict=True):
+        apical.attach(single, rule, example_input=X[0], generator=generator, **options)
+    if not replicated_first:
+        replicas = apical.replicate(singles, example_input=X[0])
+    same(replicas.split(), singles)
+    moves = OPTIMIZERS["torch"](replicas)
+    for _ in range(3):
+        losses(replicas(X)).sum().backward()
+        moves.step()
+        moves.zero_grad()
+    for index, single in enumerate(singles):
+        own = OPTIMIZERS["torch"](single)
+        for _ in range(3):
+            cross_entropy(single(X[index]), Y[index]).mean().backward()
+            own.step()
+            own.zero_grad()
+    same(replicas.split(), singles)
+    assert list(apical.learner_of(replicas.split()[0]).blocks) == BLOCKS[make]
 
 
 def test_copies_attached_with_rules_and_generators_of_their_own_are_the_networks_attached_alone():
@@ -459,6 +494,19 @@ def tuned(kind, **numbers):
         (
             lambda: apical.replicate([*attached(chain, "wm"), attached(chain, apical.rule("wm", batches=2))[0]]),
             "different values of batches .* may differ in noise, rate, decay, init",
+        ),
+        (
+            lambda: apical.attach(
+                apical.replicate(chain(), 3),
+                [apical.rule("kp-direct", **own) for own in NUMBERS["kp-direct"]],
+                example_input=X,
+                at=["5"],
+            ),
+            "one rule for all copies, and that of copy 2 differs",
+        ),
+        (
+            lambda: apical.replicate([attached(chain, "dfa", at=at)[0] for at in (["3"], ["5"])]),
+            r"network 2 is attached at= \['5'\]",
         ),
         (lambda: apical.attach(apical.replicate(chain(), 2), ["fa"], example_input=X[:2]), "a list of 2 for 2 copies"),
         (

@@ -71,7 +71,7 @@ def attach(
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if (replicas := _replicas(model)) is not None:
         shown = None if example_input is None else replicas.fold(example_input)
-        rules, own = replicas.share_out(rule)
+        rules, own = replicas.share_out(rule, at)
         learner = attach(
             replicas.model,
             rules,

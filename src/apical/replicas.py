@@ -132,7 +132,9 @@ class Replicas(nn.Module):
         named = self.model.named_parameters()
         return [(key, p.shape, dimension_of(self.model, name)) for key, (name, p) in enumerate(named)]
 
-    def share_out(self, rules: Rules | Sequence[Rules]) -> tuple[dict[str, Rule] | Rules, list[Rules]]:
+    def share_out(
+        self, rules: Rules | Sequence[Rules], at: Sequence[str] | None = None
+    ) -> tuple[dict[str, Rule] | Rules, list[Rules]]:
         """What `model` is attached to so that each copy learns by its own rule, and these rules; given one, or one for each."""
         if isinstance(rules, str | Rule | Mapping) or not isinstance(rules, Sequence):
             return rules, [rules] * self.copies
@@ -140,6 +142,13 @@ class Replicas(nn.Module):
             raise ValueError(f"rule must be one, or a list of {self.copies} for {self.copies} copies; got {len(rules)}")
         layers = [name for name, module in self.model.named_modules() if synapse_type(module) is not None]
         chosen = [shared_out(one, layers) for one in rules]
+        # Numbers would lie along other dimensions of the feedback of blocks than of the layers inside them.
+        other = None if at is None else next((i for i, one in enumerate(chosen, 1) if one != chosen[0]), None)
+        if other is not None:
+            raise ValueError(
+                f"at= goes with one rule for all copies, and that of copy {other} differs from the first's; give all the same, "
+                "leave at= out, or train those one by one"
+            )
         return {name: merged([own[name] for own in chosen]) for name in layers}, list(rules)
 
     def tune(
@@ -188,6 +197,7 @@ def attach_like(
         model,
         rule,
         example_input=example,
+        at=list(learner.blocks) or None,
         generator=generator,
         output=learner._wiring.output,
         connectivity=dict(learner.connectivity),

@@ -108,6 +108,10 @@ def _check_alike(models: Sequence[nn.Module], learners: Sequence[Learner]) -> No
                 f"network {number} is built otherwise than the first; replicas are copies of one structure"
             )
     for number, learner in enumerate(learners[1:], 2):
+        if learner.blocks.keys() != learners[0].blocks.keys():
+            raise ValueError(
+                f"network {number} is attached at= {list(learner.blocks)}, the first at= {list(learners[0].blocks)}"
+            )
         if learner.connectivity != learners[0].connectivity:
             raise ValueError(f"network {number} has another connectivity than the first; replicas have one")
 

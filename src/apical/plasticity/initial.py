@@ -112,7 +112,7 @@ def draw_for(
     """
     weight = owner._parameters.get("weight")
     # Copies side by side draw each as a network of its own would.
-    copies = getattr(owner, "copies", 1)
+    copies = len(generator.own) if isinstance(generator, Streams) else 1
     dimension = 0 if weight is not None and weight.shape == shape else 1
     own = torch.Size([*shape[:dimension], shape[dimension] // copies, *shape[dimension + 1 :]])
     single = None if weight is None else torch.Size([weight.shape[0] // copies, *weight.shape[1:]])
