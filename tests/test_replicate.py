@@ -214,6 +214,34 @@ def test_copies_take_their_signal_at_the_same_blocks(make, rule, replicated_firs
     assert list(apical.learner_of(replicas.split()[0]).blocks) == BLOCKS[make]
 
 
+class Own(nn.Module):
+    """Has attributes that are called `copies`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies = nn.ModuleList([nn.Linear(6, 6), nn.Tanh()])
+        self.block = nn.Tanh()
+        vars(self.block)["copies"] = "two"
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.block(self.copies[1](self.copies[0](x))))
+
+
+@pytest.mark.parametrize(
+    ("rule", "at"),
+    [("fa", None), ("dfa", None), ("dfa", ["block"]), (apical.rule("sg-direct", solver="ridge"), ["block"])],
+)
+def test_networks_may_have_copies_of_their_own(rule, at):
+    x = torch.randn(2, 4, 6)
+    learner = apical.attach(Own(), rule, example_input=x[0], at=at)
+    assert learner.copies == 1
+    if at is None:
+        replicas = apical.replicate(learner.model, 2, example_input=x[0])
+        torch.testing.assert_close(replicas(x)[1], learner.model(x[1]))
+        assert type(replicas.split()[0].copies) is nn.ModuleList
+
+
 def test_copies_attached_with_rules_and_generators_of_their_own_are_the_networks_attached_alone():
     rules = [apical.rule("urfb", **numbers) for numbers in NUMBERS["urfb"]]
     replicas = apical.replicate(made(chain), example_input=X[0])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from apical import connectivity as masks
 from apical import validation
 from apical.connectivity import Connectivities
-from apical.copies import Streams, streams
+from apical.copies import Streams, copies_in, streams
 from apical.learner import LEARNER, Learner
 from apical.outputs import Which
 from apical.probe import probe
@@ -93,7 +93,7 @@ def attach(
         )
     if generator is None:
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-    learner = Learner(model, rules, streams(generator, getattr(model, "copies", 1)), output, shares)
+    learner = Learner(model, rules, streams(generator, copies_in(model)), output, shares)
     # On the plain model, so that whatever fails leaves it as it was.
     wired = any(one.pathway.wired for one in rules.values())
     shown = None if example_input is None else probe(model, list(rules), example_input, at, output, wired=wired)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from apical.rules import Rule
@@ -22,6 +22,18 @@ PROPORTIONAL: tuple[type[torch.optim.Optimizer], ...] = (
     torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam,
 )  # fmt: skip
 """Optimizers that treat every entry on its own, with steps proportional to the learning rate."""
+
+_COPIES = "_apical_copies"
+
+
+def mark(model: nn.Module, copies: int) -> None:
+    """Say that so many networks lie side by side in `model`."""
+    vars(model)[_COPIES] = copies
+
+
+def copies_in(model: nn.Module) -> int:
+    """How many networks lie side by side in `model`."""
+    return getattr(model, _COPIES, 1)
 
 
 class Streams(torch.Generator):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from apical import connectivity as masks
 from apical import recycle
 from apical.connectivity import Connectivity
-from apical.copies import generator_from
+from apical.copies import copies_in, generator_from
 from apical.guard import watch_optimizers
 from apical.outputs import Which
 from apical.pathway import LayerWise, Pathway
@@ -63,7 +63,7 @@ class Learner:
         different = list(dict.fromkeys(rules.values()))
         leading = next((one for one in different if one.pathway.wired), different[0])
         self._adapts = any(one.pathway.adapts or one.plasticity.adapts for one in different)
-        self.copies: int = getattr(model, "copies", 1)
+        self.copies: int = copies_in(model)
         self._fold: Callable[[Any], Any] | None = None
         """How the batches of copies that lie side by side become one (see `replicate`)."""
         self._wiring = Wiring(leading.pathway, output, self.copies)

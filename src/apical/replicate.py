@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from apical.attachment import attached
-from apical.copies import generator_from
+from apical.copies import generator_from, mark
 from apical.learner import Learner
 from apical.outputs import over_tensors, tensors
 from apical.probe import run
@@ -68,7 +68,7 @@ def replicate(models: Models, n: int | None = None, *, example_input: Any = None
             else:
                 parent, _, leaf = name.rpartition(".")
                 setattr(together.get_submodule(parent), leaf, replaced)
-    vars(together)["copies"] = n
+    mark(together, n)
     _fill(together, plain)
     replicas = Replicas(together, n, copy.deepcopy(plain[0]))
     replicas.train(plain[0].training)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from apical.copies import copies_in
 from apical.probe import Probed
 from apical.registry import faults, synapse_type
 from apical.rules import Rule, as_rule
@@ -38,7 +39,7 @@ def layers(model: nn.Module, rule: Rules, example_input: Any, at: Sequence[str] 
             f"rule '{wired.name}' needs example_input, one batch as the model takes it: its feedback has the shape of the "
             "activities it reaches"
         )
-    if getattr(model, "copies", 1) > 1:
+    if copies_in(model) > 1:
         found += [
             f"rule '{one.name}' compares losses of whole networks, which copies side by side would share; train them one by one"
             for one in different

@@ -239,7 +239,7 @@ def _free_memory(device: torch.device) -> int:
 
 
 def _copies(owner: nn.Module) -> int:
-    return getattr(owner, "copies", 1)
+    return owner.copies if isinstance(owner, Synapse) else 1
 
 
 def _device(owner: nn.Module) -> torch.device:
