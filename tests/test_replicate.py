@@ -7,6 +7,8 @@ import pickle
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
@@ -377,6 +379,68 @@ def test_copies_of_one_network_have_equal_weights_and_draw_feedback_of_their_own
     assert type(model[0]) is nn.Linear
 
 
+class Parts(nn.Sequential):
+    """Layers 5-5 by what is asked for: a new one, an earlier one again, a new one with an earlier one's weights, or parts."""
+
+    def __init__(self, plan) -> None:
+        super().__init__()
+        made: list[nn.Module] = []
+        self._add(self, plan, made)
+
+    def _add(self, parts: nn.Sequential, plan, made: list[nn.Module]) -> None:
+        for kind in plan:
+            if isinstance(kind, list):
+                inner = nn.Sequential()
+                self._add(inner, kind, made)
+                made.append(inner)
+            elif kind == "again" and made:
+                inner = made[-1]
+            else:
+                inner = nn.Linear(5, 5, dtype=torch.float64)
+                first = next((one for one in made if isinstance(one, nn.Linear)), None)
+                if kind == "tied" and first is not None:
+                    inner.weight = first.weight
+                made.append(inner)
+            parts.extend([inner, nn.Tanh()])
+
+
+PLANS = st.recursive(
+    st.sampled_from(["new", "again", "tied"]), lambda inner: st.lists(inner, min_size=1, max_size=3), max_leaves=5
+).map(lambda plan: plan if isinstance(plan, list) else [plan])
+
+
+@example(["new", "again"], 2, "fa", True)
+@example(["new", "tied"], 2, "bp", False)
+@given(PLANS, st.integers(1, 3), st.sampled_from(["bp", "fa"]), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_what_networks_share_within_themselves_their_copies_share(plan, n, rule, attached_first):
+    x = torch.randn(n, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    generators = [torch.Generator().manual_seed(10 + seed) for seed in range(n)]
+    singles = made(lambda: Parts(plan))[:n]
+    replicas = None if attached_first else apical.replicate(singles, example_input=x[0])
+    for single, x_own, generator in zip(singles, x, generators, strict=True):
+        apical.attach(single, rule, example_input=x_own, generator=copy.deepcopy(generator))
+    if replicas is None:
+        replicas = apical.replicate(singles, example_input=x[0])
+    else:
+        apical.attach(replicas, rule, example_input=x, generator=generators)
+    velocities = []
+    for model, inputs in ((replicas, x), *zip(singles, x, strict=True)):
+        moves = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        for _ in range(3):
+            model(inputs).square().sum().backward()
+            moves.step()
+            moves.zero_grad()
+        velocities.append(moves.state_dict()["state"])
+    torch.testing.assert_close(replicas.optimizer_states(velocities[0]), velocities[1:])
+    split = replicas.split()
+    same(split, singles)
+    for mine, its, x_own in zip(split, singles, x, strict=True):
+        torch.testing.assert_close(mine(x_own), its(x_own))
+        for named in (nn.Module.named_modules, nn.Module.named_parameters):
+            assert [name for name, _ in named(mine)] == [name for name, _ in named(its)]
+
+
 def test_a_function_is_called_for_every_copy():
     torch.manual_seed(0)
     replicas = apical.replicate(chain, 2)
@@ -503,6 +567,13 @@ class Mixes(nn.Module):
         return self.head(self.inner(x).softmax(1))
 
 
+def viewed() -> nn.Sequential:
+    """An autoencoder whose decoder's weights are a view of the encoder's."""
+    model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 6))
+    model[2].weight = nn.Parameter(model[0].weight.detach().t())
+    return model
+
+
 def tuned(kind, **numbers):
     replicas = apical.replicate(chain(), N)
     replicas.tune(kind(replicas.parameters(), lr=0.1), **numbers)
@@ -517,6 +588,9 @@ def tuned(kind, **numbers):
         (lambda: apical.replicate(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), 2), "1: LayerNorm mixes channels"),
         (lambda: apical.replicate(nn.Sequential(nn.Embedding(3, 3)), 2), "Embedding holds weight"),
         (lambda: apical.replicate([nn.Linear(3, 2), nn.Linear(3, 4)]), "network 2 is built otherwise"),
+        (lambda: apical.replicate([Parts(["new", "tied"]), Parts(["new", "new"])]), "network 2 is built otherwise"),
+        (lambda: apical.replicate([Parts(["new", "new"]), Parts(["new", "again"])]), "network 2 is built otherwise"),
+        (lambda: apical.replicate(viewed(), 2), "2.weight lies in the memory of 0.weight"),
         (lambda: apical.replicate([chain(), attached(chain, "fa")[0]]), "attach all or none"),
         (lambda: apical.replicate([*attached(chain, "fa"), attached(chain, "kp")[0]]), "other rules"),
         (

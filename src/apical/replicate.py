@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from apical.attachment import attached
-from apical.copies import generator_from, mark
+from apical.copies import generator_from
 from apical.learner import Learner
 from apical.outputs import over_tensors, tensors
 from apical.probe import run
 from apical.replicas import Replicas, attach_like, dimension_of, put
-from apical.side_by_side import faults, side_by_side
+from apical.side_by_side import faults, views, widen
 
 Models = nn.Module | Callable[[], nn.Module] | Sequence[nn.Module]
 
@@ -29,8 +29,8 @@ def replicate(models: Models, n: int | None = None, *, example_input: Any = None
     """Several copies of a network, trained in one pass, each with weights and feedback of its own.
 
     What each copy computes and learns is what it would on its own, to rounding; noise, too, is drawn for each from a generator
-    of its own. Rules that compare losses ("np", "sg", "reinforce") call the criterion with the samples of all copies as one
-    batch, [n N, *].
+    of its own. Modules that a network uses twice, and weights that it has tied, stay so in each copy. Rules that compare losses
+    ("np", "sg", "reinforce") call the criterion with the samples of all copies as one batch, [n N, *].
 
     Args:
         models: a network, of which n copies with equal weights are made; a function without arguments that returns one, called
@@ -55,20 +55,15 @@ def replicate(models: Models, n: int | None = None, *, example_input: Any = None
     if learners and len(learners) < n:
         raise ValueError("some of the networks are attached and some are not; attach all or none")
     plain = [copy.deepcopy(learner).detach() for learner in learners] or made
-    found = faults(plain[0])
+    # Views in the networks as given: no copy of them has any.
+    found = dict.fromkeys(
+        fault for model, given in zip(plain, made, strict=True) for fault in faults(model) + views(given)
+    )
     if found:
         raise ValueError("replicas can't hold this network:\n" + "\n".join(f"- {fault}" for fault in found))
     _check_alike(plain, learners)
     together = copy.deepcopy(plain[0])
-    for name, module in list(together.named_modules()):
-        replaced = side_by_side(module, n)
-        if replaced is not module:
-            if not name:
-                together = replaced
-            else:
-                parent, _, leaf = name.rpartition(".")
-                setattr(together.get_submodule(parent), leaf, replaced)
-    mark(together, n)
+    widen(together, n)
     _fill(together, plain)
     replicas = Replicas(together, n, copy.deepcopy(plain[0]))
     replicas.train(plain[0].training)
@@ -103,7 +98,8 @@ def _check_alike(models: Sequence[nn.Module], learners: Sequence[Learner]) -> No
     first = models[0]
     for number, model in enumerate(models[1:], 2):
         mine, its = first.state_dict(), model.state_dict()
-        if str(first) != str(model) or mine.keys() != its.keys() or any(mine[k].shape != its[k].shape for k in mine):
+        alike = str(first) == str(model) and mine.keys() == its.keys() and _shared(first) == _shared(model)
+        if not alike or any(mine[k].shape != its[k].shape for k in mine):
             raise ValueError(
                 f"network {number} is built otherwise than the first; replicas are copies of one structure"
             )
@@ -114,6 +110,15 @@ def _check_alike(models: Sequence[nn.Module], learners: Sequence[Learner]) -> No
             )
         if learner.connectivity != learners[0].connectivity:
             raise ValueError(f"network {number} has another connectivity than the first; replicas have one")
+
+
+def _shared(model: nn.Module) -> list[list[str]]:
+    """Names of the modules, parameters and buffers that the model holds more than once."""
+    names: dict[int, list[str]] = {}
+    for named in (model.named_modules, model.named_parameters, model.named_buffers):
+        for name, one in named(remove_duplicate=False):
+            names.setdefault(id(one), []).append(name)
+    return [own for own in names.values() if len(own) > 1]
 
 
 @torch.no_grad()

@@ -6,19 +6,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from apical.copies import mark
 from apical.registry import register_synapse
 from apical.synapse import Synapse
 
 
 class ReplicatedLinear(nn.Module):
-    """n copies of `nn.Linear` side by side: x [*, n in] -> [*, n out], weight [n out, in], bias [n out]."""
+    """n copies of `nn.Linear` side by side: x [*, n in] -> [*, n out], weight [n out, in], bias [n out].
 
-    def __init__(self, in_features: int, out_features: int, copies: int, bias: bool = True) -> None:
-        super().__init__()
-        self.in_features, self.out_features, self.copies = in_features, out_features, copies
-        self.weight = nn.Parameter(torch.empty(copies * out_features, in_features))
-        self.bias: nn.Parameter | None
-        self.register_parameter("bias", nn.Parameter(torch.empty(copies * out_features)) if bias else None)
+    Made by `widen`, which swaps the class of an `nn.Linear`.
+    """
+
+    in_features: int
+    out_features: int
+    copies: int
+    weight: nn.Parameter
+    bias: nn.Parameter | None
 
     def forward(self, x: Float[Tensor, "*n copies_in"]) -> Float[Tensor, "*n copies_out"]:
         """Every copy's y = x W^T + b."""
@@ -102,27 +105,39 @@ def faults(model: nn.Module) -> list[str]:
     return found
 
 
-def side_by_side(module: nn.Module, n: int) -> nn.Module:
-    """`module` with room for n copies; tensors are filled in later."""
-    if type(module) is nn.Linear:
-        weight = module.weight
-        made = ReplicatedLinear(module.in_features, module.out_features, n, module.bias is not None)
-        made.to(device=weight.device, dtype=weight.dtype).train(module.training)
-        for mine, its in zip(made.parameters(), module.parameters(), strict=True):
-            mine.requires_grad_(its.requires_grad)
-        return made
-    if type(module) in _CONVOLUTIONS:
-        assert isinstance(module, _CONVOLUTIONS)
-        module.in_channels, module.out_channels = n * module.in_channels, n * module.out_channels
-        module.groups = n * module.groups
-        vars(module)["copies"] = n
-    elif isinstance(module, nn.GroupNorm):
-        module.num_groups, module.num_channels = n * module.num_groups, n * module.num_channels
-    elif isinstance(module, _SIDE_BY_SIDE):
-        module.num_features = n * module.num_features  # type: ignore[operator]
-    for own in (module._parameters, module._buffers):
-        for name, tensor in own.items():
-            if tensor is not None and tensor.dim():
-                room = tensor.detach().repeat(n, *[1] * (tensor.dim() - 1))
-                own[name] = nn.Parameter(room, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else room  # type: ignore[assignment]
-    return module
+def views(model: nn.Module) -> list[str]:
+    """Every parameter of `model` that shares another's memory, which a copy of the model would not do."""
+    found = []
+    memory: dict[tuple[torch.device, int], str] = {}
+    for name, parameter in model.named_parameters():
+        place = parameter.device, parameter.data_ptr()
+        other = memory.setdefault(place, name) if place[1] else name
+        if other != name:
+            found.append(
+                f"{name} lies in the memory of {other}, and copies of the two would part; give both modules one "
+                "nn.Parameter, or train copies one by one"
+            )
+    return found
+
+
+def widen(model: nn.Module, n: int) -> None:
+    """Make room for n copies in `model`, in place: modules and tensors that it holds more than once stay one.
+
+    Every copy gets the tensors' values.
+    """
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            vars(module)["copies"] = n
+            module.__class__ = ReplicatedLinear
+        elif isinstance(module, _CONVOLUTIONS):
+            module.in_channels, module.out_channels = n * module.in_channels, n * module.out_channels
+            module.groups = n * module.groups
+            vars(module)["copies"] = n
+        elif isinstance(module, nn.GroupNorm):
+            module.num_groups, module.num_channels = n * module.num_groups, n * module.num_channels
+        elif isinstance(module, _SIDE_BY_SIDE):
+            module.num_features = n * module.num_features  # type: ignore[operator]
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim():
+            tensor.data = tensor.detach().repeat(n, *[1] * (tensor.dim() - 1))
+    mark(model, n)
