@@ -567,11 +567,33 @@ class Mixes(nn.Module):
         return self.head(self.inner(x).softmax(1))
 
 
+def hooked(register) -> nn.Sequential:
+    model = chain()
+    register(model)
+    return model
+
+
 def viewed() -> nn.Sequential:
     """An autoencoder whose decoder's weights are a view of the encoder's."""
     model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 6))
     model[2].weight = nn.Parameter(model[0].weight.detach().t())
     return model
+
+
+HOOKS = {
+    "1: Linear": lambda model: model[1].register_forward_hook(lambda *_: None),
+    "3: Tanh": lambda model: model[3].register_full_backward_hook(lambda *_: None),
+    "4: Linear": lambda model: apical.NoisyActivations(model, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_networks_with_hooks_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} has hooks, .* replicas.model"):
+        apical.replicate([chain(), hooked(HOOKS[name])])
+    replicas = apical.replicate(chain(), 2)
+    HOOKS[name](replicas.model)
+    replicas(X[:2])
 
 
 def tuned(kind, **numbers):

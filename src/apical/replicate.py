@@ -46,8 +46,8 @@ def replicate(models: Models, n: int | None = None, *, example_input: Any = None
         and weight decay of their own.
 
     Raises:
-        ValueError: networks of different structure or rules, a layer that mixes channels, or copies that do not compute what
-            the single networks do.
+        ValueError: networks of different structure or rules, hooks, a layer that mixes channels, or copies that do not compute
+            what the single networks do.
     """
     made = _models(models, n)
     n = len(made)

@@ -80,6 +80,7 @@ register_synapse(ReplicatedLinear, ReplicatedLinearSynapse)
 
 _SIDE_BY_SIDE = (nn.modules.batchnorm._BatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _ACROSS = (
     nn.Softmax, nn.LogSoftmax, nn.Softmax2d, nn.Softmin, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.GLU,
     nn.CrossMapLRN2d, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.Unflatten, nn.SyncBatchNorm,
@@ -91,6 +92,11 @@ def faults(model: nn.Module) -> list[str]:
     found = []
     for name, module in model.named_modules():
         label = f"{name or '(the model itself)'}: {type(module).__name__}"
+        if any(getattr(module, hooks) for hooks in _HOOKS):
+            found.append(
+                f"{label} has hooks, which would see the channels of all copies as one; remove them and register on "
+                "replicas.model what is meant for all, or train copies one by one"
+            )
         own = [key for key, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is not None]
         if isinstance(module, _ACROSS):
             found.append(
@@ -128,7 +134,7 @@ def widen(model: nn.Module, n: int) -> None:
     for module in model.modules():
         if type(module) is nn.Linear:
             vars(module)["copies"] = n
-            module.__class__ = ReplicatedLinear
+            module.__class__ = ReplicatedLinear  # type: ignore[assignment]
         elif isinstance(module, _CONVOLUTIONS):
             module.in_channels, module.out_channels = n * module.in_channels, n * module.out_channels
             module.groups = n * module.groups
