@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from apical import connectivity as masks
-from apical import validation
+from apical import swap, validation
 from apical.connectivity import Connectivities
 from apical.copies import Streams, copies_in, streams
-from apical.learner import LEARNER, Learner
+from apical.learner import Learner
 from apical.outputs import Which
 from apical.probe import probe
 from apical.sharing import Rules
@@ -100,7 +100,7 @@ def attach(
     if shown is not None:
         validation.wiring(rules, shown, at)
     try:
-        learner._take(shown, at)
+        swap.to_synapses(learner, shown, at)
     except Exception:
         learner.detach()
         raise
@@ -122,7 +122,7 @@ def learner_of(model: nn.Module) -> Learner:
 def attached(model: nn.Module) -> Learner | None:
     """The learner of `model`, if it has one."""
     replicas = _replicas(model)
-    return vars(model if replicas is None else replicas.model).get(LEARNER)
+    return vars(model if replicas is None else replicas.model).get(swap.LEARNER)
 
 
 def _for_copies(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,25 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from apical import connectivity as masks
-from apical import recycle
+from apical import swap
 from apical.connectivity import Connectivity
 from apical.copies import copies_in, generator_from
 from apical.guard import watch_optimizers
 from apical.outputs import Which
-from apical.pathway import LayerWise, Pathway
+from apical.pathway import Pathway
 from apical.phase import Phase, Site
 from apical.plasticity import Plasticity
-from apical.probe import FirstForward, Probed
 from apical.recorder import Recorder
-from apical.registry import synapse_type
 from apical.rules import Rule
 from apical.synapse import Synapse
 from apical.wiring import Wiring
 
 Criterion = Callable[[Any, Any], Tensor]
 """criterion(outputs, targets) -> losses [N], one per sample."""
-
-LEARNER = "_apical_learner"
 
 
 class Learner:
@@ -102,77 +98,6 @@ class Learner:
         self.generator = generator_from(random_state, device)
         watch_optimizers(self)
         masks.watch(self)
-
-    def _take(self, shown: Probed | None, at: Sequence[str] | None) -> None:
-        for name, rule in self.rules.items():
-            # Inside blocks the signal travels layer by layer.
-            self._swap(name, rule.pathway if at is None else LayerWise(), rule.plasticity)
-        masks.draw_weight_masks(self)
-        for name, synapse in self.synapses.items():
-            self._prepare(name, synapse, shown)
-        for name in at or ():
-            assert shown is not None
-            block, plasticity = self.model.get_submodule(name), self.rule.plasticity
-            shape = shown.feedback_shape(shown.blocks[name], self.copies)
-            plasticity.check(block, name, shape)
-            plasticity.prepare(block, shape, self.generator)
-            block.register_load_state_dict_post_hook(_ignore_missing_feedback)
-            self.blocks[name] = block
-            masks.draw_feedback_mask(block, plasticity, self.connectivity[name], shape, self.generator)
-        self._hook(undecided=shown is None)
-        self.model.__dict__[LEARNER] = self
-        watch_optimizers(self)
-        # Last: feedback may be drawn from the weights as they were, and what fails before leaves them alone.
-        masks.thin_weights(self)
-
-    def _swap(self, name: str, pathway: Pathway, plasticity: Plasticity) -> None:
-        module = self.model.get_submodule(name)
-        kind = synapse_type(module)
-        assert kind is not None
-        vars(module).update(
-            pathway=pathway, plasticity=plasticity, wiring=self._wiring, label=name, _plain_class=type(module)
-        )
-        weight = module._parameters["weight"]
-        assert weight is not None
-        vars(module)["large"] = weight.numel() * weight.element_size() >= recycle.SMALLEST
-        module.__class__ = kind
-        self.synapses[name] = module  # type: ignore[assignment]
-
-    def _prepare(self, name: str, synapse: Synapse, shown: Probed | None) -> None:
-        signal = None if shown is None else shown.signal(name)
-        shape = synapse.weight.shape
-        if synapse.pathway.wired:
-            assert shown is not None
-            synapse.sends_back = signal is not None and name in shown.receivers(chained=synapse.pathway.chained)
-            if signal is None or not synapse.sends_back:
-                return
-            shape = shown.feedback_shape(signal, self.copies)
-        # A layer that the dry run has not met, as one of training alone, may send back as any other.
-        silent = shown is not None and name in shown.reached and signal is None and not _tracks(synapse)
-        if not silent:
-            synapse.plasticity.check(synapse, name, shape)
-        # Drawn in any case, so that the stream does not depend on which ones a signal leaves.
-        synapse.plasticity.prepare(synapse, shape, self.generator)
-        masks.draw_feedback_mask(synapse, synapse.plasticity, self.connectivity[name], shape, self.generator)
-        if silent:
-            self._silence(synapse)
-
-    def _hook(self, *, undecided: bool) -> None:
-        model, wiring = self.model, self._wiring
-        owners = self.synapses.values()
-        if wiring.pathway.wired or any(s.plasticity.redraws for s in owners):
-            self._handles.append(model.register_forward_pre_hook(self._begin))
-        if wiring.pathway.wired:
-            self._handles.append(model.register_forward_hook(self._end, always_call=True))
-        if wiring.pathway.chained:
-            self._handles += [s.register_forward_hook(wiring.see_output) for s in owners]
-        for name, block in self.blocks.items():
-            self._handles.append(block.register_forward_hook(_BlockTap(wiring, name, self.rule.plasticity)))
-        if any(one.pathway.listens or one.plasticity.listens for one in self.rules.values()):
-            self._recorder = Recorder(self)
-            self._handles += self._recorder.handles
-        if undecided and not wiring.pathway.wired and not all(_tracks(s) for s in owners):
-            self._handles += FirstForward(self).handles
 
     def _silence(self, synapse: Synapse) -> None:
         """No signal ever leaves this synapse: keep no feedback for it."""
@@ -319,59 +244,5 @@ class Learner:
 
         Absent connections (see `Connectivity`) stay at zero until the plain model is trained: nothing holds them any more.
         """
-        for handle in self._handles:
-            handle.remove()
-        for synapse in self.synapses.values():
-            synapse.plasticity.release(synapse)
-            masks.release(synapse)
-            plain = vars(synapse)["_plain_class"]
-            for name in (
-                "pathway",
-                "plasticity",
-                "wiring",
-                "label",
-                "_plain_class",
-                "sends_back",
-                "clean_weight",
-                "large",
-            ):
-                vars(synapse).pop(name, None)
-            synapse.__class__ = plain
-        for block in self.blocks.values():
-            self.rule.plasticity.release(block)
-            masks.release(block)
-            hooks = block._load_state_dict_post_hooks
-            for key in [key for key, hook in hooks.items() if hook is _ignore_missing_feedback]:
-                del hooks[key]
-        self._handles, self.synapses, self.blocks, self._recorder = [], {}, {}, None
-        if self.model.__dict__.get(LEARNER) is self:
-            del self.model.__dict__[LEARNER]
+        swap.to_plain(self)
         return self.model
-
-
-def _tracks(synapse: Synapse) -> bool:
-    return isinstance(synapse.pathway, LayerWise) and synapse.pathway.track
-
-
-class _BlockTap:
-    """Forward hook of a block named in ``at=``: cuts its output and leaves it as a tap. A class, so that models pickle."""
-
-    def __init__(self, wiring: Wiring, label: str, plasticity: Plasticity) -> None:
-        self.wiring, self.label, self.plasticity = wiring, label, plasticity
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        if self.wiring.muted or not torch.is_grad_enabled():
-            return None
-        self.wiring.tap(module, self.label, self.plasticity, output)
-        return output.detach()
-
-
-def _ignore_missing_feedback(module: nn.Module, incompatible: Any) -> None:
-    # Keys are full names by now; a block's own feedback is the only key that ends so without being a synapse's.
-    own = ("feedback", "feedback_mask")
-    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if key.rpartition(".")[2] not in own]
-    feedback, mask = module._parameters.get("feedback"), module._buffers.get("feedback_mask")
-    feedback = module._buffers.get("feedback") if feedback is None else feedback
-    if feedback is not None and mask is not None:
-        with torch.no_grad():
-            feedback.mul_(mask)
