@@ -614,7 +614,7 @@ def test_normalizations_called_by_name_are_recorded():
 
     net = Net(nn.Linear(72, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
     learner = apical.attach(net, "np")
-    net(X)
+    net(X).sum().backward()
     (found,) = learner._recorder.newest.conditions.normalized[net[1]]
     torch.testing.assert_close(found.mean, net[0](X.flatten(1)).mean(0))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,7 +71,8 @@ class Replicas(nn.Module):
             shown = None if example is None else over_tensors(example, lambda x: x[0])
             for model, rule, own in zip(models, rules, self.generators, strict=True):
                 drawn = generator_from(own.get_state(), own.device)
-                attach_like(learner, model, rule, shown, drawn).adapted = learner.adapted
+                single = attach_like(learner, model, rule, shown, drawn)
+                catch_up(single, learner, lambda units: units // self.copies)
                 drawn.set_state(own.get_state())
         for model, state in zip(models, self.states(), strict=True):
             model.load_state_dict(state)
@@ -177,6 +178,19 @@ class Replicas(nn.Module):
 def _over_copies(tensor: Tensor, copies: int, dimension: int = 0) -> Sequence[Tensor]:
     """Each copy's share of a tensor in which they lie side by side; numbers belong to all."""
     return [tensor] * copies if tensor.dim() == 0 else tensor.chunk(copies, dimension)
+
+
+def catch_up(learner: Learner, other: Learner, width: Callable[[int], int]) -> None:
+    """Bring `learner` to where `other` is, of a network whose every activity is `width` of the other's units wide."""
+
+    def alike(shape: torch.Size) -> torch.Size:
+        return torch.Size([width(shape[0]), *shape[1:]])
+
+    learner.adapted = other.adapted
+    learner._features = {
+        tuple(map(alike, key)): {name: alike(shape) for name, shape in met.items()}
+        for key, met in other._features.items()
+    }
 
 
 def put(target: Tensor, shares: Sequence[Tensor], dimension: int) -> None:

@@ -19,7 +19,7 @@ from apical.copies import generator_from
 from apical.learner import Learner
 from apical.outputs import over_tensors, tensors
 from apical.probe import run
-from apical.replicas import Replicas, attach_like, dimension_of, put
+from apical.replicas import Replicas, attach_like, catch_up, dimension_of, put
 from apical.side_by_side import faults, views, widen
 
 Models = nn.Module | Callable[[], nn.Module] | Sequence[nn.Module]
@@ -76,7 +76,7 @@ def replicate(models: Models, n: int | None = None, *, example_input: Any = None
         _fill(together, made)
         for mine, its in zip(sources, learners, strict=True):
             mine.set_state(its.generator.get_state())
-        learner.adapted = learners[0].adapted
+        catch_up(learner, learners[0], lambda units: units * n)
     return replicas
 
 

@@ -307,7 +307,7 @@ def test_any_convolution_mirrors(dims, transposed, groups, kernel, stride, dilat
         ({"noise": -1.0}, "noise"),
         ({"noise": math.nan}, "noise"),
         ({"noise": math.inf}, "noise"),
-        ({"distribution": "normal"}, "distribution must be one of gaussian, uniform, rademacher, got 'normal'"),
+        ({"distribution": "normal"}, "distribution must be 'gaussian', 'uniform' or 'rademacher', got 'normal'"),
         ({"activation": "rleu"}, "activation must be one of linear, relu"),
         ({"rate": 0}, "rate"),
         ({"rate": 2.0, "decay": 0.5}, "decay"),

@@ -490,7 +490,7 @@ def test_a_scalar_criterion_is_refused(rule):
 @pytest.mark.parametrize("rule", ["np", "np-direct", "reinforce"])
 @pytest.mark.parametrize("noise", [0, -0.1, math.nan, "big", True])
 def test_noise_of_no_scale_is_refused(rule, noise):
-    with pytest.raises(ValueError, match="noise must be a positive number"):
+    with pytest.raises(ValueError, match=r"noise must be a (positive )?number"):
         apical.rule(rule, noise=noise)
 
 

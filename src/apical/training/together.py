@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from apical.attachment import learner_of
 from apical.data import ImageData, Split
 from apical.learner import Learner
-from apical.replicas import Replicas
+from apical.replicas import Replicas, catch_up
 from apical.replicate import replicate
 from apical.rules import Rule
 from apical.training.checkpoint import CheckpointError
@@ -186,7 +186,7 @@ class Together(Session):
         for single, state, generator in zip(self.singles, states, self.replicas.generators, strict=True):
             single.model.load_state_dict(state)
             single.generator.set_state(generator.get_state())
-            single.adapted = self.learner.adapted
+            catch_up(single, self.learner, lambda units: units // self.copies)
         return [
             {"model": state, "learner": single.state_dict()} for single, state in zip(self.singles, states, strict=True)
         ]
@@ -247,7 +247,7 @@ class Together(Session):
                 single.load_state_dict(own["learner"])
             for single, generator in zip(self.singles, self.replicas.generators, strict=True):
                 generator.set_state(single.generator.get_state())
-            self.learner.adapted = self.singles[0].adapted
+            catch_up(self.learner, self.singles[0], lambda units: units * self.copies)
             self.step, self.before = runs[0]["step"], runs[0]["seconds"] * self.copies
             self.loss_sum.copy_(torch.tensor([own["loss"][0] for own in runs], dtype=torch.float64))
             self.loss_count = runs[0]["loss"][1]
