@@ -250,7 +250,10 @@ _READINGS = (
     "The printed eta leaves BP far from its published error in 25 epochs, whatever w; so BP is also trained at 10 eta, and FA, "
     "whose hidden layer learns from signals a hundred times as large as BP's (beta / w), is compared with the better of the two.",
     "Five seeds; the paper has 20.",
-    "25 epochs, each in an order of its own; pixels from 0 to 1; biases start at zero and decay like weights.",
+    "25 epochs, as far as the preprint's axis goes; the paper stops when BP begins to overfit, which is later here: continued to "
+    "60 epochs (w = 0.2, one seed), BP at 10 eta ends its fall after 53 at 2.16 to 2.22 %, and FA comes to 2.13 % (printed: 2.4 "
+    "and 2.1 %).",
+    "Every epoch in an order of its own; pixels from 0 to 1; biases start at zero and decay like weights.",
     "The angle is that of e B to e W, with e the error at the inputs of the output units, averaged over 256 test images.",
 )
 
