@@ -20,7 +20,7 @@ from apical.papers.lansdell2020.autoencoder import METHODS, TABLE2A, autoencoder
 from apical.papers.lansdell2020.common import Minibatches, pixels, seeded, training
 from apical.papers.lansdell2020.convergence import FIG4
 from apical.papers.lansdell2020.theorems import SETTINGS, exponent
-from apical.papers.record import Curve
+from apical.papers.record import Curve, Record
 from apical.papers.reproduce import reproduce
 from apical.training.run import RunFolderError
 
@@ -174,6 +174,25 @@ def test_published_numbers():
         "np": (515.3, 4.1),
     }
     assert len(views.TABLE) == 11
+
+
+def test_claims_compare_the_methods_of_the_table():
+    def holds(**changed: float) -> dict[str, bool]:
+        losses = {"bp": 600.0, "bp, tuned rate": 900.0, "fa": 780.0, "np": 510.0, "sg": 520.0, "adam": 530.0, **changed}
+        records = {
+            name: Record(
+                curves={"test loss": Curve([0, 1], [[3000.0, loss]])}, numbers={"minimum of test loss": [loss]}
+            )
+            for name, loss in losses.items()
+        }
+        return {claim.text.partition(" (")[0]: claim.holds for claim in views.outcome(("curves",), records).claims}
+
+    assert all(holds().values())
+    assert {name for name, held in holds(sg=800.0).items() if not held} == {
+        "FA performs poorly",
+        "SG is better than BP",
+    }
+    assert {name for name, held in holds(adam=500.0).items() if not held} == {"NP is the best of all"}
 
 
 def test_a_view_takes_conditions_from_the_whole(tmp_path, monkeypatch):
