@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from apical.report.scales import decades
 
 WIDTH, HEIGHT = 4.6, 3.3  # of a panel, in inches
 IMAGE = 1.5  # a side of a panel that is an image
+LETTERS = 15  # of a caption, in an inch
 MARKERS = ("", "o", "s", "^")
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -47,7 +49,10 @@ def draw(panels: Sequence[Mapping[str, Any]], columns: int, caption: str) -> str
     pictures = all(panel["kind"] == "image" for panel in panels)
     width, height = (IMAGE, IMAGE * 1.15) if pictures else (WIDTH, HEIGHT)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(columns * width, rows * height + 0.35), layout="constrained")
+        caption = textwrap.fill(caption, int(LETTERS * columns * width))
+        figure = Figure(
+            figsize=(columns * width, rows * height + 0.2 + 0.15 * len(caption.splitlines())), layout="constrained"
+        )
         axes = figure.subplots(rows, columns, squeeze=False).flatten()
         styles = _styles(panels)
         explained: set[str] = set()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -72,14 +73,14 @@ def _table(records: Mapping[str, Record]) -> list[Row]:
     return rows
 
 
-def least(record: Record) -> float:
-    """Mean over seeds of the least test loss, of a noisy network with its noise on, as the code reports it [C]."""
+def losses(record: Record) -> Sequence[float]:
+    """Each seed's least test loss, of a noisy network with its noise on, as the code reports it [C]."""
     name = "minimum of test loss"
-    return mean(record.numbers.get(f"{name}, noise on", record.numbers[name]))
+    return record.numbers.get(f"{name}, noise on", record.numbers[name])
 
 
 def _order(records: Mapping[str, Record]) -> list[Claim]:
-    found = {name: least(record) for name, record in records.items()}
+    found = {name: mean(losses(record)) for name, record in records.items()}
     claims = _worst(records)
 
     def below(one: str, other: str, text: str) -> None:
@@ -89,10 +90,17 @@ def _order(records: Mapping[str, Record]) -> list[Claim]:
     below("np", "bp", "NP is better than BP")
     below("sg", "bp", "SG is better than BP (not said in words; so it is in the table)")
     below("dae", "bp", "DAE is better than BP")
-    below("np", "bp, tuned rate", "NP is better than BP at the rate its search found (not compared in the paper)")
     below("bp, noise", "bp", "noise helps BP")
     below("adam, noise", "adam", "noise helps ADAM")
-    below("fa", "fa, noise", "noise does not help FA")
+    if {"fa", "fa, noise"} <= found.keys():
+        apart = 2 * math.hypot(*(Row("", losses(records[name])).sem or 0.0 for name in ("fa", "fa, noise")))
+        claims.append(
+            Claim(
+                "noise does not help FA (here: by no more than two standard errors)",
+                found["fa"] - found["fa, noise"] <= apart,
+                f"{found['fa, noise']:.1f} with, {found['fa']:.1f} without; two standard errors are {apart:.1f}",
+            )
+        )
     printed = {name: value for name, value in found.items() if name in TABLE}
     if "np" in printed and len(printed) > 3:
         best = min(printed, key=lambda name: printed[name])
@@ -115,7 +123,7 @@ def _order(records: Mapping[str, Record]) -> list[Claim]:
 
 
 def _worst(records: Mapping[str, Record]) -> list[Claim]:
-    found = {name: least(record) for name, record in records.items() if name in TABLE}
+    found = {name: mean(losses(record)) for name, record in records.items() if name in TABLE}
     others = {name: value for name, value in found.items() if not name.startswith("fa")}
     if "fa" not in found or not others:
         return []
