@@ -185,16 +185,18 @@ class _Audit:
     def _blind(self, names: list[str]) -> list[str]:
         """Those of `names` where another signal back would not show: one as large as their error, put in its place."""
         calls: dict[str, list[_Call]] = {name: [] for name in names}
-        hook = lambda name: partial(_see, calls[name])  # noqa: E731
-        handles = [self.owners[name].register_forward_hook(hook(name), with_kwargs=True) for name in names]
+        handles = [
+            self.owners[name].register_forward_hook(partial(_see, own), with_kwargs=True) for name, own in calls.items()
+        ]
         self.again()
         total = self.losses().sum()
         for handle in handles:
             handle.remove()
         if total.requires_grad:
             total.backward(retain_graph=True)
-        scales = {call: call.scale for one in calls.values() for call in one}
-        return [name for name, own in calls.items() if self._hidden([(call.inputs, scales[call]) for call in own])]
+        # All scales first: signals that are put in place go by other calls.
+        places = {name: [(call.inputs, call.scale) for call in own] for name, own in calls.items()}
+        return [name for name, own in places.items() if self._hidden(own)]
 
     def _hidden(self, places: list[tuple[list[Tensor], float]]) -> bool:
         """Whether signals of the given scales have parameters to reach, but change no update there."""

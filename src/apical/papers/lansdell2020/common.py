@@ -120,9 +120,10 @@ def by_layer(alignment: Mapping[str, apical.SynapseAlignment]) -> dict[str, floa
 
 def by_eye(value: float | tuple[float, float] | None) -> Published | None:
     """What the authors' notebook shows [N], a number or the two ends of a range."""
-    if value is None or isinstance(value, float | int):
-        return None if value is None else Published(value, tag="N")
-    return Published(value[0], tag="N", to=value[1])
+    if value is None:
+        return None
+    low, high = value if isinstance(value, tuple) else (value, None)
+    return Published(low, tag="N", to=high)
 
 
 def told(values: Mapping[str, float]) -> str:
