@@ -1,4 +1,4 @@
-"""apical in a process of its own, to be interrupted."""
+"""apical interrupted: in a process of its own, or by what watches it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+
+class BoomError(Exception):
+    """What ends a run in the middle."""
+
+
+def boom_at(limit: int) -> Callable[[int, int, object], None]:
+    """A watcher that ends a run after so many steps."""
+
+    def watcher(step: int, steps: int, newest: object) -> None:
+        if step == limit:
+            raise BoomError
+
+    return watcher
 
 
 def started(*options: str) -> subprocess.Popen:

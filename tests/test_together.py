@@ -14,7 +14,7 @@ from apical.data import ImageData, Split
 from apical.training import CompareConfig, RunFolder, TrainConfig, compare, train
 from apical.training import checkpoint as checkpoints
 from apical.training.choice import obstacle, pays
-from processes import killed_and_resumed, started, wait_for
+from processes import BoomError, boom_at, killed_and_resumed, started, wait_for
 
 DIGITS = images.load()
 FEW = ImageData(
@@ -147,9 +147,6 @@ def test_a_comparison_that_stops_and_resumes_ends_bit_identical(tmp_path, rules)
     )
     compare(config, tmp_path / "whole", data=DIGITS)
 
-    class BoomError(Exception):
-        pass
-
     def stopper(limit):
         taken = []
 
@@ -199,15 +196,8 @@ def test_what_is_lost_of_a_finished_comparison_is_trained_again(tmp_path, lost):
 def test_a_run_that_is_lost_while_its_group_goes_on_is_trained_from_the_start(tmp_path):
     compare(SHORT, tmp_path / "whole", data=FEW)
 
-    class BoomError(Exception):
-        pass
-
-    def watcher(step, steps, newest):
-        if step == 9:
-            raise BoomError
-
     with pytest.raises(BoomError):
-        compare(SHORT, tmp_path / "cut", data=FEW, announce=lambda rule, seeds: watcher)
+        compare(SHORT, tmp_path / "cut", data=FEW, announce=lambda rule, seeds: boom_at(9))
     shutil.rmtree(tmp_path / "cut" / "runs" / "kp-1")
     compare(SHORT, tmp_path / "cut", data=FEW, resume=True)
     compared(tmp_path / "cut", tmp_path / "whole")
@@ -287,15 +277,8 @@ def test_a_copy_that_fails_is_told_and_the_others_go_on_unharmed(tmp_path):
     again = compare(config, tmp_path / "together", data=FEW, resume=True)
     assert again["runs"] == found["runs"]
 
-    class BoomError(Exception):
-        pass
-
-    def watcher(step, steps, newest):
-        if step == 8:
-            raise BoomError
-
     with pytest.raises(BoomError):
-        compare(config, tmp_path / "cut", data=FEW, announce=lambda rule, seeds: watcher)
+        compare(config, tmp_path / "cut", data=FEW, announce=lambda rule, seeds: boom_at(8))
     assert compare(config, tmp_path / "cut", data=FEW, resume=True)["runs"] == found["runs"]
     for mine in found["runs"]:
         if "failed" not in mine:

@@ -26,7 +26,7 @@ from apical.training import (
     train,
 )
 from apical.training import checkpoint as checkpoints
-from processes import killed_and_resumed, started, wait_for
+from processes import BoomError, boom_at, killed_and_resumed, started, wait_for
 
 DIGITS = images.load()
 SHORT = TrainConfig(epochs=2, network="64-20-10", rule="kp", checkpoint_every=5)
@@ -208,19 +208,9 @@ def test_a_run_that_stops_and_resumes_ends_bit_identical(tmp_path, rule, connect
     )
     train(config, tmp_path / "whole", data=DIGITS)
 
-    class BoomError(Exception):
-        pass
-
-    def stop_at(limit):
-        def watcher(step, steps, newest):
-            if step == limit:
-                raise BoomError
-
-        return watcher
-
     for attempt, limit in enumerate((3, 14, 23, 31, 45)):
         with pytest.raises(BoomError):
-            train(config, tmp_path / "cut", data=DIGITS, resume=attempt > 0, watcher=stop_at(limit))
+            train(config, tmp_path / "cut", data=DIGITS, resume=attempt > 0, watcher=boom_at(limit))
     result = train(config, tmp_path / "cut", data=DIGITS, resume=True)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     whole, cut = (RunFolder(tmp_path / name).metrics.read() for name in ("whole", "cut"))
@@ -368,15 +358,8 @@ def test_no_code_is_unpickled(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
-    class BoomError(Exception):
-        pass
-
-    def watcher(step, steps, newest):
-        if step == 6:
-            raise BoomError
-
     with pytest.raises(BoomError):
-        train(SHORT, tmp_path / "run", data=DIGITS, watcher=watcher)
+        train(SHORT, tmp_path / "run", data=DIGITS, watcher=boom_at(6))
     other = dataclasses.replace(SHORT, network="64-21-10")
     train(other, tmp_path / "other", data=DIGITS)
     (tmp_path / "run/checkpoint/last.ckpt").write_bytes((tmp_path / "other/checkpoint/last.ckpt").read_bytes())
