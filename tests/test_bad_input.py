@@ -367,6 +367,24 @@ def test_the_way_out_of_attaching_around_an_attached_part_names_that_part():
     assert "learner_of(model)" not in str(caught.value) or "1" in str(caught.value).split("learner_of")[1]
 
 
+AFTER = {
+    "pruned weight": ("weight", lambda layer: prune.l1_unstructured(layer, "weight", 0.5)),
+    "pruned bias": ("bias", lambda layer: prune.l1_unstructured(layer, "bias", 0.5)),
+    "weight_norm": ("weight", nn.utils.parametrizations.weight_norm),
+}
+
+
+@pytest.mark.parametrize("rule", ["fa", "bp", "dfa", "kp", "usf"])
+@pytest.mark.parametrize("way", AFTER)
+def test_a_parametrization_put_on_after_attach(way, rule):
+    name, put_on = AFTER[way]
+    model = chain()
+    apical.attach(model, rule, example_input=X)
+    put_on(model[2])
+    with pytest.raises(RuntimeError, match=rf"the {name} of '2' is a parameter no longer.*take that off.*connectivity"):
+        model(X).sum().backward()
+
+
 # example_input --------------------------------------------------------------------------------------------------------
 
 

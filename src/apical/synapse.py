@@ -179,10 +179,22 @@ class Synapse(nn.Module):
             if self.clean_weight is not None:
                 return self.conduct(*self.prepare(input, *args))
             return self.infer(input, *args)
+        own = self._parameters  # Read directly: nn.Module's attribute access is slow enough to show on small layers.
+        weight, bias = own.get("weight"), own.get("bias")
+        if weight is None or (bias is None and "bias" not in own):
+            self._refuse_computed()
         x, feedback = self.pathway.enter(self, input)
         x, geometry = self.prepare(x, *args)
-        own = self._parameters  # Read directly: nn.Module's attribute access is slow enough to show on small layers.
-        return apply(_Learn)(x, own["weight"], own.get("bias"), feedback, self, geometry)  # type: ignore[return-value]
+        return apply(_Learn)(x, weight, bias, feedback, self, geometry)  # type: ignore[return-value]
+
+    def _refuse_computed(self) -> None:
+        for name in ("weight", "bias"):
+            if name not in self._parameters and isinstance(getattr(self, name, None), Tensor):
+                raise RuntimeError(
+                    f"the {name} of '{self.label}' is a parameter no longer: pruning, weight normalization or another "
+                    "parametrization that was put on it after attach computes it anew for every forward pass, where no rule can "
+                    "learn; take that off again (for sparse weights, attach with connectivity=...)"
+                )
 
     def infer(self, input: Tensor, *args: Any) -> Tensor:
         """The plain layer's forward pass, where no graph is built."""
