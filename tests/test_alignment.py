@@ -22,6 +22,7 @@ def mlp(seed=0):
 
 
 def degrees(a, b):
+    a, b = a.detach(), b.detach()
     return float(torch.rad2deg(torch.acos(F.cosine_similarity(a.flatten(1), b.flatten(1)))).mean())
 
 
@@ -140,6 +141,111 @@ def test_a_module_used_twice_and_a_dict_output():
     found = apical.alignment(learner, x, y, CRITERION)
     assert found["cell"].delta_angle == 0
     assert not math.isnan(found["cell"].layer_angle)
+
+
+@pytest.mark.parametrize("rule", ["fa", "dfa", "usf"])
+def test_an_activation_function_in_place_changes_no_angle(rule):
+    x, y = batch()
+    found = []
+    for inplace in (False, True):
+        net = mlp()
+        net[1] = net[3] = nn.ReLU(inplace=inplace)
+        learner = apical.attach(net, rule, example_input=x, generator=torch.Generator().manual_seed(1))
+        found.append(apical.alignment(learner, x, y, CRITERION))
+    assert found[0] == found[1]
+    assert found[0]["0"].delta_angle > 1
+
+
+@pytest.mark.parametrize("rule", apical.rules())
+def test_a_frozen_layer_in_the_middle_leaves_the_others_their_angles(rule):
+    x, y = batch()
+    net = mlp()
+    net[2].requires_grad_(False)
+    found = apical.alignment(apical.attach(net, rule, example_input=x), x, y, CRITERION)
+    assert found["4"].delta_angle == pytest.approx(0, abs=1e-5)
+    assert (found["0"].delta_angle is None) == (rule in ("shallow", "reinforce"))
+
+
+def test_calls_of_different_numbers_of_rows_count_sample_by_sample():
+    class TwoViews(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.below, self.shared, self.head = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 4)
+
+        def forward(self, x):
+            h = torch.tanh(self.below(x))
+            a, b = self.shared(h), self.shared(torch.cat([h, -h]))
+            self.kept = h, a, b
+            return self.head(torch.tanh(a) + torch.tanh(b).view(2, len(x), -1).sum(0))
+
+    torch.manual_seed(0)
+    x, y = batch()
+    net = TwoViews().double()
+    learner = apical.attach(net, "fa", example_input=x)
+    found = apical.alignment(learner, x, y, CRITERION)
+    with torch.no_grad():
+        e = torch.softmax(net(x), 1) - F.one_hot(y, 4)
+        _, a, b = net.kept
+        W, B = net.shared.weight, learner.synapses["shared"].feedback
+        at_a, at_b = (
+            (e @ learner.synapses["head"].feedback).repeat(3, 1).mul(1 - torch.cat([a, b]).tanh() ** 2).split([9, 18])
+        )
+    angles = [degrees(delta @ B, delta @ W) * len(delta) / 27 for delta in (at_a, at_b)]
+    assert found["shared"].layer_angle == pytest.approx(sum(angles))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": 1, "padding_mode": "circular"},
+        {"padding": 1, "padding_mode": "reflect"},
+        {"padding": 1, "padding_mode": "replicate"},
+        {"padding": "same"},
+        {"padding": 1, "stride": 2, "dilation": 2},
+    ],
+)
+def test_the_layer_angle_of_a_convolution_is_that_of_signals_at_its_own_input(options):
+    kernel = 4 if options["padding"] == "same" else 3
+    torch.manual_seed(0)
+    middle = nn.Conv2d(3, 4, kernel, **options).double()
+    net = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), middle, nn.Flatten(), nn.LazyLinear(4)).double()
+    x, y = torch.randn(6, 2, 7, 7, dtype=torch.float64), torch.randint(4, (6,))
+    net(x)
+    learner = apical.attach(net, "fa", example_input=x)
+    with torch.no_grad():
+        h = torch.tanh(net[0](x))
+        e = torch.softmax(net(x), 1) - F.one_hot(y, 4)
+    plain, signals = nn.Conv2d(3, 4, kernel, **options).double(), []
+    for weight in (learner.synapses["2"].feedback, middle.weight):
+        plain.weight.data.copy_(weight)
+        leaf = h.clone().requires_grad_()
+        output = plain(leaf)
+        signals.append(torch.autograd.grad(output, leaf, (e @ learner.synapses["4"].feedback).view_as(output))[0])
+    assert apical.alignment(learner, x, y, CRITERION)["2"].layer_angle == pytest.approx(degrees(*signals))
+
+
+@pytest.mark.parametrize("size", [(11, 11), (12, 12)])
+def test_a_transposed_convolution_of_a_given_output_size(size):
+    class Grown(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.below, self.up = nn.Conv2d(2, 3, 3, padding=1), nn.ConvTranspose2d(3, 2, 3, stride=2)
+            self.head = nn.Linear(2 * size[0] * size[1], 4)
+
+        def forward(self, x):
+            return self.head(self.up(torch.tanh(self.below(x)), output_size=size).flatten(1))
+
+    torch.manual_seed(0)
+    net = Grown().double()
+    x, y = torch.randn(6, 2, 5, 5, dtype=torch.float64), torch.randint(4, (6,))
+    learner = apical.attach(net, "fa", example_input=x)
+    with torch.no_grad():
+        e = torch.softmax(net(x), 1) - F.one_hot(y, 4)
+        delta = (e @ learner.synapses["head"].feedback).view(6, 2, *size)
+    signals = [F.conv2d(delta, weight, stride=2) for weight in (learner.synapses["up"].feedback, net.up.weight)]
+    found = apical.alignment(learner, x, y, CRITERION)["up"].layer_angle
+    assert found == pytest.approx(degrees(*(signal[..., :5, :5] for signal in signals)))
 
 
 @pytest.mark.parametrize("measure", [apical.alignment, apical.audit])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from apical import measures
 from apical.arguments import input_of
@@ -48,11 +48,14 @@ class SynapseAlignment:
 
 
 @dataclass
-class _Seen:
-    """A synapse's calls in one forward pass."""
+class _Call:
+    """One call of a synapse: the shape of its input, whether a signal goes on from there, and the error at its output."""
 
-    inputs: list[Tensor]
-    outputs: list[Tensor]
+    shape: torch.Size
+    sends: bool
+    edge: GradientEdge | None
+    """The output's place in the graph, which stays where it is when an activation function changes the output in place."""
+    delta: Tensor | None = None
 
 
 def alignment(learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -> dict[str, SynapseAlignment]:
@@ -72,67 +75,74 @@ def alignment(learner: Learner, inputs: Any, targets: Any, criterion: Criterion)
     if not learner.synapses:
         raise ValueError("the learner is detached, so its model has no synapses to measure; call apical.attach again")
     with replaying(learner) as again, torch.enable_grad():
-        seen, deltas = _deltas(learner, inputs, targets, criterion)
+        calls = _deltas(learner, inputs, targets, criterion)
         again()
         with backpropagating(learner):
-            _, reference = _deltas(learner, inputs, targets, criterion)
+            reference = _deltas(learner, inputs, targets, criterion)
         again()
         result = {}
         for name, synapse in learner.synapses.items():
+            pairs = zip(calls[name], reference[name], strict=True)
             result[name] = SynapseAlignment(
-                delta_angle=_mean_angle(deltas[name], reference[name]),
-                layer_angle=_layer_angle(synapse, seen[name], deltas[name]),
+                delta_angle=_mean_angle([(ours.delta, theirs.delta) for ours, theirs in pairs]),
+                layer_angle=_layer_angle(synapse, calls[name]),
                 **_matrix_measures(synapse),
             )
     return result
 
 
-def _deltas(
-    learner: Learner, inputs: Any, targets: Any, criterion: Criterion
-) -> tuple[dict[str, _Seen], dict[str, list[Tensor | None]]]:
-    """Every synapse's calls, and the error at the output of each."""
-    seen = {name: _Seen([], []) for name in learner.synapses}
+def _deltas(learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -> dict[str, list[_Call]]:
+    """Every synapse's calls in one pass, with the error at the output of each."""
+    seen: dict[str, list[_Call]] = {name: [] for name in learner.synapses}
 
     def look(synapse: Synapse, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        if output.requires_grad:
-            seen[synapse.label].inputs.append(input_of(args, kwargs))
-            seen[synapse.label].outputs.append(output)
+        x = input_of(args, kwargs)
+        edge = get_gradient_edge(output) if output.requires_grad else None
+        seen[synapse.label].append(_Call(x.shape, x.requires_grad, edge))
 
     handles = [synapse.register_forward_hook(look, with_kwargs=True) for synapse in learner.synapses.values()]
     try:
         losses = losses_of(learner, inputs, targets, criterion)
-        outputs = [output for calls in seen.values() for output in calls.outputs]
-        # In a frozen network no synapse's output has an error.
-        errors = torch.autograd.grad(losses.sum(), outputs, allow_unused=True) if outputs else ()
-        found: Iterator[Tensor | None] = iter(errors)
     finally:
         for handle in handles:
             handle.remove()
-    return seen, {name: [next(found) for _ in calls.outputs] for name, calls in seen.items()}
+    reached = [call for calls in seen.values() for call in calls if call.edge is not None]
+    # In a frozen network no synapse's output has an error.
+    if reached:
+        errors = torch.autograd.grad(losses.sum(), [call.edge for call in reached], allow_unused=True)  # type: ignore[misc]
+        for call, delta in zip(reached, errors, strict=True):
+            call.delta, call.edge = delta, None
+    return seen
 
 
-def _mean_angle(ours: list[Tensor | None], theirs: list[Tensor | None]) -> float | None:
-    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
-    if not pairs:
+def _mean_angle(pairs: list[tuple[Tensor | None, Tensor | None]]) -> float | None:
+    """Mean over samples; calls on the same samples are one vector."""
+    rows: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    for a, b in pairs:
+        if a is not None and b is not None:
+            a, b = _rows(a), _rows(b)
+            rows.setdefault(len(a), []).append((a, b))
+    if not rows:
         return None
-    a, b = (torch.cat([_rows(t) for t in side], dim=1) for side in zip(*pairs, strict=True))
-    return _defined(float(measures.angles(a, b).nanmean()))
+    sides = [[torch.cat(side, dim=1) for side in zip(*calls, strict=True)] for calls in rows.values()]
+    return _defined(float(torch.cat([measures.angles(a, b) for a, b in sides]).nanmean()))
 
 
-def _layer_angle(synapse: Synapse, seen: _Seen, deltas: list[Tensor | None]) -> float | None:
+def _layer_angle(synapse: Synapse, calls: list[_Call]) -> float | None:
     feedback = synapse.feedback
     if feedback is None or feedback.shape != synapse.weight.shape or synapse.pathway.wired:
         return None
-    carried = []
     with torch.no_grad():
-        for x, delta in zip(seen.inputs, deltas, strict=True):
-            if delta is None or not x.requires_grad:
-                continue
-            x, geometry = synapse.prepare(x)
-            carried.append(
-                [synapse.feed_back(delta, b.to(delta.dtype), x.shape, geometry) for b in (feedback, synapse.weight)]
-            )
-    return _mean_angle([b for b, _ in carried], [w for _, w in carried])
+        return _mean_angle(
+            [
+                (
+                    synapse.feed_back(call.delta, feedback.to(call.delta.dtype), call.shape),
+                    synapse.feed_back(call.delta, synapse.weight.to(call.delta.dtype), call.shape),
+                )
+                for call in calls
+                if call.sends and call.delta is not None
+            ]
+        )
 
 
 def _matrix_measures(synapse: Synapse) -> dict[str, float | None]:

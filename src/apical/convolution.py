@@ -138,6 +138,12 @@ class _ConvolutionTransposeSynapse(_ConvolutionSynapse):
         )
         return x, (self.stride, self.padding, self.dilation, True, tuple(output_padding), self.groups)
 
+    def feed_back(self, delta: Tensor, feedback: Tensor, shape: torch.Size, geometry: Geometry = ()) -> Tensor:
+        if not geometry:
+            # The call may have asked for this size of the output.
+            _, geometry = self.prepare(delta.new_empty(shape), list(delta.shape[2:]))
+        return super().feed_back(delta, feedback, shape, geometry)
+
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         if output_size is None:
             return super().forward(input)
