@@ -320,6 +320,29 @@ def test_an_empty_batch_is_refused(rule):
         apical.audit(learner, x[:0], y[:0], CRITERION)
 
 
+@pytest.mark.parametrize(("other", "carries"), [("bp", "weights"), ("usf", "signs")])
+@pytest.mark.parametrize("phased", ["wm", "np"])
+def test_a_warmup_hides_no_transport_of_another_rule(phased, other, carries):
+    assert transported(deep(3), {"": apical.rule(phased, warmup=5), "4": other})["4"] == carries
+
+
+@pytest.mark.parametrize("rule", ["wm", "np", "np-direct"])
+def test_a_warmup_hides_no_normalization(rule):
+    x, y = batch()
+    learner = apical.attach(deep(3, norm=True), apical.rule(rule, warmup=5), example_input=x)
+    assert apical.audit(learner, x, y, CRITERION).transported["4"] == "normalization scale"
+    assert learner.adapted == 0
+
+
+@pytest.mark.parametrize("rule", ["sg", "sg-direct", "np", "np-direct"])
+def test_steps_of_feedback_are_judged_however_small(rule):
+    x, y = batch(32)
+    learner = apical.attach(deep(3), apical.rule(rule, rate=1e-4), example_input=x)
+    found = apical.audit(learner, x, y, CRITERION).transported
+    assert set(found.values()) == ({"nothing", "weights"} if "sg" in rule else {"nothing"})
+    assert found["4"] == ("weights" if "sg" in rule else "nothing")
+
+
 def test_feedback_of_zeros_hides_the_layers_before_it():
     rules = {"": "usf", "6": apical.rule("fa", init=nn.init.zeros_)}
     with pytest.raises(ValueError, match=r"of \['2', '4'\] could not show"):

@@ -85,7 +85,8 @@ def audit(learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -> 
         return _Audit(
             learner,
             lambda: losses_of(learner, inputs, targets, criterion),
-            lambda: learner.adapt(inputs, targets, criterion),
+            # Without `adapt` around it, which drops all gradients during a warmup.
+            lambda: learner._learn(learner._phases(), inputs, targets, criterion),
             again,
         ).report()
 
@@ -96,6 +97,8 @@ class _Audit:
     ) -> None:
         self.learner, self.losses, self.adapt, self.again = learner, losses, adapt, again
         self.owners = owners_of_weights(learner.model)
+        self.rounding: dict[str, float] = {}
+        """Of feedback, below which steps of it may differ by the order of sums alone."""
         self.clean = self._updates([])
         bad = [name for name, update in self.clean.items() if update is not None and not bool(update.isfinite().all())]
         if bad:
@@ -148,7 +151,7 @@ class _Audit:
 
     def _changes(self, poisons: list[Poison]) -> bool:
         updates = self._updates(poisons)
-        return any(_differ(self.clean[name], updates[name]) for name in self.clean)
+        return any(_differ(self.clean[name], updates[name], self.rounding.get(name, 0.0)) for name in self.clean)
 
     def _updates(self, poisons: list[Poison]) -> dict[str, Tensor | None]:
         self.learner.model.zero_grad()
@@ -167,14 +170,17 @@ class _Audit:
             if total.requires_grad:
                 total.backward()
             self.learner._forward = lambda: clean(poisons)
+            sites = [site for site in self.learner._sites() if site.plasticity.adapts]
+            before = [site.feedback.clone() for site in sites]
             try:
                 self.adapt()
             finally:
                 self.learner._forward = nullcontext
         updates = self._gradients()
-        for site in self.learner._sites():
-            if site.plasticity.adapts:
-                updates[f"feedback of {site.name}"] = site.feedback.clone()
+        for site, feedback in zip(sites, before, strict=True):
+            name = f"feedback of {site.name}"
+            updates[name] = site.feedback - feedback
+            self.rounding.setdefault(name, torch.finfo(feedback.dtype).eps * float(feedback.abs().max()))
         self.again()
         return updates
 
@@ -293,10 +299,10 @@ def _see(calls: list[_Call], module: nn.Module, args: tuple[Any, ...], kwargs: d
         output.register_hook(calls[-1].hear)
 
 
-def _differ(clean: Tensor | None, update: Tensor | None) -> bool:
+def _differ(clean: Tensor | None, update: Tensor | None, rounding: float = 0.0) -> bool:
     if clean is None or update is None:
         return clean is not update
     if not bool(update.isfinite().all()):
         return True
     # Far above the rounding of kernels that sum in varying order, far below the effect of another weight matrix.
-    return bool((update - clean).abs().max() > 1e-4 * clean.abs().max()) if clean.numel() else False
+    return bool((update - clean).abs().max() > 1e-4 * clean.abs().max() + rounding) if clean.numel() else False

@@ -137,11 +137,21 @@ class Learner:
             ValueError: if a rule needs losses and the criterion does not give one per sample.
             RuntimeError: if a rule compares passes, and the model is random beyond PyTorch's global generator.
         """
-        if not self._adapts:
-            return
-        parts = self._phases()
+        parts = self._phases() if self._adapts else []
         if not parts:
             return
+        self._learn(parts, inputs, targets, criterion)
+        self.adapted += 1
+        if self.adapted <= max(getattr(part, "warmup", 0) for part, _ in parts):
+            for parameter in self.model.parameters():
+                parameter.grad = None
+            if self._wiring.local is not None:
+                self._wiring.local.drop()
+
+    def _learn(
+        self, parts: list[tuple[Plasticity | Pathway, list[Site]]], inputs: Any, targets: Any, criterion: Criterion
+    ) -> None:
+        """One phase of all `parts`, from the pass before or one of its own."""
         try:
             with torch.no_grad():
                 phase = Phase(self, inputs if self._fold is None else self._fold(inputs), targets, criterion)
@@ -153,12 +163,6 @@ class Learner:
         finally:
             if self._recorder is not None:
                 self._recorder.newest = None
-        self.adapted += 1
-        if self.adapted <= max(getattr(part, "warmup", 0) for part, _ in parts):
-            for parameter in self.model.parameters():
-                parameter.grad = None
-            if self._wiring.local is not None:
-                self._wiring.local.drop()
 
     def _phases(self) -> list[tuple[Plasticity | Pathway, list[Site]]]:
         """Everything that has a phase of its own, with the places where its signal enters."""
