@@ -1,9 +1,11 @@
-"""Two networks of every layer that matters, and a batch for them."""
+"""Two networks of every layer that matters, a batch for them, and estimates without their noise."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+
+from apical.perturbation import Estimate
 
 X = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 Y = torch.randint(3, (8,), generator=torch.Generator().manual_seed(2))
@@ -24,3 +26,12 @@ def convolutions() -> nn.Sequential:
         nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, groups=2), nn.ReLU(),
         nn.ConvTranspose2d(4, 4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(36, 3),
     ).double()  # fmt: skip
+
+
+def exactly(phase, places, c, distribution, calls) -> dict[tuple[str, int], Estimate]:
+    """In place of `estimates`: what they are on average for small noise."""
+    found: dict[tuple[str, int], Estimate] = {}
+    phase.episode.true_signals(
+        list(places), lambda place, call, signal: found.update({(place, call): Estimate(signal.clone())})
+    )
+    return {place: estimate for place, estimate in found.items() if place in calls}

@@ -19,6 +19,7 @@ from apical.losses import cross_entropy
 
 RULES = tuple(apical.rules())
 WIRED = ("dfa", "ifa", "kp-direct", "np-direct", "sg-direct")
+LISTENING = ("np", "sg", "reinforce")
 DETERMINISTIC = tuple(rule for rule in RULES if rule != "brsf")
 
 
@@ -314,7 +315,7 @@ def test_a_checkpoint_around_the_whole_model_changes_nothing(rule, shown):
     assert theirs._wiring.taps is None
 
 
-@pytest.mark.parametrize("rule", [r for r in RULES if r not in (*WIRED, "shallow")])
+@pytest.mark.parametrize("rule", [r for r in RULES if r not in (*WIRED, *LISTENING, "shallow")])
 def test_reentrant_checkpoints_change_nothing_layer_by_layer(rule):
     plain, model = Chain().eval(), Chain(by_checkpoint(True)).eval()
     attach(plain, rule), attach(model, rule)
@@ -322,8 +323,8 @@ def test_reentrant_checkpoints_change_nothing_layer_by_layer(rule):
         same(gradients(model), gradients(plain), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("rule", WIRED)
-def test_reentrant_checkpoints_are_refused_where_taps_would_be_lost(rule):
+@pytest.mark.parametrize("rule", [*WIRED, *LISTENING])
+def test_reentrant_checkpoints_are_refused_where_taps_or_what_a_phase_hears_would_be_lost(rule):
     model = Chain(by_checkpoint(True)).eval()
     attach(model, rule)
     with pytest.raises(RuntimeError, match=r"second\.0.*use_reentrant=False"):

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 import apical
 from apical.losses import cross_entropy
-from apical.perturbation import Estimate
+from small import exactly
 
 RULES = ("wm", "np", "np-direct", "sg", "sg-direct", "reinforce", "mirror-direct", "np-ridge", "mixed")
 X = torch.randn(12, 2, 6, 6, generator=torch.Generator().manual_seed(5))
@@ -400,13 +400,6 @@ class Bypass(nn.Module):
         h = torch.tanh(self.norm(self.stem(x.flatten(1))))
         h = h + self.a(torch.sigmoid(h))
         return h + self.o(torch.sigmoid(h))
-
-
-def exactly(phase, places, c, distribution) -> dict[str, list[Estimate]]:
-    """In place of `estimates`: what they are on average for small noise."""
-    found: dict[str, list[Estimate]] = {}
-    phase.episode.true_signals(places, lambda place, call, signal: found.update({place: [Estimate(signal.clone())]}))
-    return found
 
 
 @pytest.mark.parametrize("head", ["reinforce", "bp", "dfa"])

@@ -7,7 +7,8 @@ Where that pass can't be used (another batch, compiled code, a loss other than t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ class Episode:
     Attributes:
         losses: of the clean pass [N]; of copies side by side [N, copies]. errors: their gradient at the output [N, outputs].
         scale: what the errors in `calls` were multiplied with: a loss averaged over the batch has 1/N.
-        calls: place -> its calls, in the order of the forward pass.
+        calls: place and number of the call -> what went through there.
     """
 
     def __init__(self, learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -> None:
@@ -54,14 +55,19 @@ class Episode:
                     "or sum that was"
                 )
             self._make_own_pass()
-        if not recorder.checked:
+        if self.finite and not recorder.checked:
             self._check_repeatable()
             recorder.checked = True
+
+    @property
+    def finite(self) -> bool:
+        """Whether losses and errors are finite numbers."""
+        return self.scale is None or math.isfinite(self.scale)
 
     def _take(self, found: Pass) -> None:
         self.taken, self.calls = found, found.calls
         assert found.output is not None
-        with torch.enable_grad():
+        with torch.enable_grad(), found.conditions.casting():
             output = found.output.detach().requires_grad_()
             losses = self._judge(output)
             (errors,) = torch.autograd.grad(losses.sum(), output)
@@ -73,10 +79,11 @@ class Episode:
         """Take a pass that is made here, without a trace in gradients, statistics or random state."""
         learner, recorder = self.learner, self.learner._recorder
         assert recorder is not None
-        heard, conditions = recorder.heard, recorder._conditions()
+        with learner._casting():
+            heard, conditions = recorder.heard, recorder._conditions()
         # Frozen layers carry errors as well; but only those that learn may get gradients out of "reinforce".
         with (
-            _unchanged(learner),
+            unchanged(learner),
             ordinary(learner),
             _learning(learner, None if learner._wiring.pathway.adapts else True) as parameters,
             torch.enable_grad(),
@@ -156,15 +163,17 @@ class Episode:
             torch.enable_grad(),
             perturbing(self.learner, look, places),
         ):
-            torch.autograd.grad(self._losses().sum(), roots, allow_unused=True)
+            losses = self._losses().sum()
+            if roots:
+                torch.autograd.grad(losses, roots, allow_unused=True)
 
     @contextmanager
     def _again(self) -> Iterator[None]:
-        with _unchanged(self.learner), self.taken.conditions.again():
+        with unchanged(self.learner), self.taken.conditions.again():
             yield
 
-    def cuts(self) -> list[tuple[str, Tensor]]:
-        """Places and their activities, with the graph of what lies before each, for the scalar pathway."""
+    def cuts(self) -> dict[tuple[str, int], Tensor]:
+        """Place and number of the call -> activity, with the graph of what lies before it, for the scalar pathway."""
         recorder = self.learner._recorder
         assert recorder is not None
         if not self.taken.bypassed:
@@ -198,7 +207,8 @@ class Episode:
             raise RuntimeError(
                 "the model gives another output when the same batch passes under the same random state, so noise of a "
                 "perturbation can't be told from its own; draw the model's random numbers from PyTorch's global generator "
-                "(as nn.Dropout does), or put what is random in eval mode"
+                "(as nn.Dropout does), or put what is random in eval mode; forward hooks that change the model's output have to "
+                "be there before attach"
             )
 
 
@@ -236,18 +246,19 @@ def perturbing(learner: Learner, perturb: Perturb, places: list[str] | None = No
 
 
 @contextmanager
-def _unchanged(learner: Learner) -> Iterator[None]:
+def unchanged(learner: Learner) -> Iterator[None]:
     """Statistics and other buffers of the model are put back afterwards; nothing that happens inside is recorded."""
     recorder = learner._recorder
-    assert recorder is not None
     buffers = learner._buffers()
     kept = [buffer.clone() for buffer in buffers]
-    paused, newest = recorder.paused, recorder.newest
-    recorder.paused = True
+    before = None if recorder is None else (recorder.paused, recorder.newest)
+    if recorder is not None:
+        recorder.paused = True
     try:
         yield
     finally:
-        recorder.paused, recorder.newest = paused, newest
+        if recorder is not None and before is not None:
+            recorder.paused, recorder.newest = before
         for buffer, value in zip(buffers, kept, strict=True):
             # Through .data: graphs of the passes inside may hold on to these buffers without reading their values.
             buffer.data.copy_(value)
@@ -283,24 +294,28 @@ def check_losses(losses: Any, output: Tensor) -> Tensor:
 
 
 def _scale(heard: Tensor, errors: Tensor) -> float | None:
-    """S such that `heard` is s times `errors`; None if there is no such number."""
+    """S such that `heard` is s times `errors`; None if there is no such number, nan if one of them is not finite."""
     a, b = heard.flatten().double(), errors.flatten().double()
-    power = float(b @ b)
+    power, lengths = float(b @ b), float(a @ a)
+    if not (math.isfinite(power) and math.isfinite(lengths)):
+        return math.nan
     if power == 0:
         return 1.0 if not bool(a.any()) else None
     scale = float(a @ b) / power
     rest = float((a - scale * b).norm())
     coarse = heard.dtype in (torch.bfloat16, torch.float16)
-    return scale if scale > 0 and rest <= (5e-2 if coarse else 1e-3) * float(a.norm()) else None
+    return scale if scale > 0 and rest <= (5e-2 if coarse else 1e-3) * lengths**0.5 else None
 
 
 def _factor(heard: Sequence[Tensor], own: Sequence[Tensor]) -> float | None:
-    """How many times longer `heard` is than `own`; None where the two are too different to come from one batch.
+    """How many times longer `heard` is than `own`; nan where they are not finite, None where they are too different.
 
-    They may differ: by the masks of dropout, by precision.
+    From one batch they may differ: by the masks of dropout, by precision.
     """
     a, b = (torch.cat([one.flatten().double() for one in tensors]) for tensors in (heard, own))
     lengths = float(a.norm()), float(b.norm())
+    if not all(map(math.isfinite, lengths)):
+        return math.nan
     if lengths == (0, 0):
         return 1.0
     return lengths[0] / lengths[1] if float(a @ b) > 0.5 * lengths[0] * lengths[1] else None
@@ -308,7 +323,7 @@ def _factor(heard: Sequence[Tensor], own: Sequence[Tensor]) -> float | None:
 
 def _same(found: Pass, inputs: Any) -> bool:
     """Whether the pass was made with `inputs`, or with tensors equal to them."""
-    if isinstance(inputs, dict):
+    if isinstance(inputs, Mapping):
         own = {**found.kwargs}
         return not found.args and own.keys() == inputs.keys() and all(_equal(own[key], inputs[key]) for key in own)
     given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)

@@ -18,7 +18,7 @@ from apical.outputs import Which
 from apical.pathway import Pathway
 from apical.phase import Phase, Site
 from apical.plasticity import Plasticity
-from apical.recorder import Recorder
+from apical.recorder import Recorder, casting, casts
 from apical.rules import Rule
 from apical.synapse import Synapse
 from apical.wiring import Wiring
@@ -67,6 +67,7 @@ class Learner:
         self._features: dict[tuple[torch.Size, ...], dict[str, torch.Size]] = {}
         self._forward: Callable[[], AbstractContextManager[Any]] = nullcontext
         """What a phase opens around its own forward passes; an audit shows them clean weights."""
+        self._autocast: torch.dtype | None = None
         self._handles: list[Any] = []
 
     def __repr__(self) -> str:
@@ -116,6 +117,19 @@ class Learner:
                     synapse.plasticity.redraw(synapse, self.generator)
                     synapse.plasticity.thin(synapse)
 
+    @property
+    def _device_type(self) -> str:
+        return next(self.model.parameters()).device.type
+
+    def _casting(self) -> AbstractContextManager[Any]:
+        """While open, autocast is as it was in the newest pass that learns."""
+        return casting(self._device_type, self._autocast)
+
+    def _see_autocast(self, module: nn.Module, args: Any) -> None:
+        again = torch._C._current_graph_task_id() != -1
+        if torch.is_grad_enabled() and not (again or torch.compiler.is_compiling()):
+            self._autocast = casts(self._device_type)
+
     def _end(self, module: nn.Module, args: Any, output: Any) -> Any:
         return self._wiring.end(output)
 
@@ -152,8 +166,10 @@ class Learner:
         self, parts: list[tuple[Plasticity | Pathway, list[Site]]], inputs: Any, targets: Any, criterion: Criterion
     ) -> None:
         """One phase of all `parts`, from the pass before or one of its own."""
+        # What is learned is computed in full; the passes of a phase are made as the loop's was.
+        self._autocast = self._autocast or casts(self._device_type)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), casting(self._device_type, None):
                 phase = Phase(self, inputs if self._fold is None else self._fold(inputs), targets, criterion)
                 for part, sites in [] if phase.empty else parts:
                     phase.sites = sites
@@ -172,7 +188,8 @@ class Learner:
             for part in (pathway, site.plasticity):
                 if part is not None and part.adapts:
                     found.setdefault(part, []).append(site)
-        return list(found.items())
+        # Pathways first: plasticities may wait for the errors that they bring.
+        return sorted(found.items(), key=lambda pair: not isinstance(pair[0], Pathway))
 
     def _sites(self) -> list[Site]:
         """All places where a teaching signal enters."""

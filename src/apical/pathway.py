@@ -169,20 +169,24 @@ class Scalar(Pathway):
 
     def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:  # noqa: D102
         current = synapse.wiring.current
-        if x.requires_grad and current is not None:
-            current.cuts.append((synapse.label, x))
+        if current is not None:
+            number = current.count(synapse.label)
+            if x.requires_grad:
+                current.cuts[synapse.label, number] = x
         return x.detach(), None
 
     def adapt(self, phase: Phase) -> None:  # noqa: D102
         episode = phase.episode
         assert episode.scale is not None
-        found = estimates(phase, [site.name for site in phase.sites], self.noise, self.distribution)
-        calls = {place: iter(targets) for place, targets in found.items()}
-        cuts = [(x, next(calls[place]).tensor * episode.scale) for place, x in episode.cuts()]
-        parameters = [p for p in phase.learner.forward_parameters() if p.requires_grad]
-        if not cuts or not parameters:
+        # Feedback of other rules below a cut learns as their weights do.
+        parameters = [p for p in phase.learner.model.parameters() if p.requires_grad]
+        if not episode.taken.cuts or not parameters or not phase.finite:
             return
-        xs, signals = zip(*((x, signal.to(x.dtype)) for x, signal in cuts), strict=True)
+        places = {site.name for site in phase.sites}
+        found = estimates(phase, places, self.noise, self.distribution, calls=episode.taken.cuts)
+        cuts = episode.cuts()
+        xs = [x for place, x in cuts.items() if place in found]
+        signals = [(found[place].tensor * episode.scale).to(x.dtype) for place, x in cuts.items() if place in found]
         # Not backward(): hooks of DistributedDataParallel expect one call per pass, and that has been.
         gradients = torch.autograd.grad(xs, parameters, signals, allow_unused=True)
         learned = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ from apical.noise import Distribution
 
 if TYPE_CHECKING:
     from apical.phase import Phase
+
+Place = tuple[str, int]
+"""Where a teaching signal enters, and the number of the call there."""
 
 
 @dataclass(frozen=True)
@@ -37,22 +41,24 @@ class Estimate:
         return torch.addcmul(signal, self.values, self.factors, value=-scale, out=out)
 
 
-def estimates(phase: Phase, places: list[str], c: float, distribution: Distribution) -> dict[str, list[Estimate]]:
-    """Place -> for each of its calls, the gradient there as one noisy pass estimates it: (L~ - L) xi / c.
+def estimates(
+    phase: Phase, places: Container[str], c: float, distribution: Distribution, calls: Container[Place] | None = None
+) -> dict[Place, Estimate]:
+    """The gradient at every call of the places, as one noisy pass estimates it: (L~ - L) xi / c.
 
     Args:
         phase: whose batch passes again. places: where noise c xi is added, in all of them at once.
-        c: standard deviation of the noise.
+        c: standard deviation of the noise. calls: those that get noise; None: all.
     """
     episode = phase.episode
     rows = len(episode.losses)
     shapes = [phase.features(site) for site in phase.sites if site.name in places]
     sizes = [rows * shape.numel() for shape in shapes if shape is not None]
     supply = phase.supply(distribution, sizes)
-    drawn: dict[str, list[tuple[Tensor, Tensor | None]]] = {place: [] for place in places}
+    drawn: dict[Place, tuple[Tensor, Tensor | None]] = {}
 
     def add(place: str, call: int, activity: Tensor) -> Tensor | None:
-        if place not in drawn:
+        if place not in places or (calls is not None and (place, call) not in calls):
             return None
         if len(activity) != rows:
             raise RuntimeError(
@@ -60,7 +66,7 @@ def estimates(phase: Phase, places: list[str], c: float, distribution: Distribut
                 "the first dimension throughout"
             )
         values, signs = supply.take(activity.shape)
-        drawn[place].append((values, signs))
+        drawn[place, call] = values, signs
         noisy = (
             torch.add(activity, values, alpha=c) if signs is None else torch.addcmul(activity, values, signs, value=c)
         )
@@ -75,4 +81,4 @@ def estimates(phase: Phase, places: list[str], c: float, distribution: Distribut
         own = own.view(rows, -1, *[1] * (values.dim() - 2))
         return Estimate(values, own if signs is None else own * signs)
 
-    return {place: [estimate(*noise) for noise in noises] for place, noises in drawn.items()}
+    return {place: estimate(*noise) for place, noise in drawn.items()}

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, distributed, nn
 
 from apical.copies import Streams
-from apical.episode import Episode, perturbing
+from apical.episode import Episode, perturbing, unchanged
 from apical.noise import Distribution, Supplies, Supply
-from apical.outputs import pick
+from apical.outputs import over_tensors, pick, tensors
 from apical.probe import run
 
 if TYPE_CHECKING:
@@ -80,16 +80,29 @@ class Phase:
     @property
     def rows(self) -> int:
         """Samples in the batch."""
-        first = next(iter(_tensors(self._batch[0])), None)
-        if first is None or first.dim() == 0:
+        first = self._first()
+        if first is None:
             raise ValueError("inputs hold no tensor with a batch dimension, so the size of the batch is not known")
         return len(first)
 
     @property
     def empty(self) -> bool:
         """Whether the batch has no samples. Of processes that learn together none may step aside."""
-        first = next(iter(_tensors(self._batch[0])), None)
-        return self.world == 1 and first is not None and first.dim() > 0 and len(first) == 0
+        first = self._first()
+        return self.world == 1 and first is not None and len(first) == 0
+
+    def _first(self) -> Tensor | None:
+        return next((tensor for tensor in tensors(self._batch[0]) if tensor.dim()), None)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all losses and errors are finite numbers, on all processes; nothing can be learned from others."""
+        finite = self.episode.finite
+        if self.world > 1:
+            flag = torch.tensor(float(finite), device=self.device)
+            distributed.all_reduce(flag, distributed.ReduceOp.MIN)
+            finite = bool(flag)
+        return finite
 
     @property
     def episode(self) -> Episode:
@@ -104,7 +117,7 @@ class Phase:
         Raises:
             RuntimeError: for such a site under torch.distributed, where all processes have to learn the same feedback.
         """
-        known = self.learner._features.setdefault(tuple(t.shape[1:] for t in _tensors(self._batch[0])), {})
+        known = self.learner._features.setdefault(tuple(t.shape[1:] for t in tensors(self._batch[0])), {})
         if site.name not in known and not self._looked:
             self._look(known)
             self._looked = True
@@ -138,13 +151,14 @@ class Phase:
 
     @contextmanager
     def _quiet(self, still: list[nn.Module]) -> Iterator[None]:
-        """Eval mode of the modules `still`, and no trace in random state."""
+        """Eval mode of the modules `still`, autocast as the loop has it, and no trace in random state and buffers."""
         modes = [(module, module.training) for module in self.learner.model.modules()]
         devices = [self.device] if self.device.type == "cuda" else []
         for module in still:
             module.eval()
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            fork = torch.random.fork_rng(devices=devices)
+            with torch.no_grad(), fork, unchanged(self.learner), self.learner._casting():
                 yield
         finally:
             for module, mode in modes:
@@ -175,17 +189,6 @@ def _together() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-def _tensors(inputs: Any) -> list[Tensor]:
-    if isinstance(inputs, Tensor):
-        return [inputs]
-    values = inputs.values() if hasattr(inputs, "values") else inputs
-    return [value for value in values if isinstance(value, Tensor)] if isinstance(inputs, tuple | list | dict) else []
-
-
 def _zeros(inputs: Any, rows: int) -> Any:
     """Inputs of the same kind with nothing in them."""
-    if isinstance(inputs, Tensor):
-        return inputs.new_zeros((rows, *inputs.shape[1:])) if inputs.dim() else inputs
-    if isinstance(inputs, dict):
-        return {key: _zeros(value, rows) for key, value in inputs.items()}
-    return type(inputs)(_zeros(value, rows) for value in inputs) if isinstance(inputs, tuple | list) else inputs
+    return over_tensors(inputs, lambda x: x.new_zeros((rows, *x.shape[1:])) if x.dim() else x)

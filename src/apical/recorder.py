@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -44,9 +44,11 @@ class Pass:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     conditions: Conditions
-    calls: dict[str, list[Call]] = field(default_factory=dict)
-    cuts: list[tuple[str, Tensor]] = field(default_factory=list)
-    """For the scalar pathway: places and their activities, with the graph of what lies before each."""
+    calls: dict[tuple[str, int], Call] = field(default_factory=dict)
+    """Place and number of the call -> what went through there, of the synapses whose plasticity listens."""
+    cuts: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    """For the scalar pathway: place and number of the call -> activity, with the graph of what lies before it."""
+    counts: dict[str, int] = field(default_factory=dict)
     bypassed: bool = False
     """Whether ways lead around cuts to the output: the loop's backward goes through that graph as well, and frees it."""
     output: Tensor | None = None
@@ -57,11 +59,25 @@ class Pass:
     weights: int = 0
     """Counts what has been written to the parameters until the end of the pass."""
 
+    def count(self, place: str) -> int:
+        """Number of a new call of the synapse at `place`."""
+        number = self.counts[place] = self.counts.get(place, -1) + 1
+        return number
+
     def call(self, place: str) -> Call:
-        """A new call of the synapse at `place`."""
-        found = Call()
-        self.calls.setdefault(place, []).append(found)
+        """What a new call of the synapse at `place` is to tell."""
+        found = self.calls[place, self.count(place)] = Call()
         return found
+
+
+def casts(kind: str) -> torch.dtype | None:
+    """What autocast turns values into on devices of `kind`; None where it is off."""
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def casting(kind: str, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """While open, autocast on devices of `kind` turns values into dtype, or is off."""
+    return torch.autocast(kind, dtype, enabled=dtype is not None) if casts(kind) != dtype else nullcontext()
 
 
 @dataclass
@@ -70,16 +86,20 @@ class Conditions:
 
     random: Tensor
     random_cuda: list[tuple[int, Tensor]]
-    autocast: tuple[str, torch.dtype] | None
+    kind: str
+    autocast: torch.dtype | None
     normalized: dict[nn.Module, list[_Statistics]] = field(default_factory=dict)
     """What each batch normalization took from the batch, call by call."""
 
     @classmethod
     def now(cls, devices: list[int], kind: str) -> Conditions:
         """Those at this moment, for a model on devices of `kind`."""
-        autocast = (kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
         cuda = [(device, torch.cuda.get_rng_state(device)) for device in devices]
-        return cls(torch.get_rng_state(), cuda, autocast)
+        return cls(torch.get_rng_state(), cuda, kind, casts(kind))
+
+    def casting(self) -> AbstractContextManager[Any]:
+        """While open, autocast is as it was."""
+        return casting(self.kind, self.autocast)
 
     @contextmanager
     def again(self) -> Iterator[None]:
@@ -89,9 +109,7 @@ class Conditions:
             torch.set_rng_state(self.random)
             for device, state in self.random_cuda:
                 torch.cuda.set_rng_state(state, device)
-            if self.autocast is not None:
-                kind, dtype = self.autocast
-                stack.enter_context(torch.autocast(kind, dtype))
+            stack.enter_context(self.casting())
             yield
 
     @contextmanager
@@ -198,7 +216,8 @@ class Recorder:
         """Whether this model has been seen to give the same output under the same conditions."""
         model = learner.model
         self.handles = [
-            model.register_forward_pre_hook(self.begin, with_kwargs=True),
+            # First of all: what is kept goes through the user's own hooks again.
+            model.register_forward_pre_hook(self.begin, with_kwargs=True, prepend=True),
             model.register_forward_hook(self.end, always_call=True),
         ]
         self.handles += [
@@ -232,7 +251,7 @@ class Recorder:
             return
         picked = pick(output, wiring.output)
         if found.cuts:
-            found.bypassed = _bypassed(picked, [x for _, x in found.cuts])
+            found.bypassed = _bypassed(picked, list(found.cuts.values()))
         if picked.requires_grad:
             picked.register_hook(partial(self._hear, found))
         # A copy: the loop may change it in place.

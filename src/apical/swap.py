@@ -95,6 +95,8 @@ def _hook(learner: Learner, *, undecided: bool) -> None:
         learner._handles += [s.register_forward_hook(wiring.see_output) for s in owners]
     for name, block in learner.blocks.items():
         learner._handles.append(block.register_forward_hook(_BlockTap(wiring, name, learner.rule.plasticity)))
+    if learner._adapts:
+        learner._handles.append(model.register_forward_pre_hook(learner._see_autocast))
     if any(one.pathway.listens or one.plasticity.listens for one in learner.rules.values()):
         learner._recorder = Recorder(learner)
         learner._handles += learner._recorder.handles

@@ -174,8 +174,8 @@ class Synapse(nn.Module):
     def forward(self, input: Tensor, *args: Any) -> Tensor:
         """What the plain layer computes; a graph built here carries the rule."""
         if not torch.is_grad_enabled():
-            if self.pathway.wired:
-                self.wiring.refuse_without_graph(self.label, input)
+            if self.pathway.wired or self.wiring.current is not None:
+                self.wiring.enter_without_graph(self, input)
             if self.clean_weight is not None:
                 return self.conduct(*self.prepare(input, *args))
             return self.infer(input, *args)

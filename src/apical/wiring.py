@@ -159,7 +159,7 @@ class _Broadcast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, e: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.error.value = rows = e if e.dim() == 2 else e.reshape(len(e), -1)
+        ctx.error.value = rows = e.flatten(1) if e.dim() > 1 else e.unsqueeze(1)
         n = len(ctx.taps)
         signals, increments = [], []
         if n:
@@ -267,13 +267,18 @@ class Wiring:
             # The edge, not the tensor: what follows may change that in place.
             self.last_output = get_gradient_edge(output)
 
-    def refuse_without_graph(self, label: str, x: Tensor) -> None:
-        """A synapse was called without a graph that comes later: its taps would be lost, and it would not learn."""
-        if self.taps is not None and x.requires_grad and graph_comes_later():
+    def enter_without_graph(self, synapse: Synapse, x: Tensor) -> None:
+        """Refuse a synapse whose graph comes later: its taps, and what a phase listens for, would be lost."""
+        listens = self.current is not None and (synapse.pathway.listens or synapse.plasticity.listens)
+        tapped = self.taps is not None and synapse.pathway.wired
+        if (tapped or listens) and x.requires_grad and graph_comes_later():
+            what = f"by a {synapse.pathway.name} pathway" if tapped else "in a phase of its own"
             raise RuntimeError(
-                f"'{label}' is computed without a graph, by reentrant activation checkpointing, inside a forward pass that "
-                f"learns by a {self.pathway.name} pathway; use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+                f"'{synapse.label}' is computed without a graph, by reentrant activation checkpointing, inside a forward pass "
+                f"that learns {what}; use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
             )
+        if self.current is not None:
+            self.current.count(synapse.label)
 
     def end(self, output: Any) -> Any:
         """Close the pass: the model's output, with the tensor that carries the error connected to every tap."""

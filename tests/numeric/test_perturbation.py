@@ -363,7 +363,7 @@ def test_the_variance_of_reinforce_follows_the_number_of_units(width):
         phase.sites = learner._sites()
         found = estimates(phase, ["2", "4"], 0.1, "gaussian")
     for name, own, other in (("2", lower, upper), ("4", upper, lower)):
-        squares = found[name][0].tensor.square().sum(1)
+        squares = found[name, 0].tensor.square().sum(1)
         own_power, other_power = float(own.square().sum()), float(other.square().sum())
         expected = (width + 2) * own_power + width * other_power
         error = float(squares.std()) / math.sqrt(len(squares))

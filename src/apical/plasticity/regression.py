@@ -14,6 +14,7 @@ from apical.noise import Distribution, check_distribution, check_noise
 from apical.perturbation import Estimate, estimates
 from apical.plasticity.base import Plasticity, keep_buffer
 from apical.plasticity.initial import Init, draw_for
+from apical.recorder import casting
 from apical.recycle import in_use
 from apical.synapse import Synapse
 
@@ -109,13 +110,15 @@ class Regression(Plasticity):
         raise NotImplementedError
 
     def adapt(self, phase: Phase) -> None:  # noqa: D102
-        if self.solver == "sgd" and self.rate == 0:
+        if (self.solver == "sgd" and self.rate == 0) or not phase.finite:
             return
         sites = {site.name: site for site in phase.sites}
         sums: dict[str, list[Tensor]] = {}
 
         def learn(place: str, number: int, target: Estimate) -> None:
-            found = self._sums(phase, sites[place], number, target)
+            # A pass may be going on, under its autocast.
+            with casting(phase.device.type, None):
+                found = self._sums(phase, sites[place], number, target)
             if place in sums:
                 for total, part in zip(sums[place], found, strict=False):
                     total += part
@@ -129,6 +132,8 @@ class Regression(Plasticity):
 
     def _sums(self, phase: Phase, site: Site, number: int, target: Estimate) -> list[Tensor]:
         """For one call: the gradient of half the squared error, or ridge regression's additions; nothing if it was not used."""
+        if site.feedback is None:
+            return []  # A pass of the episode's own has shown that no signal leaves here.
         if site.direct:
             errors = phase.episode.errors.flatten(1).to(phase.dtype)
             # Factors, one a sample, go to the smaller side of the product.
@@ -138,8 +143,7 @@ class Regression(Plasticity):
                 return [gram, cross]
             # e^T (e D - lambda^), in the order that never makes the prediction e D.
             return [torch.sub(gram @ site.feedback.to(phase.dtype).flatten(1), cross).view(site.feedback.shape)]
-        calls = phase.episode.calls.get(site.name, [])
-        call = calls[number] if number < len(calls) else None
+        call = phase.episode.calls.get((site.name, number))
         if call is None or call.delta is None:
             return []
         scale = phase.episode.scale
@@ -209,9 +213,8 @@ class Perturbation(Regression):
 
     def visit(self, phase: Phase, learn: Learn) -> None:  # noqa: D102
         found = estimates(phase, [site.name for site in phase.sites], self.noise, self.distribution)
-        for place, targets in found.items():
-            for number, target in enumerate(targets):
-                learn(place, number, target)
+        for (place, number), target in found.items():
+            learn(place, number, target)
 
 
 @dataclass(frozen=True)
