@@ -295,6 +295,23 @@ def test_names_and_classes_come_with_the_data(folder, cache):
     assert (loaded.name, loaded.classes, loaded.class_names) == (str(folder), 3, ("cat", "dög", "ox"))
 
 
+@pytest.mark.parametrize("layout", ["parquet", "arrow"])
+def test_splits_that_count_through_other_classes_are_refused(tmp_path, cache, layout):
+    """Encoded one by one, with a class that only one of them has."""
+    splits = {"train": ["ant", "bee", "cat"], "test": ["bee", "cat"]}
+    made = {}
+    for split, names in splits.items():
+        features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+        write(tmp_path / "in", split, pictures(len(names)), list(range(len(names))), features=features)
+        made[split] = datasets.Dataset.from_parquet(
+            str(tmp_path / "in" / f"{split}-00000-of-00001.parquet"), cache_dir=str(tmp_path / "kept" / split)
+        )
+    if layout == "arrow":
+        datasets.DatasetDict(made).save_to_disk(tmp_path / "out")
+    with pytest.raises(DataError, match=r"'label'.* stand for other classes.*ClassLabel\(names="):
+        data.load(str(tmp_path / ("in" if layout == "parquet" else "out")), cache=cache)
+
+
 def test_labels_may_be_plain_whole_numbers(tmp_path, cache):
     features = {"image": datasets.Image(), "label": datasets.Value("uint8"), "id": datasets.Value("int64")}
     write(tmp_path / "set", "train", pictures(2), [0, 2], features=features, id=[7, 8])

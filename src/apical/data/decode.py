@@ -85,7 +85,13 @@ def _tables(splits: dict[str, Dataset], name: str, choice: Choice) -> tuple[dict
             raise DataError(f"{where} has no rows")
         image = _pick_image(rows.features, where, choice.image_column)
         label = _pick_label(rows.features, where, choice.label_column)
-        names = names or getattr(rows.features[label], "names", None)
+        own = getattr(rows.features[label], "names", None)
+        if names and own and names != own:
+            raise DataError(
+                f"{where}: labels in column {label!r} stand for other classes than those of the training split; encode both by "
+                "one list, with datasets' cast_column and ClassLabel(names=[...])"
+            )
+        names = names or own
         encoded = rows.select_columns([image]).with_format("arrow")
         tables[role] = _Table(where, encoded, image, _labels(rows, label, where))
     classes = len(names) if names else max(1, *(1 + int(table.labels.max()) for table in tables.values()))

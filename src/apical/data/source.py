@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from apical.data.images import DataError
 
 if TYPE_CHECKING:
+    import pyarrow
     from datasets import Dataset
 
 _LAYOUT = (
@@ -68,6 +70,7 @@ class Folder:
             raise DataError(
                 f"data folder {self.name!r} can't be read: {_reason(error)}; fetch or write its files again ({_LAYOUT})"
             ) from error
+        _check_class_names(self.name, self.path)
         if self.fingerprint() != fingerprint:
             raise DataError(f"data folder {self.name!r} has changed while it was read; load it again when it is whole")
         return _by_name(splits)
@@ -181,6 +184,40 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _refuse(error: OSError) -> None:
     raise error
+
+
+def _check_class_names(name: str, folder: Path) -> None:
+    """Refuse files whose labels count through different classes: `datasets` reads all with the names of the first."""
+    first: dict[str, tuple[Path, list[str]]] = {}
+    for path in sorted(path for path in _walk(folder) if path.suffix in (".parquet", ".arrow")):
+        written = json.loads((_schema(path).metadata or {}).get(b"huggingface", b"{}"))
+        for column, feature in written.get("info", {}).get("features", {}).items():
+            names = feature.get("names") if isinstance(feature, dict) else None
+            if not names:
+                continue
+            other, others = first.setdefault(column, (path, names))
+            if names != others:
+                raise DataError(
+                    f"data folder {name!r}: labels in column {column!r} stand for other classes in {path.relative_to(folder)} "
+                    f"({_listed(names)}) than in {other.relative_to(folder)} ({_listed(others)}); encode all splits by one "
+                    "list, with datasets' cast_column and ClassLabel(names=[...]), before they are written"
+                )
+
+
+def _schema(path: Path) -> pyarrow.Schema:
+    import pyarrow.parquet
+
+    if path.suffix == ".parquet":
+        return pyarrow.parquet.read_schema(path)
+    with pyarrow.memory_map(str(path)) as stream:
+        try:
+            return pyarrow.ipc.open_stream(stream).schema
+        except pyarrow.ArrowInvalid:
+            return pyarrow.ipc.open_file(stream).schema
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def _by_name(splits: Any) -> dict[str, Dataset]:
