@@ -183,6 +183,36 @@ def test_a_folder_that_is_no_run_is_never_deleted(tmp_path, capsys):
     assert (tmp_path / "precious" / "thesis.tex").exists()
 
 
+@pytest.mark.parametrize("config", ['{"model_type": "bert"}', '{"rule": "thumb"}', "[1]", "{"])
+def test_a_config_of_something_else_makes_a_folder_no_run(config, tmp_path, capsys):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "config.json").write_text(config)
+    (tmp_path / "precious" / "weights.bin").write_text("...")
+    run("train", *SHORT, "--folder", "precious", "--overwrite", capsys=capsys, code=2)
+    assert (tmp_path / "precious" / "weights.bin").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "bad"),
+    [
+        (("train", *SHORT), ("--data", "nowhere/x/y")),
+        (("train", *SHORT), ("--network", "64-x-10")),
+        (("compare", *SHORT, "--rules", "shallow", "--seeds", "1", "--no-time-steps"), ("--data", "nowhere/x/y")),
+        (("reproduce", "lillicrap2016/fig2a", "--scale", "0.01", "--seeds", "1", "--only", "fa"), ("--scale", "nan")),
+        (("reproduce", "lillicrap2016/fig2a", "--scale", "0.01", "--seeds", "1", "--only", "fa"), ("--only", "typo")),
+        (
+            ("reproduce", "lillicrap2016/fig2a", "--scale", "0.01", "--seeds", "1", "--only", "fa"),
+            ("--using", "nothing"),
+        ),
+    ],
+)
+def test_bad_input_costs_no_earlier_run(command, bad, tmp_path, capsys):
+    run(*command, "--folder", "one", capsys=capsys)
+    before = {path: path.read_bytes() for path in (tmp_path / "one").rglob("*") if path.is_file()}
+    run(*command, *bad, "--folder", "one", "--overwrite", capsys=capsys, code=2)
+    assert {path: path.read_bytes() for path in (tmp_path / "one").rglob("*") if path.is_file()} == before
+
+
 def test_overwrite_replaces_a_run(tmp_path, capsys):
     run("train", *SHORT, "--folder", "one", capsys=capsys)
     run("train", *SHORT, "--folder", "one", "--rule", "kp", "--overwrite", capsys=capsys)

@@ -47,13 +47,14 @@ class Compare:
             kept = config_in(folder, "compare", [one.name for one in fields(CompareConfig)])
             config = CompareConfig(**{**kept, "rules": tuple(kept["rules"])})
         else:
-            folder = new_folder(self.folder, f"compare-{slug(config.data)}", overwrite=self.overwrite)
+            folder = new_folder(self.folder, f"compare-{slug(config.data)}")
         try:
             with progress() as display:
                 comparison = compare(
                     config,
                     folder,
                     resume=self.resume is not None,
+                    overwrite=self.overwrite,
                     command=command_line(),
                     announce=lambda rule, seeds: watch(display, f"{rule}, {_named(seeds)}"),
                     time_steps=step_ratios if self.time_steps else None,

@@ -79,7 +79,7 @@ class Reproduce:
             raise ValueError("which experiment? give its ID; `apical papers` lists them")
         else:
             chosen = find(self.name)
-            folder = new_folder(self.folder, slug(chosen.name), overwrite=self.overwrite)
+            folder = new_folder(self.folder, slug(chosen.name))
         try:
             with progress() as display:
                 outcome = reproduce(
@@ -87,6 +87,7 @@ class Reproduce:
                     folder,
                     **options,
                     resume=self.resume is not None,
+                    overwrite=self.overwrite,
                     announce=lambda condition, seeds: _watch(display, condition, seeds),
                 )
         except KeyboardInterrupt:

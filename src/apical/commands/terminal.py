@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -67,17 +66,9 @@ def command_line() -> str:
     return shlex.join(["apical", *sys.argv[1:]])
 
 
-def new_folder(folder: Path | None, kind: str, *, overwrite: bool) -> Path:
+def new_folder(folder: Path | None, kind: str) -> Path:
     """The folder for a new run: the one asked for, or one under runs/ named by kind and time."""
-    if folder is None:
-        return Path("runs") / f"{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    if overwrite and folder.is_dir() and any(folder.iterdir()):
-        if not (folder / "config.json").exists():
-            raise ValueError(
-                f"--overwrite: folder {folder} holds no run of apical's, so it is left alone; give another folder"
-            )
-        shutil.rmtree(folder)
-    return folder
+    return Path("runs") / f"{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}" if folder is None else folder
 
 
 def config_in(folder: Path, command: str, keys: Iterable[str]) -> dict[str, Any]:

@@ -40,10 +40,10 @@ class Train:
             config = TrainConfig(**config_in(folder, "train", [one.name for one in fields(TrainConfig)]))
         else:
             kind = f"{slug(config.data)}-{slug(config.rule)}-{config.seed}"
-            folder = new_folder(self.folder, kind, overwrite=self.overwrite)
+            folder = new_folder(self.folder, kind)
         with progress() as display:
             watcher = watch(display, f"{config.rule}, seed {config.seed}")
-            result = train(config, folder, resume=self.resume is not None, watcher=watcher)
+            result = train(config, folder, resume=self.resume is not None, overwrite=self.overwrite, watcher=watcher)
         console.print(
             f"test error [bold]{result['test_error']:.2f} %[/] after {result['steps']:,} steps, {result['seconds']:.1f} s",
             markup=True,

@@ -42,6 +42,7 @@ def reproduce(
     data: str | None = None,
     only: Sequence[str] = (),
     resume: bool = False,
+    overwrite: bool = False,
     using: Path | str | None = None,
     announce: Announce | None = None,
 ) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def reproduce(
         scale: fraction of the paper's length, above 0 and at most 1.
         data: hub name or folder of the images; None: what the experiment names.
         only: some of the conditions; none given: all.
-        resume: go on with what was stopped in `folder`.
+        resume: go on with what was stopped in `folder`. overwrite: delete an earlier experiment there, once all else is right.
         using: folder of an experiment of the same runs, whose finished conditions are taken over.
         announce: gives each task's watcher.
 
@@ -91,7 +92,7 @@ def reproduce(
     if resume:
         home.reopen(config)
     else:
-        home.start(config)
+        home.start(config, overwrite=overwrite)
     for path, record in found.items():
         write_json(home.path / "records" / path, record.asdict())
     records = {}

@@ -79,6 +79,7 @@ def compare(
     *,
     data: ImageData | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     command: str | None = None,
     announce: Announce | None = None,
     time_steps: Callable[[CompareConfig, ImageData], dict[str, float]] | None = None,
@@ -91,6 +92,7 @@ def compare(
     Args:
         config: what to compare. data: loaded already, or None to load what the config names.
         folder: for everything. resume: finish a comparison that was stopped.
+        overwrite: delete an earlier comparison in `folder`, once all else is known to be right.
         command: the command to show beside the results. announce: gives each run's watcher.
         time_steps: gives each rule's time per step as a ratio to plain backpropagation, measured when all runs are done.
 
@@ -109,7 +111,7 @@ def compare(
     if resume:
         home.reopen(_plain(config))
     else:
-        home.start(_plain(config))
+        home.start(_plain(config), overwrite=overwrite)
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     # A comparison that was started goes on as it was started.
     together = [rule for rule in config.rules if _goes_together(config, rule, home.path, rule in together)]

@@ -22,6 +22,7 @@ def train(
     *,
     data: ImageData | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     watcher: Watcher | None = None,
 ) -> dict[str, Any]:
     """Train one network by one rule, and leave a run folder.
@@ -30,6 +31,7 @@ def train(
         config: what to run. data: loaded already, or None to load what the config names.
         folder: for config.json, metrics.jsonl, checkpoint/ and result.json.
         resume: go on with the run in `folder`. It ends bit-identical to one that was never stopped.
+        overwrite: delete an earlier run in `folder`, once all else is known to be right.
         watcher: called after every step.
 
     Returns:
@@ -52,7 +54,7 @@ def train(
         if session.fabric.is_global_zero:
             run.metrics.cut(None if state is None else session.step)
     elif session.fabric.is_global_zero:
-        run.start(config.asdict())
+        run.start(config.asdict(), overwrite=overwrite)
     with stoppable() as stopped:
         return session.go(run, stopped, watcher or (lambda *_: None))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,23 @@ class RunFolder:
         self.path = Path(path)
         self.metrics = MetricsLog(self.path / "metrics.jsonl")
 
-    def start(self, config: dict[str, Any]) -> None:
+    def start(self, config: dict[str, Any], *, overwrite: bool = False) -> None:
         """Open the folder for a new run.
 
+        overwrite: delete an earlier run of the same kind, one whose config has the same keys.
+
         Raises:
-            RunFolderError: if something is there already.
+            RunFolderError: if something else is there already.
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"{self.path} is a file; give another folder")
+        if overwrite and self.path.exists() and any(self.path.iterdir()):
+            if not self._config.exists() or self._read(self._config).keys() != config.keys():
+                raise RunFolderError(
+                    f"overwrite: folder {self.path} holds no run of this kind, so it is left alone; give another folder, or "
+                    "delete it yourself"
+                )
+            shutil.rmtree(self.path)
         # What a kill left of a config half-written is no run.
         if self.path.exists() and any(not one.name.startswith(".config.json.") for one in self.path.iterdir()):
             what = "holds a run already; resume it" if self._config.exists() else "is not empty"
