@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import types
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from torch.nn.utils import prune
 
 import apical
 from apical import registry, spec
+from apical.plasticity import Plasticity
 
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(5))
 Y = torch.randint(3, (8,), generator=torch.Generator().manual_seed(6))
@@ -383,6 +386,16 @@ def test_a_parametrization_put_on_after_attach(way, rule):
     put_on(model[2])
     with pytest.raises(RuntimeError, match=rf"the {name} of '2' is a parameter no longer.*take that off.*connectivity"):
         model(X).sum().backward()
+
+
+def test_a_plasticity_of_ones_own_that_does_not_go_with_the_pathway():
+    @dataclass(frozen=True)
+    class Own(Plasticity):
+        name: ClassVar[str] = "own"
+        pathways: ClassVar[frozenset[str]] = frozenset({"layer-wise"})
+
+    with pytest.raises(ValueError, match="'direct' with plasticity 'own' has no meaning; 'own' goes with layer-wise"):
+        apical.Rule("direct", Own())
 
 
 # example_input --------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ def test_code_runs(page, code):
     known = dict(_SYNAPSES)
     torch.manual_seed(0)
     try:
-        exec(compile(code, str(page), "exec"), {"__name__": "page", "apical": apical, "torch": torch, "nn": nn})
+        exec(compile(code, str(page), "exec"), {"__name__": "page"})
     finally:
         _SYNAPSES.clear()
         _SYNAPSES.update(known)
@@ -43,6 +43,11 @@ def test_the_example_layer_learns_as_autograd_would():
         plain(x).square().sum().backward()
         for p, grad in zip(plain.parameters(), expected, strict=True):
             torch.testing.assert_close(p.grad, grad)
+        apical.learner_of(plain).detach()
+        learner = apical.attach(plain, apical.rule("wm", activation="linear", decay=1.0, batch=4096), example_input=x)
+        for _ in range(60):
+            learner.adapt(x, None, lambda outputs, targets: outputs.sum(1))
+        assert apical.measures.relative_error(plain[2].weight, learner.synapses["2"].feedback) < 0.1
     finally:
         _SYNAPSES.clear()
         _SYNAPSES.update(known)

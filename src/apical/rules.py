@@ -96,8 +96,9 @@ class Rule:
             object.__setattr__(self, "plasticity", _named(self.plasticity, PLASTICITIES, Plasticity, "plasticity"))
         plasticity = self.plasticity
         if pathway.name not in plasticity.pathways:
+            why = _WHY_NOT.get(plasticity.name)
             raise ValueError(
-                f"pathway '{pathway.name}' with plasticity '{plasticity.name}' has no meaning: {_WHY_NOT[plasticity.name]}; "
+                f"pathway '{pathway.name}' with plasticity '{plasticity.name}' has no meaning{f': {why}' if why else ''}; "
                 f"'{plasticity.name}' goes with {' or '.join(sorted(plasticity.pathways))}"
             )
         if not self.name:

@@ -11,7 +11,7 @@ import torch
 from apical.data import ImageData, Split
 from apical.papers import Claim, Curve, Experiment, Line, Outcome, Panel, Published, Record, Row, find
 from apical.papers.course import course, spread
-from apical.papers.reproduce import reproduce
+from apical.papers.reproduce import _described, reproduce
 from apical.report import paper, results
 from apical.report.comparison import ReportError
 from apical.training.run import RunFolderError
@@ -151,6 +151,25 @@ def test_images_of_another_kind_are_refused_and_other_data_is_named(tmp_path, mo
     assert commands == ["apical reproduce lillicrap2016/walk", "apical reproduce lillicrap2016/walk --data fashion"]
 
 
+def test_a_table_of_other_data_says_so_with_the_lengths_that_they_make(tmp_path, monkeypatch):
+    one = find("nokland2016/text-ifa")
+    split = Split(torch.zeros(30, 1, 28, 28, dtype=torch.uint8), torch.arange(30) % 10)
+    whole = [
+        Split(torch.zeros(n, 1, 1, 1, dtype=torch.uint8), torch.zeros(n, dtype=torch.int64)) for n in (60_000, 10_000)
+    ]
+    (tmp_path / "mnist").mkdir()
+    described = [
+        {
+            "experiment": one.name, "scale": 0.1, "seeds": [0], "conditions": list(one.conditions), "length": one.length,
+            "lengths": {"steps": 3000},
+            "data": _described(one, {"data": str(tmp_path / "mnist")}, ImageData("x", *own, 10, tuple("0123456789"))),
+        }
+        for own in ((split, split), whole)
+    ]  # fmt: skip
+    assert paper.extent(described[0]).endswith("1 seed; on other data, mnist (30 + 30 images): 3,000 steps")
+    assert paper.extent(described[1]).endswith("1 seed")
+
+
 def test_a_damaged_record_is_named(tmp_path):
     reproduce(walk(), tmp_path / "run", scale=0.1)
     (tmp_path / "run" / "records" / "slow-0-2.json").write_text("{")
@@ -222,6 +241,13 @@ def test_a_longer_run_replaces_a_shorter_one_and_not_the_other_way_round(tmp_pat
     results.publish(tmp_path / "few", tmp_path / "results")
     with pytest.raises(ReportError, match="holds a longer run"):
         results.publish(tmp_path / "long", tmp_path / "results")
+    reproduce(walk(), tmp_path / "part", scale=0.6, seeds=2, only=["slow"])
+    with pytest.raises(ReportError, match="holds a run of more conditions"):
+        results.publish(tmp_path / "part", tmp_path / "results")
+    reproduce(walk(), tmp_path / "more", scale=0.6, seeds=2)
+    results.publish(tmp_path / "more", tmp_path / "results")
+    with pytest.raises(ReportError, match="holds a run of more seeds"):
+        results.publish(tmp_path / "few", tmp_path / "results")
     assert json.loads((tmp_path / "results" / "lillicrap2016" / "walk.json").read_text())["scale"] == 0.6
     assert page.name == "lillicrap2016.md"
 

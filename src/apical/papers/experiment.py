@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from apical.data import ImageData
 from apical.papers.outcome import Outcome
@@ -75,12 +75,21 @@ class Experiment(ABC):
         return self.name.partition("/")[0]
 
 
-IMAGES: dict[str, tuple[tuple[int, int, int], int]] = {
-    "ylecun/mnist": ((1, 28, 28), 10),
-    "uoft-cs/cifar10": ((3, 32, 32), 10),
-    "uoft-cs/cifar100": ((3, 32, 32), 100),
+class Images(NamedTuple):
+    """Of a data set: the shape of an image, and how many classes and images of both splits there are."""
+
+    shape: tuple[int, int, int]
+    classes: int
+    train: int
+    test: int
+
+
+IMAGES = {
+    "ylecun/mnist": Images((1, 28, 28), 10, 60_000, 10_000),
+    "uoft-cs/cifar10": Images((3, 32, 32), 10, 50_000, 10_000),
+    "uoft-cs/cifar100": Images((3, 32, 32), 100, 50_000, 10_000),
 }
-"""Data sets that experiments name: shape of an image, classes."""
+"""Data sets that experiments name."""
 
 
 @dataclass

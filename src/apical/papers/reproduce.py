@@ -105,7 +105,7 @@ def reproduce(
     outcome = {
         "format": 1,
         **config,
-        "data": None if name is None else _name(name),
+        "data": None if loaded is None else _described(experiment, config, loaded),
         "title": experiment.title,
         "source": experiment.source,
         "length": experiment.length,
@@ -126,6 +126,13 @@ def _name(data: str) -> str:
     return Path(data).resolve().name if Path(data).is_dir() else data
 
 
+def _described(experiment: Experiment, config: dict[str, Any], loaded: images.ImageData) -> str:
+    """The data's name; with their numbers where these are not those of the data set that the experiment names."""
+    own, name = IMAGES[str(experiment.data)], _name(config["data"])
+    counts = len(loaded.train), len(loaded.test)
+    return name if counts == (own.train, own.test) else f"{name} ({counts[0]} + {counts[1]} images)"
+
+
 def shown(experiment: Experiment, records: dict[str, Record]) -> dict[str, Any]:
     """The experiment's outcome as plain dicts and lists, with what is computed from rows."""
     outcome = experiment.outcome(records)
@@ -136,11 +143,11 @@ def shown(experiment: Experiment, records: dict[str, Record]) -> dict[str, Any]:
 
 
 def _check(experiment: Experiment, name: str, loaded: images.ImageData) -> None:
-    shape, classes = IMAGES[str(experiment.data)]
-    if (tuple(loaded.shape), loaded.classes) != (shape, classes):
+    own = IMAGES[str(experiment.data)]
+    if (tuple(loaded.shape), loaded.classes) != (own.shape, own.classes):
         raise ValueError(
             f"data: {name} has images of {list(loaded.shape)} in {loaded.classes} classes, but {experiment.name} is about "
-            f"{experiment.data}, {list(shape)} in {classes} classes"
+            f"{experiment.data}, {list(own.shape)} in {own.classes} classes"
         )
 
 

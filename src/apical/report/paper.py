@@ -70,8 +70,17 @@ def extent(outcome: Mapping[str, Any]) -> str:
     known = experiments().get(outcome["experiment"])
     done, most = len(outcome["conditions"]), 0 if known is None else len(known.conditions)
     part = f", {done} of {most} conditions" if done < most else ""
-    full = "full length" if scale == 1 else f"{scale:.3g} of the full length"
-    return f"{full} ({outcome['length']}), {seeds}{part}"
+    full = "full length" if scale == 1 else f"{scale:.6g} of the full length"
+    return f"{full} ({outcome['length']}), {seeds}{part}{other_data(outcome)}"
+
+
+def other_data(outcome: Mapping[str, Any]) -> str:
+    """Said where an experiment was not run on the paper's data, with the lengths that these make of it; else nothing."""
+    known, name = experiments().get(outcome["experiment"]), outcome["data"]
+    if name is None or known is None or name.rpartition("/")[2] == str(known.data).rpartition("/")[2]:
+        return ""
+    lengths = ", ".join(f"{count:,} {what}" for what, count in outcome["lengths"].items())
+    return f"; on other data, {name}: {lengths}"
 
 
 def number(mean: float | None, spread: float | None, unit: str) -> str:
@@ -81,7 +90,7 @@ def number(mean: float | None, spread: float | None, unit: str) -> str:
     ('2.10 ± 0.04 %', '0.000123', '515.3 ± 4.1')
     """
     if mean is None:
-        return "did not converge"
+        return "undefined"
     unit = f" {unit}" if unit and unit != "°" else unit
     digits = 2 if abs(mean) < 100 else 1
     shown = f"{mean:.{digits}f}" if abs(mean) >= 0.1 or mean == 0 else f"{mean:.3g}"

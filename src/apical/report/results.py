@@ -10,7 +10,7 @@ from apical.files import write_json
 from apical.papers import PAPERS, experiments
 from apical.report.atomic import write_text
 from apical.report.comparison import ReportError
-from apical.report.paper import duration, extent, figure, number, printed, read
+from apical.report.paper import duration, extent, figure, number, other_data, printed, read
 from apical.report.templates import template
 
 
@@ -21,16 +21,16 @@ def publish(folder: Path, results: Path) -> Path:
         The page.
 
     Raises:
-        ReportError: if a longer run of the experiment is there already; it is kept.
+        ReportError: if a run of the experiment is there already that has what this one lacks; it is kept.
     """
     outcome = read(folder / "outcome.json")
     path = results / f"{outcome['experiment']}.json"
     if path.exists():
         there = read(path)
-        if _length(there) > _length(outcome):
+        if lacking := _lacking(outcome, there):
             raise ReportError(
-                f"{path} holds a longer run ({extent(there)}) than {folder} ({extent(outcome)}) and is kept; delete it first "
-                "if the shorter one is to stand there"
+                f"{path} holds {lacking} ({extent(there)}) than {folder} ({extent(outcome)}) and is kept; delete it first if the "
+                "other is to stand there"
             )
     write_json(path, outcome)
     _draw(outcome, path)
@@ -86,8 +86,16 @@ def _page(results: Path, paper: str, outcomes: list[dict[str, Any]]) -> Path:
     return page
 
 
-def _length(outcome: dict) -> tuple[float, int]:
-    return outcome["scale"], len(outcome["seeds"]) * len(outcome["conditions"])
+def _lacking(outcome: dict, there: dict) -> str:
+    """What the published run has and this one has not, in words; length goes before seeds."""
+    if other_data(there) != other_data(outcome):
+        return "a run on other data"
+    if there["scale"] > outcome["scale"]:
+        return "a longer run"
+    if set(there["conditions"]) - set(outcome["conditions"]):
+        return "a run of more conditions"
+    same = there["scale"] == outcome["scale"]
+    return "a run of more seeds" if same and len(there["seeds"]) > len(outcome["seeds"]) else ""
 
 
 def _shared(outcome: dict, outcomes: list[dict]) -> str:
