@@ -158,6 +158,7 @@ NUMBERS = {
     "kp-direct": [{"epsilon": 1.0}, {"epsilon": 0.25}, {"epsilon": 2}],
     "usf": [{"scale": 1.0}, {}, {"scale": 0.1}],
     "wm": [{"noise": 0.5, "rate": 0.1}, {"noise": 2.0, "rate": 0.3}, {"noise": 1.0, "decay": 0.1}],
+    "np": [{"init": "nokland2016"}, {"init": "amit2019"}, {"init": nn.init.orthogonal_}],
     "fa": [{"init": "nokland2016"}, {"init": "amit2019"}, {"init": nn.init.orthogonal_}],
 }
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from apical.copies import PER_COPY
 from apical.noise import Distribution, check_distribution, check_noise
 from apical.perturbation import Estimate, estimates
 from apical.plasticity.base import Plasticity, keep_buffer
@@ -49,7 +50,7 @@ class Regression(Plasticity):
     rate: float = 0.016
     gamma: float = 0.1
     warmup: int = 0
-    init: Init = "weights"
+    init: Init = field(default="weights", metadata=PER_COPY)
 
     def __post_init__(self) -> None:
         if self.solver not in ("sgd", "ridge"):

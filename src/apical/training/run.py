@@ -117,5 +117,6 @@ class RunFolder:
             if not isinstance(found, dict):
                 raise ValueError("it holds no object")
         except (OSError, ValueError) as error:
-            raise RunFolderError(f"can't read {path}: {error}; delete the folder to start anew") from error
+            way_out = "delete the folder to start anew" if path == self._config else "delete it, and resume the run"
+            raise RunFolderError(f"can't read {path}: {error}; {way_out}") from error
         return found
