@@ -119,15 +119,17 @@ class Learner:
 
     @property
     def _device_type(self) -> str:
-        return next(self.model.parameters()).device.type
+        # Not by way of the model's parameters: finding the first takes as long as a small layer's product.
+        return next(iter(self.synapses.values()))._parameters["weight"].device.type  # type: ignore[union-attr]
 
     def _casting(self) -> AbstractContextManager[Any]:
         """While open, autocast is as it was in the newest pass that learns."""
         return casting(self._device_type, self._autocast)
 
     def _see_autocast(self, module: nn.Module, args: Any) -> None:
-        again = torch._C._current_graph_task_id() != -1
-        if torch.is_grad_enabled() and not (again or torch.compiler.is_compiling()):
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        if torch._C._current_graph_task_id() == -1:  # Else activation checkpointing computes the pass anew.
             self._autocast = casts(self._device_type)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> Any:
