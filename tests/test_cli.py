@@ -213,6 +213,31 @@ def test_bad_input_costs_no_earlier_run(command, bad, tmp_path, capsys):
     assert {path: path.read_bytes() for path in (tmp_path / "one").rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("command", "more", "other", "told"),
+    [
+        ("train", (), ("--seed", "7"), "with --seed 0;"),
+        ("train", (), ("--folder", "two"), "with no --folder;"),
+        ("compare", ("--rules", "shallow", "--seeds", "1"), ("--rules", "fa", "--seeds", "2"), "--seeds 1"),
+        ("compare", ("--rules", "shallow", "--seeds", "1"), ("--overwrite",), "with no --overwrite;"),
+    ],
+)
+def test_a_resumed_run_is_not_another_one(command, more, other, told, tmp_path, capsys):
+    run(command, *SHORT, *more, "--folder", "one", capsys=capsys)
+    assert told in words(run(command, "--resume", "one", *other, capsys=capsys, code=2).err)
+    run(
+        command, "--resume", "one", *SHORT, *more, capsys=capsys
+    )  # The options that it was started with say nothing else.
+
+
+def test_a_resumed_experiment_is_not_another_one(capsys):
+    start = ("reproduce", "lillicrap2016/fig2a", "--scale", "0.01", "--seeds", "1", "--only", "fa", "shallow")
+    run(*start, "--folder", "one", capsys=capsys)
+    for other in (("--seeds", "2"), ("--only", "bp"), ("--using", "two")):
+        assert other[0] in words(run("reproduce", "--resume", "one", *other, capsys=capsys, code=2).err)
+    run(*start, "--resume", "one", capsys=capsys)
+
+
 def test_overwrite_replaces_a_run(tmp_path, capsys):
     run("train", *SHORT, "--folder", "one", capsys=capsys)
     run("train", *SHORT, "--folder", "one", "--rule", "kp", "--overwrite", capsys=capsys)

@@ -11,7 +11,17 @@ import tyro
 from rich.table import Table
 from rich.text import Text
 
-from apical.commands.terminal import command_line, config_in, console, line, new_folder, progress, slug, watch
+from apical.commands.terminal import (
+    check_resumed,
+    command_line,
+    config_in,
+    console,
+    line,
+    new_folder,
+    progress,
+    slug,
+    watch,
+)
 from apical.training.compare import CompareConfig, compare
 from apical.training.session import Interrupted
 
@@ -45,6 +55,9 @@ class Compare:
         config, folder = self.config, self.resume
         if folder is not None:
             kept = config_in(folder, "compare", [one.name for one in fields(CompareConfig)])
+            start = {"folder": self.folder, "overwrite": self.overwrite}
+            default = {**CompareConfig().asdict(), "folder": None, "overwrite": False}
+            check_resumed(folder, {**config.asdict(), **start}, kept, default)
             config = CompareConfig(**{**kept, "rules": tuple(kept["rules"])})
         else:
             folder = new_folder(self.folder, f"compare-{slug(config.data)}")

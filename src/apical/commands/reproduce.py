@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ import tyro
 from rich.progress import Progress
 from rich.table import Table
 
-from apical.commands.terminal import config_in, console, errors, line, new_folder, progress, slug
+from apical.commands.terminal import check_resumed, config_in, console, errors, line, new_folder, progress, slug
 from apical.papers import find
 from apical.papers.experiment import Watcher
 from apical.papers.reproduce import KEYS, reproduce
@@ -68,13 +68,20 @@ class Reproduce:
             chosen = find(kept["experiment"])
             if self.name is not None and find(self.name) is not chosen:
                 raise ValueError(f"--resume: folder {folder} holds {chosen.name}, not {self.name}; leave the ID out")
-            options = {
+            own = {
                 "seeds": len(kept["seeds"]),
                 "first_seed": kept["seeds"][0],
                 "scale": kept["scale"],
                 "data": kept["data"],
                 "only": kept["conditions"],
             }
+            start = {"folder": self.folder, "overwrite": self.overwrite}
+            default = {one.name: one.default for one in fields(self)}
+            # In whatever order, and also those that there are none of.
+            only = tuple(one for one in kept["conditions"] if one in self.only)
+            asked = {**options, **start, "only": only if set(only) == set(self.only) else self.only}
+            check_resumed(folder, asked, own, default)
+            options = own
         elif self.name is None:
             raise ValueError("which experiment? give its ID; `apical papers` lists them")
         else:

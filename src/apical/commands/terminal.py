@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,23 @@ def config_in(folder: Path, command: str, keys: Iterable[str]) -> dict[str, Any]
             "with the apical that wrote it, or give another folder"
         )
     return found
+
+
+def check_resumed(folder: Path, asked: Mapping[str, Any], kept: Mapping[str, Any], default: Mapping[str, Any]) -> None:
+    """Refuse to resume where something else is asked for than what the run was started with.
+
+    Raises:
+        ValueError: naming the options that are neither the run's own nor left out.
+    """
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asked.items()}
+    changed = [key for key, value in asked.items() if value != default[key] and plain[key] != kept.get(key)]
+    if changed:
+        shown = {key: " ".join(map(str, one)) if isinstance(one, list) else one for key, one in kept.items()}
+        told = ", ".join(f"--{key.replace('_', '-')} {shown[key]}" if key in kept else f"no --{key}" for key in changed)
+        raise ValueError(
+            f"--resume: the run in {folder} goes on as it was started, with {told}; leave those options out, or start another "
+            "run in a folder of its own"
+        )
 
 
 def slug(text: str) -> str:

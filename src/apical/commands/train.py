@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from apical.commands.terminal import config_in, console, line, new_folder, progress, slug, watch
+from apical.commands.terminal import check_resumed, config_in, console, line, new_folder, progress, slug, watch
 from apical.training.config import TrainConfig
 from apical.training.loop import train
 
@@ -37,7 +37,11 @@ class Train:
         """Train."""
         config, folder = self.config, self.resume
         if folder is not None:
-            config = TrainConfig(**config_in(folder, "train", [one.name for one in fields(TrainConfig)]))
+            kept = config_in(folder, "train", [one.name for one in fields(TrainConfig)])
+            start = {"folder": self.folder, "overwrite": self.overwrite}
+            default = {**TrainConfig().asdict(), "folder": None, "overwrite": False}
+            check_resumed(folder, {**config.asdict(), **start}, kept, default)
+            config = TrainConfig(**kept)
         else:
             kind = f"{slug(config.data)}-{slug(config.rule)}-{config.seed}"
             folder = new_folder(self.folder, kind)
