@@ -77,9 +77,8 @@ class Reproduce:
             }
             start = {"folder": self.folder, "overwrite": self.overwrite}
             default = {one.name: one.default for one in fields(self)}
-            # In whatever order, and also those that there are none of.
-            only = tuple(one for one in kept["conditions"] if one in self.only)
-            asked = {**options, **start, "only": only if set(only) == set(self.only) else self.only}
+            same = set(self.only) == set(kept["conditions"])  # In whatever order.
+            asked = {**options, **start, "only": kept["conditions"] if same else self.only}
             check_resumed(folder, asked, own, default)
             options = own
         elif self.name is None:
