@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from apical.arguments import Arguments, input_of, with_input
+from apical.interventions import Perturb, learning, perturbing, unchanged
 from apical.outputs import over_tensors, pick
 from apical.probe import run
 from apical.recorder import Pass
@@ -23,9 +23,6 @@ from apical.updates import ordinary
 
 if TYPE_CHECKING:
     from apical.learner import Criterion, Learner
-
-Perturb = Callable[[str, int, Tensor], Tensor | None]
-"""perturb(place, call, activity) -> what the pass goes on with instead, or None for no change."""
 
 
 class Episode:
@@ -85,7 +82,7 @@ class Episode:
         with (
             unchanged(learner),
             ordinary(learner),
-            _learning(learner, None if learner._wiring.pathway.adapts else True) as parameters,
+            learning(learner, None if learner._wiring.pathway.adapts else True) as parameters,
             torch.enable_grad(),
             conditions.again(),
             recorder.recording() as passes,
@@ -159,7 +156,7 @@ class Episode:
         with (
             self._again(),
             backpropagating(self.learner),
-            _learning(self.learner, False),
+            learning(self.learner, False),
             torch.enable_grad(),
             perturbing(self.learner, look, places),
         ):
@@ -210,72 +207,6 @@ class Episode:
                 "(as nn.Dropout does), or put what is random in eval mode; forward hooks that change the model's output have to "
                 "be there before attach"
             )
-
-
-@contextmanager
-def perturbing(learner: Learner, perturb: Perturb, places: list[str] | None = None) -> Iterator[None]:
-    """While open, `perturb` sees the activity at every place a teaching signal enters: synapse inputs, outputs of blocks."""
-    counts: dict[str, int] = {}
-
-    def changed(place: str, activity: Tensor) -> Tensor | None:
-        number = counts[place] = counts.get(place, -1) + 1
-        return perturb(place, number, activity)
-
-    def before(place: str) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-            found = changed(place, input_of(args, kwargs))
-            return None if found is None else with_input(args, kwargs, found)
-
-        return hook
-
-    def after(place: str) -> Callable[..., Any]:
-        return lambda module, args, output: changed(place, output)
-
-    wanted = [site.name for site in learner._sites()] if places is None else places
-    handles = [
-        learner.synapses[p].register_forward_pre_hook(before(p), with_kwargs=True)
-        for p in wanted
-        if p not in learner.blocks
-    ]
-    handles += [learner.blocks[p].register_forward_hook(after(p)) for p in wanted if p in learner.blocks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def unchanged(learner: Learner) -> Iterator[None]:
-    """Statistics and other buffers of the model are put back afterwards; nothing that happens inside is recorded."""
-    recorder = learner._recorder
-    buffers = learner._buffers()
-    kept = [buffer.clone() for buffer in buffers]
-    before = None if recorder is None else (recorder.paused, recorder.newest)
-    if recorder is not None:
-        recorder.paused = True
-    try:
-        yield
-    finally:
-        if recorder is not None and before is not None:
-            recorder.paused, recorder.newest = before
-        for buffer, value in zip(buffers, kept, strict=True):
-            # Through .data: graphs of the passes inside may hold on to these buffers without reading their values.
-            buffer.data.copy_(value)
-
-
-@contextmanager
-def _learning(learner: Learner, wanted: bool | None) -> Iterator[list[nn.Parameter]]:
-    """While open, all parameters, or none, require a gradient; with None, those that do. Gives those that do."""
-    parameters = [p for p in learner.model.parameters() if p.is_floating_point()]
-    before = [p.requires_grad for p in parameters]
-    for parameter, own in zip(parameters, before, strict=True):
-        parameter.requires_grad_(own if wanted is None else wanted)
-    try:
-        yield [p for p in parameters if p.requires_grad]
-    finally:
-        for parameter, value in zip(parameters, before, strict=True):
-            parameter.requires_grad_(value)
 
 
 def check_losses(losses: Any, output: Tensor) -> Tensor:

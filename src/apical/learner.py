@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from apical import connectivity as masks
 from apical import swap
+from apical.conditions import casting, casts
 from apical.connectivity import Connectivity
 from apical.copies import copies_in, generator_from
 from apical.guard import watch_optimizers
@@ -18,7 +19,7 @@ from apical.outputs import Which
 from apical.pathway import Pathway
 from apical.phase import Phase, Site
 from apical.plasticity import Plasticity
-from apical.recorder import Recorder, casting, casts
+from apical.recorder import Recorder
 from apical.rules import Rule
 from apical.synapse import Synapse
 from apical.wiring import Wiring

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, distributed, nn
 
 from apical.copies import Streams
-from apical.episode import Episode, perturbing, unchanged
+from apical.episode import Episode
+from apical.interventions import perturbing, unchanged
 from apical.noise import Distribution, Supplies, Supply
 from apical.outputs import over_tensors, pick, tensors
 from apical.probe import run

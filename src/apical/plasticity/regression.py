@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from apical.conditions import casting
 from apical.copies import PER_COPY
 from apical.noise import Distribution, check_distribution, check_noise
 from apical.perturbation import Estimate, estimates
 from apical.plasticity.base import Plasticity, keep_buffer
 from apical.plasticity.initial import Init, draw_for
-from apical.recorder import casting
 from apical.recycle import in_use
 from apical.synapse import Synapse
 

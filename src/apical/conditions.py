@@ -1,0 +1,123 @@
+"""The conditions that a pass is made under: random state, autocast, and the statistics of its batch normalizations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def casts(kind: str) -> torch.dtype | None:
+    """What autocast turns values into on devices of `kind`; None where it is off."""
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def casting(kind: str, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """While open, autocast on devices of `kind` turns values into dtype, or is off."""
+    return torch.autocast(kind, dtype, enabled=dtype is not None) if casts(kind) != dtype else nullcontext()
+
+
+@dataclass
+class Conditions:
+    """Under which a pass can be made again: random state, autocast, and statistics of the normalizations that mix samples."""
+
+    random: Tensor
+    random_cuda: list[tuple[int, Tensor]]
+    kind: str
+    autocast: torch.dtype | None
+    normalized: dict[nn.Module, list[Statistics]] = field(default_factory=dict)
+    """What each batch normalization took from the batch, call by call."""
+
+    @classmethod
+    def now(cls, devices: list[int], kind: str) -> Conditions:
+        """Those at this moment, for a model on devices of `kind`."""
+        cuda = [(device, torch.cuda.get_rng_state(device)) for device in devices]
+        return cls(torch.get_rng_state(), cuda, kind, casts(kind))
+
+    def casting(self) -> AbstractContextManager[Any]:
+        """While open, autocast is as it was."""
+        return casting(self.kind, self.autocast)
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """While open, random numbers and autocast are as they were; after it, random numbers go on as before it."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices=[device for device, _ in self.random_cuda]))
+            torch.set_rng_state(self.random)
+            for device, state in self.random_cuda:
+                torch.cuda.set_rng_state(state, device)
+            stack.enter_context(self.casting())
+            yield
+
+    @contextmanager
+    def clean_statistics(self) -> Iterator[None]:
+        """While open, batch normalizations use the mean and variance that they had in the pass.
+
+        With statistics of a noisy batch, one sample's noise would show in another's loss.
+        """
+        own = {module: vars(module).get("forward") for module in self.normalized}
+        for module, statistics in self.normalized.items():
+            vars(module)["forward"] = _Normalized(module, statistics)  # type: ignore[arg-type]
+        try:
+            yield
+        finally:
+            for module, forward in own.items():
+                del vars(module)["forward"]
+                if forward is not None:
+                    vars(module)["forward"] = forward
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean [C] of a batch, with its variance [C] or, as autograd keeps it, one over the standard deviation."""
+
+    mean: Tensor
+    variance: Tensor | None
+    precision: Tensor | None = None
+
+    def squared(self, eps: float) -> Tensor:
+        """The variance; computed here, since not every phase asks for it."""
+        if self.variance is not None:
+            return self.variance
+        assert self.precision is not None
+        return self.precision.pow(-2).sub_(eps).clamp_(min=0)
+
+
+class _Normalized:
+    """A batch normalization's own forward, which takes its statistics, call by call, from a pass before."""
+
+    def __init__(self, module: _BatchNorm, statistics: list[Statistics]) -> None:
+        self.module, self.forward, self.statistics = module, module.forward, iter(statistics)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        module, found = self.module, next(self.statistics)
+        buffers, training = module._buffers, module.training
+        own = {name: buffers.get(name) for name in ("running_mean", "running_var")}
+        # A subclass may do more than normalize; in eval mode it does that with these in place of the running ones.
+        buffers.update(running_mean=found.mean, running_var=found.squared(module.eps))
+        module.training = False
+        try:
+            return self.forward(*args, **kwargs)
+        finally:
+            module.training = training
+            buffers.update(own)
+
+
+def statistics_of(x: Tensor, output: Tensor) -> Statistics:
+    """Of a batch that a normalization has just seen."""
+    # Not through hooks: activation checkpointing would compute the block anew to answer.
+    autograd = getattr(torch._C, "_autograd", None)
+    hooked = getattr(autograd, "_top_saved_tensors_default_hooks", lambda _: True)(False)
+    node = None if hooked else output.grad_fn
+    mean, deviation = getattr(node, "_saved_result1", None), getattr(node, "_saved_result2", None)
+    if mean is not None and deviation is not None and mean.numel() == deviation.numel() == x.shape[1]:
+        # Autograd has kept them; computing them again takes longer than the normalization.
+        return Statistics(mean.detach(), None, deviation.detach())
+    x = x.detach() if x.dtype == torch.float64 else x.detach().float()
+    variance, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
+    return Statistics(mean, variance)
