@@ -218,7 +218,7 @@ def test_what_figure_2_left_shows_is_judged_by_means_over_epochs(first, late, ri
 
 def test_a_blank_cell_is_a_bound():
     def agree(train: float, cell: Cell) -> list[bool | None]:
-        made = Record(numbers={"test error": [1.6], "train error": [train]})
+        made = Record(numbers={"test error": [1.6]}, curves={"train error": Curve([1.0], [[train]])})
         return [row.agrees for row in rows_of("", made, cell)]
 
     assert agree(0.01, Cell(1.60, 0.06)) == [True, True]
@@ -270,6 +270,16 @@ def test_layers_of_the_theorem_are_those_that_dfa_trains(digits):
     torch.testing.assert_close(
         weight.double(), (layers.dh_upper * layers.slope).t() @ layers.h_lower, rtol=1e-4, atol=1e-6
     )
+
+
+def test_a_few_minibatches_of_another_epoch_are_no_training_error():
+    def shown(x, *y):
+        record = Record(numbers={"test error": [2.0] * len(y)}, curves={"train error": Curve(x, y)})
+        return list(rows_of("1x800 tanh, bp", record, None)[1].ours)
+
+    assert shown([1.0, 2.0, 2.02], [3.0, 1.0, 50.0], [3.0, float("nan"), float("nan")]) == [1.0, 3.0]
+    assert shown([1.0, 2.0], [3.0, 1.0]) == [1.0]
+    assert shown([0.25, 0.5], [80.0, 70.0]) == [70.0]
 
 
 def test_nearest_neighbours_of_another_class():

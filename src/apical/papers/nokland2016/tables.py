@@ -13,7 +13,7 @@ from apical.data import ImageData
 from apical.papers.experiment import Experiment, Task
 from apical.papers.nokland2016.training import ADVERSARIAL, EPOCHS, MNIST_RATE, Net, Training, flushed, per_epoch, start
 from apical.papers.outcome import Claim, Outcome, Published, Row
-from apical.papers.record import Record
+from apical.papers.record import Curve, Record
 
 RULES = ("bp", "fa", "dfa")
 
@@ -79,8 +79,8 @@ class Table(Experiment):
         )
         with flushed():
             curves = training.course(task, steps)
-        numbers = {name: curve.last for name, curve in curves.items()}
-        return Record(curves=curves, numbers={**numbers, "epochs": [curves["test error"].x[-1]]})
+        test, epochs = curves["test error"], [curves["test error"].x[-1]]
+        return Record(curves=curves, numbers={"test error": test.last, "epochs": epochs})
 
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
         """Ours beside the table's cells."""
@@ -175,7 +175,8 @@ class Cifar(Table):
 
 def rows_of(label: str, record: Record, cell: Cell | None) -> list[Row]:
     """Test and train error beside the printed cell; where that has no train error, it is below what the table prints."""
-    test, train = (Row(f"{label}: {name}", record.numbers[name], unit="%") for name in ("test error", "train error"))
+    test = Row(f"{label}: test error", record.numbers["test error"], unit="%")
+    train = Row(f"{label}: train error", _of_whole_epochs(record.curves["train error"]), unit="%")
     if cell is None:
         return [test, train]
     # Tenths of a percent tell the rules apart, on CIFAR as well.
@@ -186,6 +187,12 @@ def rows_of(label: str, record: Record, cell: Cell | None) -> list[Row]:
         replace(test, published=Published(cell.test, cell.spread, cell.tag), within=min(0.1 * cell.test, 1.0)),
         replace(train, published=known, within=0.0 if known is blank else max(0.1 * known.value, gone)),
     ]
+
+
+def _of_whole_epochs(curve: Curve) -> list[float]:
+    """Every network's last value, without the few minibatches that a shortened run may make of another epoch."""
+    whole = [point for point, x in enumerate(curve.x) if x == round(x)] or range(len(curve.x))
+    return Curve([curve.x[point] for point in whole], [[row[point] for point in whole] for row in curve.y]).last
 
 
 def errors_of(records: Mapping[str, Record], name: str) -> dict[str, float]:
