@@ -170,6 +170,20 @@ def test_a_table_of_other_data_says_so_with_the_lengths_that_they_make(tmp_path,
     assert paper.extent(described[1]).endswith("1 seed")
 
 
+def test_a_longer_run_on_the_same_other_data_replaces_a_shorter_one(tmp_path, monkeypatch):
+    split = Split(torch.zeros(9, 1, 28, 28, dtype=torch.uint8), torch.arange(9))
+    kept = ImageData("x", split, split, 10, tuple("0123456789"))
+    monkeypatch.setattr("apical.papers.reproduce.images.load", lambda name: kept)
+    one = walk(data="ylecun/mnist")
+    monkeypatch.setattr("apical.report.paper.experiments", lambda: {one.name: one})
+    for scale in (0.25, 0.5):
+        reproduce(one, tmp_path / f"run-{scale}", data="fashion", scale=scale)
+        results.publish(tmp_path / f"run-{scale}", tmp_path / "results")
+    reproduce(one, tmp_path / "own", scale=0.5)
+    with pytest.raises(ReportError, match="holds a run on other data"):
+        results.publish(tmp_path / "own", tmp_path / "results")
+
+
 def test_a_damaged_record_is_named(tmp_path):
     reproduce(walk(), tmp_path / "run", scale=0.1)
     (tmp_path / "run" / "records" / "slow-0-2.json").write_text("{")

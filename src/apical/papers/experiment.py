@@ -92,6 +92,12 @@ IMAGES = {
 """Data sets that experiments name."""
 
 
+def same_data(one: str | None, other: str | None) -> bool:
+    """Whether two names, of the hub or of a folder, are those of one data set."""
+    one, other = (None if name is None else name.rpartition("/")[2] for name in (one, other))
+    return one == other
+
+
 @dataclass
 class Task:
     """One condition of an experiment, from some seeds: what `Experiment.run` is given.

@@ -20,7 +20,7 @@ import apical
 from apical import data as images
 from apical.files import write_json
 from apical.papers import experiments
-from apical.papers.experiment import IMAGES, Experiment, Task, Watcher
+from apical.papers.experiment import IMAGES, Experiment, Task, Watcher, same_data
 from apical.papers.record import Record
 from apical.training.compare import machine
 from apical.training.run import RunFolder
@@ -163,7 +163,7 @@ def _command(experiment: Experiment, config: dict[str, Any]) -> str:
     if len(config["conditions"]) < len(experiment.conditions):
         words += ["--only", *config["conditions"]]
     own = None if config["data"] is None else _name(config["data"])
-    if own is not None and own.rpartition("/")[2] != str(experiment.data).rpartition("/")[2]:
+    if own is not None and not same_data(own, experiment.data):
         words += ["--data", own]
     return shlex.join(words)
 

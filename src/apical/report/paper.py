@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from apical.papers import experiments
+from apical.papers.experiment import same_data
 from apical.report.atomic import write_text
 from apical.report.comparison import ReportError
 from apical.report.panels import draw
@@ -77,7 +78,7 @@ def extent(outcome: Mapping[str, Any]) -> str:
 def other_data(outcome: Mapping[str, Any]) -> str:
     """Said where an experiment was not run on the paper's data, with the lengths that these make of it; else nothing."""
     known, name = experiments().get(outcome["experiment"]), outcome["data"]
-    if name is None or known is None or name.rpartition("/")[2] == str(known.data).rpartition("/")[2]:
+    if name is None or known is None or same_data(name, known.data):
         return ""
     lengths = ", ".join(f"{count:,} {what}" for what, count in outcome["lengths"].items())
     return f"; on other data, {name}: {lengths}"

@@ -8,9 +8,10 @@ from typing import Any
 
 from apical.files import write_json
 from apical.papers import PAPERS, experiments
+from apical.papers.experiment import same_data
 from apical.report.atomic import write_text
 from apical.report.comparison import ReportError
-from apical.report.paper import duration, extent, figure, number, other_data, printed, read
+from apical.report.paper import duration, extent, figure, number, printed, read
 from apical.report.templates import template
 
 
@@ -88,7 +89,7 @@ def _page(results: Path, paper: str, outcomes: list[dict[str, Any]]) -> Path:
 
 def _lacking(outcome: dict, there: dict) -> str:
     """What the published run has and this one has not, in words; length goes before seeds."""
-    if other_data(there) != other_data(outcome):
+    if not same_data(there["data"], outcome["data"]):
         return "a run on other data"
     if there["scale"] > outcome["scale"]:
         return "a longer run"
