@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from apical.conditions import casting
 from apical.interventions import Perturb, learning, perturbing, unchanged
 from apical.outputs import over_tensors, pick
 from apical.probe import run
@@ -139,6 +140,11 @@ class Episode:
 
         roots: list[Tensor] = []
 
+        def hear(place: str, call: int, signal: Tensor) -> None:
+            # The pass is still going on, under its autocast.
+            with casting(self.taken.conditions.kind, None):
+                sink(place, call, signal)
+
         def look(place: str, call: int, activity: Tensor) -> Tensor:
             # Activation checkpointing calls this again inside the backward, for values only.
             again = torch._C._current_graph_task_id() != -1
@@ -149,7 +155,7 @@ class Episode:
             # An alias, so that other readers of the same activity don't add to its gradient.
             own = activity.view_as(activity)
             if not again:
-                own.register_hook(lambda signal: sink(place, call, signal))
+                own.register_hook(lambda signal: hear(place, call, signal))
             return own
 
         # Weights' gradients are not wanted here, and take as long as the signals.

@@ -185,8 +185,9 @@ class Scalar(Pathway):
         places = {site.name for site in phase.sites}
         found = estimates(phase, places, self.noise, self.distribution, calls=episode.taken.cuts)
         cuts = episode.cuts()
-        xs = [x for place, x in cuts.items() if place in found]
-        signals = [(found[place].tensor * episode.scale).to(x.dtype) for place, x in cuts.items() if place in found]
+        own = [place for place in cuts if place in found]  # Others may have noise of their own.
+        xs = [cuts[place] for place in own]
+        signals = [(found[place].tensor * episode.scale).to(x.dtype) for place, x in zip(own, xs, strict=True)]
         # Not backward(): hooks of DistributedDataParallel expect one call per pass, and that has been.
         gradients = torch.autograd.grad(xs, parameters, signals, allow_unused=True)
         learned = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]

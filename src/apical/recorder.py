@@ -129,9 +129,8 @@ class Recorder:
         self.learner._wiring.current = Pass(args, kwargs, self._conditions(), number=self._passes)
 
     def _conditions(self) -> Conditions:
-        weight = next(self.learner.model.parameters())
         devices = sorted({p.device.index for p in self.learner.model.parameters() if p.device.type == "cuda"})
-        return Conditions.now(devices, weight.device.type)
+        return Conditions.now(devices, self.learner._device_type)
 
     def end(self, module: nn.Module, args: Any, output: Any) -> None:
         """Hook of the model; runs after the wiring's, whose output is what the user gets."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from apical.conditions import casting
 from apical.copies import PER_COPY
 from apical.noise import Distribution, check_distribution, check_noise
 from apical.perturbation import Estimate, estimates
@@ -117,9 +116,7 @@ class Regression(Plasticity):
         sums: dict[str, list[Tensor]] = {}
 
         def learn(place: str, number: int, target: Estimate) -> None:
-            # A pass may be going on, under its autocast.
-            with casting(phase.device.type, None):
-                found = self._sums(phase, sites[place], number, target)
+            found = self._sums(phase, sites[place], number, target)
             if place in sums:
                 for total, part in zip(sums[place], found, strict=False):
                     total += part
