@@ -55,9 +55,7 @@ class Compare:
         config, folder = self.config, self.resume
         if folder is not None:
             kept = config_in(folder, "compare", [one.name for one in fields(CompareConfig)])
-            start = {"folder": self.folder, "overwrite": self.overwrite}
-            default = {**CompareConfig().asdict(), "folder": None, "overwrite": False}
-            check_resumed(folder, {**config.asdict(), **start}, kept, default)
+            check_resumed(self, config.asdict(), kept, CompareConfig().asdict())
             config = CompareConfig(**{**kept, "rules": tuple(kept["rules"])})
         else:
             folder = new_folder(self.folder, f"compare-{slug(config.data)}")

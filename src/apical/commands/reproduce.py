@@ -75,11 +75,9 @@ class Reproduce:
                 "data": kept["data"],
                 "only": kept["conditions"],
             }
-            start = {"folder": self.folder, "overwrite": self.overwrite}
-            default = {one.name: one.default for one in fields(self)}
             same = set(self.only) == set(kept["conditions"])  # In whatever order.
-            asked = {**options, **start, "only": kept["conditions"] if same else self.only}
-            check_resumed(folder, asked, own, default)
+            asked = {**options, "only": kept["conditions"] if same else self.only}
+            check_resumed(self, asked, own, {one.name: one.default for one in fields(self)})
             options = own
         elif self.name is None:
             raise ValueError("which experiment? give its ID; `apical papers` lists them")

@@ -93,20 +93,24 @@ def config_in(folder: Path, command: str, keys: Iterable[str]) -> dict[str, Any]
     return found
 
 
-def check_resumed(folder: Path, asked: Mapping[str, Any], kept: Mapping[str, Any], default: Mapping[str, Any]) -> None:
+def check_resumed(command: Any, asked: Mapping[str, Any], kept: Mapping[str, Any], default: Mapping[str, Any]) -> None:
     """Refuse to resume where something else is asked for than what the run was started with.
+
+    command: whose `resume` is the run's folder, and which has `folder` and `overwrite` for new runs.
 
     Raises:
         ValueError: naming the options that are neither the run's own nor left out.
     """
+    asked = {**asked, "folder": command.folder, "overwrite": command.overwrite}
+    default = {**default, "folder": None, "overwrite": False}
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asked.items()}
     changed = [key for key, value in asked.items() if value != default[key] and plain[key] != kept.get(key)]
     if changed:
         shown = {key: " ".join(map(str, one)) if isinstance(one, list) else one for key, one in kept.items()}
         told = ", ".join(f"--{key.replace('_', '-')} {shown[key]}" if key in kept else f"no --{key}" for key in changed)
         raise ValueError(
-            f"--resume: the run in {folder} goes on as it was started, with {told}; leave those options out, or start another "
-            "run in a folder of its own"
+            f"--resume: the run in {command.resume} goes on as it was started, with {told}; leave those options out, or start "
+            "another run in a folder of its own"
         )
 
 

@@ -38,9 +38,7 @@ class Train:
         config, folder = self.config, self.resume
         if folder is not None:
             kept = config_in(folder, "train", [one.name for one in fields(TrainConfig)])
-            start = {"folder": self.folder, "overwrite": self.overwrite}
-            default = {**TrainConfig().asdict(), "folder": None, "overwrite": False}
-            check_resumed(folder, {**config.asdict(), **start}, kept, default)
+            check_resumed(self, config.asdict(), kept, TrainConfig().asdict())
             config = TrainConfig(**kept)
         else:
             kind = f"{slug(config.data)}-{slug(config.rule)}-{config.seed}"

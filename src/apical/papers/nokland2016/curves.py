@@ -8,7 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from apical.papers.experiment import Task
-from apical.papers.nokland2016.tables import MNIST_OPEN, OPEN, RULES, TABLE1, TWO_BY_800, Table, errors_of, rows_of
+from apical.papers.nokland2016.tables import (
+    MNIST_OPEN,
+    OPEN,
+    RULES,
+    TABLE1,
+    TWO_BY_800,
+    Table,
+    distance,
+    errors_of,
+    rows_of,
+)
 from apical.papers.nokland2016.training import MNIST_RATE
 from apical.papers.outcome import Claim, Line, Outcome, Panel
 from apical.papers.record import Curve, Record
@@ -39,7 +49,7 @@ class Curves(Table):
                 Claim(
                     "BP and DFA have similar learning curves (here: mean test errors within 1 % after every epoch from the fifth "
                     "on, and within 0.3 % in the end)",
-                    apart <= 1 and abs(test["dfa"] - test["bp"]) <= 0.3,
+                    apart <= 1 and distance(test["dfa"], test["bp"]) <= 0.3,
                     f"furthest apart {apart:.2f} %; in the end "
                     + ", ".join(f"{rule} {test[rule]:.2f} %" for rule in test),
                 )
