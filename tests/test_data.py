@@ -849,8 +849,17 @@ def test_columns_that_could_both_be_it_are_listed(tmp_path, cache):
         more = {"right": right, "form": [1]}
         write(tmp_path / "set", split, pictures(1), [0], image="left", label="colour", features=features, **more)
     name = tmp_path / "set"
-    refused("2 columns of images", "'left'", "'right'", "image_column=", name=name, cache=cache)
-    refused("2 columns of labels", "'colour'", "'form'", "label_column=", name=name, cache=cache, image_column="left")
+    refused("2 columns of images", "'left'", "'right'", "'image', or", "image_column=", name=name, cache=cache)
+    refused(
+        "2 columns of labels",
+        "'colour'",
+        "'form'",
+        "'label', or",
+        "label_column=",
+        name=name,
+        cache=cache,
+        image_column="left",
+    )
     assert data.load(str(name), cache=cache, image_column="left", label_column="form").test.labels.tolist() == [1]
 
 

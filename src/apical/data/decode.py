@@ -97,8 +97,8 @@ def _tables(splits: dict[str, Dataset], name: str, choice: Choice) -> tuple[dict
     classes = len(names) if names else max(1, *(1 + int(table.labels.max()) for table in tables.values()))
     if classes > _MOST_CLASSES:
         raise DataError(
-            f"{name}: labels up to {classes - 1} are hardly classes; name the column that holds them (label_column=), "
-            "with values from 0"
+            f"{name}: labels up to {classes - 1} are hardly classes; choose the column that holds them, with values from 0, by "
+            "apical.data.load(..., label_column=), or name it 'label'"
         )
     for table in tables.values():
         check_labels(torch.from_numpy(table.labels), classes, table.where)
@@ -110,7 +110,11 @@ def _pick_split(splits: dict[str, Dataset], name: str, role: str, wanted: tuple[
         if split in splits:
             return split
     has = ", ".join(map(repr, splits)) or "none"
-    way_out = "name one by test_split=, or add a file" if role == "test" else "add a file or rename one, such as"
+    way_out = (
+        "choose one by apical.data.load(..., test_split=), or add a file"
+        if role == "test"
+        else "add a file or rename one, such as"
+    )
     raise DataError(
         f"{name} has no {role} split (looked for {', '.join(map(repr, wanted))}); its splits are {has}; "
         f"{way_out} {role}-00000-of-00001.parquet"
@@ -167,9 +171,13 @@ def _pick(
     if len(certain) == 1:
         return certain[0]
     if certain:
-        raise DataError(f"{where} has {len(certain)} columns of {role}s; choose one by {role}_column=: {columns}")
+        raise DataError(
+            f"{where} has {len(certain)} columns of {role}s: {columns}; name the one that is meant {role!r}, or choose it by "
+            f"apical.data.load(..., {role}_column=)"
+        )
     raise DataError(
-        f"{where} has no {role} column, of {kind}; its columns are {columns}; if one of them is it, say {role}_column="
+        f"{where} has no {role} column, of {kind}; its columns are {columns}; if one of them is it, name it {role!r}, or choose "
+        f"it by apical.data.load(..., {role}_column=)"
     )
 
 
