@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 
 import pytest
@@ -120,6 +121,105 @@ def test_a_state_goes_on_as_if_it_had_never_stopped():
         again.step()
         again.zero_grad()
     equal(other, whole)
+
+
+def switching(first, then, *, at=3, steps=6, during=None, keep=copy.deepcopy, rule="kp"):
+    """A network that learns by optimizer `first`, and from step `at` on by `then` with its state."""
+    net = chain()
+    learner = attach(net, rule)
+    moves = first(learner)
+    forward = net
+    for step in range(steps):
+        if step == at and then is not None:
+            state = keep(moves.state_dict())
+            moves = then(learner)
+            moves.load_state_dict(state)
+        if during is not None:
+            forward = during(step, learner) or forward
+        cross_entropy(forward(X), Y).mean().backward()
+        moves.step()
+        moves.zero_grad()
+    return net
+
+
+def local_momentum(learner):
+    return apical.LocalSGD(learner, 0.05, 0.9)
+
+
+def plain_momentum(learner):
+    return torch.optim.SGD(learner.model.parameters(), 0.05, 0.9)
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file)
+
+
+@pytest.mark.parametrize("keep", [copy.deepcopy, through_a_file, lambda state: state], ids=["copy", "file", "as it is"])
+@pytest.mark.parametrize("rule", ["kp", "fa"])
+def test_its_state_is_that_of_torch_and_either_goes_on_with_it(rule, keep):
+    whole = switching(plain_momentum, None, rule=rule)
+    for first in (local_momentum, plain_momentum):
+        for then in (local_momentum, plain_momentum):
+            equal(switching(first, then, rule=rule, keep=keep), whole)
+
+
+def test_a_loaded_state_goes_on_to_the_last_bit():
+    whole, again = switching(local_momentum, None), switching(local_momentum, local_momentum)
+    assert all(torch.equal(mine, its) for mine, its in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning",
+    "ignore:.*torch.jit.script_method:DeprecationWarning",
+    "ignore:The .grad attribute of a Tensor that is not a leaf",
+)
+def test_compiled_later_learns_as_with_torch():
+    torch.compiler.reset()
+
+    def compiled(step, learner):
+        return torch.compile(learner.model, backend="eager") if step == 3 else None
+
+    equal(switching(local_momentum, None, during=compiled), switching(plain_momentum, None, during=compiled))
+
+
+def test_feedback_that_is_frozen_for_a_while_keeps_a_velocity_of_its_own():
+    def freeze(step, learner):
+        for feedback in learner.feedback_parameters():
+            feedback.requires_grad_(not 2 <= step < 4)
+
+    equal(switching(local_momentum, None, during=freeze), switching(plain_momentum, None, during=freeze))
+
+
+@pytest.mark.parametrize("rule", ["fa", "kp", "np"])
+def test_one_that_is_gone_moves_nothing_more(rule):
+    def train(optimizers):
+        net = chain()
+        learner = attach(net, rule)
+        torch.manual_seed(4)
+        for make in optimizers:
+            moves = make(learner)
+            for _ in range(2):
+                cross_entropy(net(X), Y).mean().backward()
+                learner.adapt(X, Y, cross_entropy)
+                moves.step()
+                moves.zero_grad()
+            del moves
+        return net
+
+    equal(train([local_momentum, plain_momentum]), train([plain_momentum, plain_momentum]))
+
+
+def test_a_pass_whose_optimizer_is_gone_is_refused():
+    net = chain()
+    learner = attach(net, "fa")
+    moves = local_momentum(learner)
+    loss = cross_entropy(net(X), Y).mean()
+    del moves
+    with pytest.raises(RuntimeError, match="the LocalSGD .* is gone"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("change", [{"weight_decay": 0.1}, {"momentum": 0.5}, {"nesterov": True}])

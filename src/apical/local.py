@@ -87,6 +87,17 @@ class LocalSGD(Optimizer):
         if state.get("learner") is not None:  # Else a state dict is loaded.
             self._connect(state["learner"])
 
+    def state_dict(self) -> dict[str, Any]:
+        """As `torch.optim.SGD` has it, a velocity for each: the one that weights and feedback may share stands in it twice."""
+        state = super().state_dict()
+        seen = set()
+        for key, own in state["state"].items():
+            velocity = own.get("momentum_buffer")
+            if velocity is not None and id(velocity) in seen:
+                state["state"][key] = {**own, "momentum_buffer": velocity.clone()}
+            seen.add(id(velocity))
+        return state
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients that parameters outside synapses got."""
         if not set_to_none:
@@ -113,10 +124,12 @@ class LocalSGD(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._updates.close()
-        for group in self.param_groups:
-            moved = [p for p in group["params"] if p.grad is not None]
-            if moved:
-                self._ordinary(moved, group)
+        moved = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        if any(moved):
+            self._updates.part()
+        for parameters, group in zip(moved, self.param_groups, strict=True):
+            if parameters:
+                self._ordinary(parameters, group)
         return loss
 
     @torch.no_grad()

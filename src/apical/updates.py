@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +46,8 @@ class Updates:
     """The synapses' side of `LocalSGD`. Small layers take no longer than the calls in here, so these are few."""
 
     def __init__(self, optimizer: LocalSGD, learner: Learner, *, waits: bool) -> None:
-        self.optimizer, self.waits = optimizer, waits
+        # Weakly, so that an optimizer that the user has let go of is gone, and the weights' gradients are ordinary again.
+        self._optimizer, self.waits = weakref.ref(optimizer), waits
         self.paused = False
         self.sites: dict[Synapse, _Site] = {synapse: _Site(synapse) for synapse in learner.synapses.values()}
         self._groups: dict[int, dict[str, Any]] = {}
@@ -56,11 +58,24 @@ class Updates:
         held = [id(p) for module in learner.model.modules() for p in module._parameters.values() if p is not None]
         self.tied = {one for one, times in Counter(held).items() if times > 1}
 
+    @property
+    def optimizer(self) -> LocalSGD:
+        """Whose updates these are."""
+        optimizer = self._optimizer()
+        if optimizer is None:
+            raise RuntimeError(
+                "the LocalSGD under which this forward pass was made is gone; keep it until after backward(), or make the pass anew"
+            )
+        return optimizer
+
     def expect(self, synapse: Synapse) -> Updates | None:
         """A call of `synapse` in a forward pass with a graph; None if its weights are to get an ordinary gradient."""
         if torch.compiler.is_compiling():  # First: the compiler can't look into an optimizer's groups.
             return None
-        groups = self.optimizer.param_groups
+        optimizer = self._optimizer()
+        if optimizer is None:
+            return None
+        groups = optimizer.param_groups
         # A state that is loaded brings groups of its own.
         if len(groups) != len(self._seen) or groups[0] is not self._seen[0]:
             self._regroup(groups)
@@ -82,6 +97,8 @@ class Updates:
                 # What moves in the backward pass leaves no gradient for an optimizer that the feedback has of its own.
                 found.pop(id(weight), None)
         self._seen, self._groups = list(groups), found
+        for synapse in self.sites:
+            self._join(synapse)
 
     def take(
         self,
@@ -148,7 +165,9 @@ class Updates:
         forth = back = None
         if synapse.connectivity is not None:
             forth, back = synapse._buffers.get("weight_mask"), synapse._buffers.get("feedback_mask")
-        together = moves and forth is back and self._together(synapse, delta)
+        together = moves and forth is back and self._together(synapse)
+        if feedback is not None and not together:
+            self._part(synapse)
         if (moves and not together) or len(waiting) > 1 or weight.dtype != delta.dtype:
             # In full, where it is needed more than once.
             made = [synapse.hebbian(a, d) if p is None else p for d, a, p in waiting]
@@ -170,26 +189,47 @@ class Updates:
                 bias, synapse, delta, x, site.bias if site.bias.dtype == bias.dtype else site.bias.to(bias.dtype)
             )
 
-    def _together(self, synapse: Synapse, delta: Tensor) -> bool:
+    def _together(self, synapse: Synapse) -> bool:
         """Whether weights and trainable feedback have one velocity: the same sum of products, kept once."""
         weight, feedback = synapse._parameters["weight"], synapse._parameters["feedback"]
         one, other = self._groups[id(weight)], self._groups[id(feedback)]
         if not (one["momentum"] or other["momentum"]):
             return False
-        mine, its = self.optimizer.state[weight], self.optimizer.state[feedback]  # type: ignore[index]
-        velocity, another = mine.get("momentum_buffer"), its.get("momentum_buffer")
-        none = delta[:0]  # Whether the product would be taken as it is; which one does not matter.
-        alike = (
-            one["momentum"] == other["momentum"]
+        state = self.optimizer.state
+        none = synapse.weight.detach()[:0]  # Whether the product would be taken as it is; which one does not matter.
+        return (
+            state[weight].get("momentum_buffer") is state[feedback].get("momentum_buffer")  # type: ignore[index]
+            and one["momentum"] == other["momentum"]
             and one["dampening"] == other["dampening"]
             and not (one["weight_decay"] or other["weight_decay"] or one["nesterov"] or other["nesterov"])
             and synapse.plasticity.increment(none) is none
         )
-        if velocity is not another:
-            return False
-        if velocity is not None and not alike:
-            its["momentum_buffer"] = velocity.clone()
-        return alike
+
+    def part(self) -> None:
+        """Separate the velocities of weights and feedback of which one is about to move by a gradient."""
+        for synapse in self.sites:
+            weight, feedback = synapse._parameters.get("weight"), synapse._parameters.get("feedback")
+            if feedback is not None and (feedback.grad is not None or (weight is not None and weight.grad is not None)):
+                self._part(synapse)
+
+    def _part(self, synapse: Synapse) -> None:
+        mine, its = self._states(synapse)
+        if its is not None and mine is not None and its["momentum_buffer"] is mine["momentum_buffer"]:
+            its["momentum_buffer"] = mine["momentum_buffer"].clone()
+
+    def _join(self, synapse: Synapse) -> None:
+        """Keep two velocities that are equal once: those of a state that was saved with the two together."""
+        mine, its = self._states(synapse)
+        if its is not None and mine is not None:
+            velocity, another = mine["momentum_buffer"], its["momentum_buffer"]
+            if velocity.shape == another.shape and velocity.device == another.device and torch.equal(velocity, another):
+                its["momentum_buffer"] = velocity
+
+    def _states(self, synapse: Synapse) -> list[dict[str, Any] | None]:
+        """The optimizer's states of weights and trainable feedback, None where there is no velocity."""
+        own, state = synapse._parameters, self.optimizer.state
+        found = [state.get(own.get(name)) for name in ("weight", "feedback")]  # type: ignore[call-overload]
+        return [one if one is not None and one.get("momentum_buffer") is not None else None for one in found]
 
     def _move(
         self,
