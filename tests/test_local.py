@@ -218,7 +218,7 @@ def test_a_pass_whose_optimizer_is_gone_is_refused():
     moves = local_momentum(learner)
     loss = cross_entropy(net(X), Y).mean()
     del moves
-    with pytest.raises(RuntimeError, match="the LocalSGD .* is gone"):
+    with pytest.raises(RuntimeError, match=r"the LocalSGD .* is gone"):
         loss.backward()
 
 

@@ -64,7 +64,8 @@ class Updates:
         optimizer = self._optimizer()
         if optimizer is None:
             raise RuntimeError(
-                "the LocalSGD under which this forward pass was made is gone; keep it until after backward(), or make the pass anew"
+                "the LocalSGD under which this forward pass was made is gone; keep it until after "
+                "backward(), or make the pass anew"
             )
         return optimizer
 
