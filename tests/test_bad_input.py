@@ -647,6 +647,20 @@ def test_calling_a_part_of_a_directly_taught_model(rule):
     assert model.body[0].weight.grad is not None
 
 
+def test_calling_a_part_of_a_model_whose_feedback_is_drawn_with_every_pass():
+    model = Named()
+    learner = apical.attach(model, "brsf", example_input=X)
+    for call in (lambda: model.head(torch.randn(3, 6, requires_grad=True)), lambda: model.forward(X)):
+        with pytest.raises(RuntimeError, match=r"called on its own.*drawn with every pass"):
+            call()
+    with torch.no_grad():
+        model.head(torch.randn(3, 6))
+    loss(model).backward()
+    first = learner.synapses["head"].feedback.clone()
+    loss(model).backward()
+    assert not torch.equal(first, learner.synapses["head"].feedback)
+
+
 def test_calling_a_part_of_a_model_taught_at_blocks():
     model = chain()
     apical.attach(model, "dfa", example_input=X, at=["1", "3"])

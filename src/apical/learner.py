@@ -109,8 +109,7 @@ class Learner:
             synapse._buffers["feedback_mask"] = None
 
     def _begin(self, module: nn.Module, args: Any) -> None:
-        if self._wiring.pathway.wired:
-            self._wiring.begin()
+        self._wiring.begin()
         again = torch._C._current_graph_task_id() != -1  # Activation checkpointing computes the same pass anew.
         if torch.is_grad_enabled() and not (again or self._wiring.muted):
             for synapse in self.synapses.values():

@@ -82,6 +82,10 @@ class LayerWise(Pathway):
                     f"the input of '{synapse.label}' now requires a gradient, but its feedback was dropped because its first "
                     "input was data; attach with apical.rule(name, track=True) to keep it, or detach the input"
                 )
+            if synapse.plasticity.redraws:  # Else they would silently stay as they are.
+                synapse.wiring.within(
+                    synapse.label, "batchwise magnitudes are drawn with every pass of the whole model"
+                )
             return x, synapse.plasticity.keeps(synapse)
         # Trainable feedback that is still there gets its gradient in any case: DDP waits for every parameter.
         return x, synapse.feedback if synapse.plasticity.trainable else None
@@ -113,6 +117,8 @@ class Direct(Pathway):
 class Indirect(Direct):
     """Signal e D at the input of the second synapse, then onward through the forward weights (nokland2016 eq. 9).
 
+    Where something else that learns stands in front of the first synapse (normalization, an embedding), e D enters there.
+
     delta_l = (delta_{l-1} W_l^T) * f'(a_l): each synapse transmits the teaching signal as it transmits activity, so the
     layers between a synapse and the next one have to keep shape, and the synapses have to form one chain.
     """
@@ -130,8 +136,10 @@ class Indirect(Direct):
         signals = [carry(e, feedbacks[0], xs[0].shape, copies=taps[0].owner.copies)]  # type: ignore[arg-type]
         for here, x, weight, after in zip(taps, xs, weights, xs[1:], strict=False):
             # delta at the previous synapse's output: one local step of autograd over what lies between.
-            assert here.before is not None
-            (delta,) = torch.autograd.grad(x, here.before, signals[-1], retain_graph=True, allow_unused=True)
+            # Before the first synapse there is none where something else that learns stands in front of it.
+            delta = signals[-1]
+            if here.before is not None:
+                (delta,) = torch.autograd.grad(x, here.before, delta, retain_graph=True, allow_unused=True)
             if delta is None:
                 raise RuntimeError(
                     f"the input of '{here.label}' does not come from the synapse called before it; use 'dfa'"

@@ -89,7 +89,6 @@ def _hook(learner: Learner, *, undecided: bool) -> None:
     owners = learner.synapses.values()
     if wiring.pathway.wired or any(s.plasticity.redraws for s in owners):
         learner._handles.append(model.register_forward_pre_hook(learner._begin))
-    if wiring.pathway.wired:
         learner._handles.append(model.register_forward_hook(learner._end, always_call=True))
     if wiring.pathway.chained:
         learner._handles += [s.register_forward_hook(wiring.see_output) for s in owners]

@@ -215,15 +215,20 @@ class Wiring:
         self.error = _Error(self.copies)
         self.last_output = None
 
-    def tap(self, owner: nn.Module, label: str, plasticity: Plasticity, x: Tensor) -> None:
-        """Leave x, the activity at `owner`, as a tap."""
+    def within(self, label: str, reason: str) -> bool:
+        """Whether a pass of the whole model is computed again; an error if none is open, for `reason`."""
         # Activation checkpointing computes the pass again inside the backward; the taps are there already.
         again = self.taps is None and torch._C._current_graph_task_id() != -1
         if self.taps is None and not again:
             raise RuntimeError(
-                f"'{label}' was called on its own, but a {self.pathway.name} teaching signal comes from the output of the "
-                "whole model: call the model that was given to apical.attach, or attach to the part you call"
+                f"'{label}' was called on its own, but {reason}: call the model that was given to apical.attach, or attach to "
+                "the part you call"
             )
+        return again
+
+    def tap(self, owner: nn.Module, label: str, plasticity: Plasticity, x: Tensor) -> None:
+        """Leave x, the activity at `owner`, as a tap."""
+        again = self.within(label, f"a {self.pathway.name} teaching signal comes from the output of the whole model")
         if not x.requires_grad:
             return
         feedback = plasticity.weight(owner) if getattr(owner, "sends_back", True) else None
