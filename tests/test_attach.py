@@ -1056,6 +1056,37 @@ def test_frozen_layers_get_nothing_and_those_below_them_learn_as_before(rule, wh
     assert ("0.weight" in got) == (rule not in ("shallow", "reinforce"))
 
 
+def test_indirect_feedback_enters_where_something_else_that_learns_stands_in_front():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.LayerNorm(4), nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)
+    ).double()
+    x = X.double()
+    learner = attach(model, "ifa", x)
+    got = gradients(model, x)
+    D = learner.synapses["1"].feedback
+    assert [learner.synapses[name].feedback is None for name in ("1", "3", "5")] == [False, True, True]
+    with torch.no_grad():
+        h = [model[0](x)]
+        h += [torch.tanh(model[1](h[0]))]
+        h += [torch.tanh(model[3](h[1]))]
+        e = torch.softmax(model[5](h[2]), 1) - nn.functional.one_hot(Y, 3)
+        e = e / len(e)
+        entering = e @ D
+        first = (entering @ model[1].weight.T) * (1 - h[1] ** 2)
+        second = (first @ model[3].weight.T) * (1 - h[2] ** 2)
+        plain = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + model[0].eps).sqrt()
+    expected = {
+        "0.weight": (entering * plain).sum(0),
+        "0.bias": entering.sum(0),
+        "1.weight": first.T @ h[0],
+        "3.weight": second.T @ h[1],
+        "5.weight": e.T @ h[2],
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("frozen", [1, 2, 3, (1, 2), (2, 3)])
 @pytest.mark.parametrize("rule", [r for r in RULES if r != "brsf"])
 def test_a_frozen_layer_in_the_middle_changes_nothing_for_the_others(rule, frozen):
