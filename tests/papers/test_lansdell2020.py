@@ -22,7 +22,6 @@ from apical.papers.lansdell2020.convergence import FIG4
 from apical.papers.lansdell2020.theorems import SETTINGS, exponent
 from apical.papers.record import Curve, Record
 from apical.papers.reproduce import reproduce
-from apical.training.run import RunFolderError
 
 
 def split(n: int, seed: int) -> Split:
@@ -186,11 +185,13 @@ def test_claims_compare_the_methods_of_the_table():
             "np": 510.0,
             "sg": 520.0,
             "adam": 530.0,
+            "matched": 602.0,
             **changed,
         }
         records = {
             name: Record(
-                curves={"test loss": Curve([0, 1], [[3000.0, loss]])}, numbers={"minimum of test loss": [loss]}
+                curves={"test loss": Curve([0, 1], [[3000.0, loss]] * 2)},
+                numbers={"minimum of test loss": [loss - 1, loss + 1]},
             )
             for name, loss in losses.items()
         }
@@ -202,7 +203,43 @@ def test_claims_compare_the_methods_of_the_table():
         "SG is better than BP",
     }
     assert {name for name, held in holds(**{"fa, noise": 770.0}).items() if not held} == {"noise does not help FA"}
+    assert {name for name, held in holds(matched=640.0).items() if not held} == {"Matched is similar to BP"}
     assert {name for name, held in holds(adam=500.0).items() if not held} == {"NP is the best of all"}
+
+
+def test_reconstructions_are_told_apart_by_the_images_they_lie_nearest_to():
+    tiles = np.random.default_rng(0).random((16, 3, 5))
+
+    def mosaic(shown):
+        return np.block([[shown[4 * row + column] for column in range(4)] for row in range(4)]).tolist()
+
+    images, near = mosaic(tiles), tiles + 0.01
+    assert views.recognised(images, mosaic(near)) == 16
+    near[[2, 7]] = near[[7, 2]]
+    assert views.recognised(images, mosaic(near)) == 14
+
+    def record(made):
+        return Record(numbers={}, curves={}, arrays={"images": images, "reconstructions": mosaic(made)})
+
+    def judged(**made):
+        return [
+            claim.holds for claim in views.outcome(("reconstructions",), {k: record(v) for k, v in made.items()}).claims
+        ]
+
+    mean = np.broadcast_to(tiles.mean(0), tiles.shape)
+    assert judged(bp=near, fa=mean, np=tiles) == [True]
+    assert judged(bp=near, fa=tiles, np=tiles) == judged(bp=near, fa=near, np=tiles) == [False]
+    assert judged(fa=mean) == []
+
+
+def test_the_curves_are_of_the_losses_that_claims_compare():
+    own = {"test loss": Curve([0, 1], [[9.0, 5.0]]), "test loss, noise on": Curve([0, 1], [[9.0, 6.0]])}
+    records = {
+        "np": Record(curves=own, numbers={"minimum of test loss": [5.0], "minimum of test loss, noise on": [6.0]}),
+        "bp": Record(curves={"test loss": own["test loss"]}, numbers={"minimum of test loss": [5.0]}),
+    }
+    (panel,) = views.outcome(("curves",), records).panels
+    assert {line.label: list(line.y) for line in panel.lines} == {"np": [9.0, 6.0], "bp": [9.0, 5.0]}
 
 
 def test_a_view_takes_conditions_from_the_whole(tmp_path, monkeypatch):
@@ -220,7 +257,7 @@ def test_a_view_takes_conditions_from_the_whole(tmp_path, monkeypatch):
         reproduce(view, tmp_path / "other", using=tmp_path / "whole", **{**options, "scale": 0.01})
     with pytest.raises(ValueError, match="lansdell2020/fig2, whose runs are not those of lansdell2020/fig4a"):
         reproduce(find("lansdell2020/fig4a"), tmp_path / "other", using=tmp_path / "whole", **options)
-    with pytest.raises(RunFolderError, match=r"no config\.json"):
+    with pytest.raises(ValueError, match=r"using: .*nothing can't be read.*no config\.json"):
         reproduce(view, tmp_path / "other", using=tmp_path / "nothing", **options)
     assert not (tmp_path / "other").exists()
     assert json.loads((tmp_path / "part" / "config.json").read_text())["experiment"] == "lansdell2020/fig2d"

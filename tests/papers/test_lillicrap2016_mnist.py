@@ -134,7 +134,12 @@ def test_what_figure_3_shows_is_judged_by_its_curves():
     near = {**good, "fa": record([90, 6, 3, 2.7], [90, 50, 45, 44])}
     assert [claim.holds for claim in FIG3A.outcome(near).claims][:2] == [False, True]
     sparse = FIG3_SPARSE.outcome({"fa": near["fa"], "bp, 10 eta": near["bp"]})
-    assert [claim.text[:15] for claim in sparse.claims][:2] == ["FA matches BP's", "FA learns just "]
+    assert [(claim.text[:15], claim.holds) for claim in sparse.claims][:2] == [
+        ("FA ends at BP's", False),
+        ("FA matches BP's", True),
+    ]
+    nearer = FIG3_SPARSE.outcome({"fa": record([90, 6, 3, 2.49]), "bp, 10 eta": near["bp"]})
+    assert nearer.claims[0].holds
     assert not FIG3A.outcome({}).rows
     assert not FIG3B.outcome({"fa": record([90, 80])}).panels
     # BP ends at 2.4; FA gets there two thirds of the way between its last measurements.

@@ -11,7 +11,7 @@ import torch
 from apical.data import ImageData, Split
 from apical.papers import Claim, Curve, Experiment, Line, Outcome, Panel, Published, Record, Row, find
 from apical.papers.course import course, spread
-from apical.papers.reproduce import _described, reproduce
+from apical.papers.reproduce import _described, _scaled, reproduce
 from apical.report import paper, results
 from apical.report.comparison import ReportError
 from apical.training.run import RunFolderError
@@ -206,6 +206,24 @@ def test_an_unknown_name_is_answered_with_the_nearest():
         find("fig2a")
 
 
+@pytest.mark.parametrize("steps", [3, 7, 40, 75_000, 281_400])
+def test_the_scale_that_an_error_offers_is_large_enough(steps, tmp_path):
+    def lengths(scale):
+        return _scaled(walk(), {"steps": steps}, scale)
+
+    with pytest.raises(ValueError, match="give at least") as error:
+        lengths(0.5 / steps)
+    offered = float(str(error.value).rpartition(" ")[2])
+    assert lengths(offered) == {"steps": 1}
+    assert offered < 1.02 / steps
+
+
+def test_the_command_beside_a_result_makes_the_same_lengths(tmp_path):
+    made = reproduce(walk(), tmp_path / "run", scale=1 / 3)
+    scale = float(made["command"].partition("--scale ")[2].split()[0])
+    assert scale == made["scale"]
+
+
 def test_rows_agree_within_the_errors_of_both_or_ten_percent():
     assert Row("a", [2.0, 2.2, 2.4], Published(2.0, 0.1)).agrees
     assert Row("a", [2.1], Published(2.0)).agrees
@@ -220,6 +238,7 @@ def test_rows_agree_within_the_errors_of_both_or_ten_percent():
     assert not Row("a", [2.3], Published(2.0)).agrees
     assert not Row("a", [float("nan")], Published(2.0)).agrees
     assert Row("a", [2.0]).agrees is None
+    assert Row("a", [2.0], Published(2.0, tag="M")).agrees is None
     assert Row("a", [1.0, 3.0]).sem == pytest.approx(1.0)
 
 

@@ -55,13 +55,15 @@ class Row:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether ours lies within two standard errors of both together, or within `within`, of theirs.
+        """Whether ours lies within two standard errors of both together, or within `within`, of theirs; None without a source.
 
         Ours counts up to theirs or half of `within`: the more our seeds differ, the more would agree otherwise.
         """
         theirs = self.published
-        if theirs is None or not math.isfinite(self.mean):
-            return None if theirs is None else False
+        if theirs is None or theirs.tag == "M":
+            return None
+        if not math.isfinite(self.mean):
+            return False
         highest = theirs.value if theirs.to is None else theirs.to
         apart = max(theirs.value - self.mean, self.mean - highest, 0.0)
         spread = theirs.spread or 0.0

@@ -23,7 +23,7 @@ from apical.papers import experiments
 from apical.papers.experiment import IMAGES, Experiment, Task, Watcher, same_data
 from apical.papers.record import Record
 from apical.training.compare import machine
-from apical.training.run import RunFolder
+from apical.training.run import RunFolder, RunFolderError
 
 Announce = Callable[[str, Sequence[int]], Watcher]
 """announce(condition, seeds) -> the watcher of that task."""
@@ -159,7 +159,7 @@ def _command(experiment: Experiment, config: dict[str, Any]) -> str:
     if config["seeds"][0]:
         words += ["--first-seed", str(config["seeds"][0])]
     if config["scale"] != 1:
-        words += ["--scale", f"{config['scale']:g}"]
+        words += ["--scale", repr(config["scale"])]
     if len(config["conditions"]) < len(experiment.conditions):
         words += ["--only", *config["conditions"]]
     own = None if config["data"] is None else _name(config["data"])
@@ -182,16 +182,25 @@ def _scaled(experiment: Experiment, full: Any, scale: float) -> dict[str, int]:
     lengths = {name: int(steps * scale + 1e-9) for name, steps in full.items()}
     empty = [name for name, steps in lengths.items() if steps < 1]
     if empty:
-        least = max(1 / full[name] for name in empty)
+        least = _rounded_up(max(1 / full[name] for name in empty))
         raise ValueError(
-            f"scale {scale:g} would leave {experiment.name} no {', '.join(empty)} to make; give at least {least:.3g}"
+            f"scale {scale:g} would leave {experiment.name} no {', '.join(empty)} to make; give at least {least}"
         )
     return lengths
 
 
+def _rounded_up(value: float) -> str:
+    """Three digits, never less than the value itself."""
+    place = 10.0 ** (2 - math.floor(math.log10(value)))
+    return f"{math.ceil(value * place) / place:.3g}"
+
+
 def _finished(experiment: Experiment, folder: Path, config: dict[str, Any]) -> dict[str, Record]:
     """File name -> record, of the conditions in another run's folder that are wanted and done."""
-    there = RunFolder(folder).reopen()
+    try:
+        there = RunFolder(folder).reopen()
+    except RunFolderError as error:
+        raise ValueError(f"using: {folder} can't be read as the folder of an experiment: {error}") from error
     other = there.get("experiment")
     if other not in experiments() or experiments()[other].runs != experiment.runs:
         raise ValueError(

@@ -138,7 +138,7 @@ class Circuits(Experiment):
                 Claim(
                     "An error passes unless its unit is saturated, |x| = 1",
                     part == 1,
-                    f"{part:.1%} of {self.grid**2} pairs",
+                    f"{part:.1%} of {self.grid * (self.grid + 1)} pairs",
                 )
             )
             notes.append(

@@ -69,8 +69,8 @@ class CoAdaptation(Shared):
     iterations: int = 2_000_000  # [C]
     rate: float = 4e-4  # [P]
     feedback_rate: float = 5e-4  # [P]
-    gamma: float = 0.1  # [P]
-    warmup: float = 5e-4  # [P]
+    gamma: float = 0.1  # [C]
+    warmup: float = 5e-4  # [P] 1000 iterations, [C] of 2 000 000
 
     @property
     def conditions(self) -> tuple[str, ...]:

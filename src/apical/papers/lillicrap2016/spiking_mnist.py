@@ -21,6 +21,8 @@ from apical.papers.outcome import Claim, Line, Outcome, Panel, Published, Row
 from apical.papers.record import Curve, Record
 
 _TOTAL, _LAST = "test error", "test error by the last step's spikes"
+SHALLOW = 7.2
+"""Percent of test error that a network of figure 3 reaches whose output layer alone learns [T]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,10 +169,10 @@ class SpikingDigits(Experiment):
         rows += [Row(f"angle of W to B, layer {name[6:]}", curve.last, None, "°") for name, curve in angles.items()]
         mean = error.values.mean(0)
         claims = [
-            _simultaneous(record),
             Claim(
-                "a spiking network that integrates continuously learns by random feedback (here: test error below 10 %)",
-                bool(mean[-1] < 10),
+                "a spiking network that integrates continuously learns by random feedback (here: test error below the "
+                f"{SHALLOW:g} % that shallow learning reaches in the network without spikes)",
+                bool(mean[-1] < SHALLOW),
                 f"test error {mean[0]:.1f} % before, {mean[-1]:.2f} % after",
             ),
         ]
@@ -185,7 +187,7 @@ class SpikingDigits(Experiment):
             ),
             *(_traced(record, name, title) for name, title in (("potential", "potentials"), ("signal", "signals"))),
         ]
-        return Outcome(rows=rows, claims=claims, panels=panels)
+        return Outcome(rows=rows, claims=claims, panels=panels, notes=[_simultaneous(record)])
 
 
 def _copies(tensors: list[Tensor]) -> list[Tensor]:
@@ -197,16 +199,12 @@ def _at(curve: Curve, x: float) -> list[float]:
     return [float(np.interp(x, curve.x, row)) for row in curve.values]
 
 
-def _simultaneous(record: Record) -> Claim:
+def _simultaneous(record: Record) -> str:
+    """Where potentials and signals change while an image is shown."""
     changes: dict[str, list[float]] = {name: record.arrays[f"change of {name}"] for name in ("potential", "signal")}
-    peaks = {name: int(np.argmax(values)) + 1 for name, values in changes.items()}
     shares = {name: [f"{100 * v / sum(values):.0f}" for v in values] for name, values in changes.items()}
     evidence = (f"{name}s: {', '.join(share)} % of their change in steps 1, 2, ..." for name, share in shares.items())
-    return Claim(
-        "teaching signals and potentials evolve at the same time (so they are made here; this shows that they are)",
-        peaks["potential"] == peaks["signal"],
-        "; ".join(evidence),
-    )
+    return "Teaching signals and potentials evolve at the same time, as they are made to: " + "; ".join(evidence) + "."
 
 
 def _traced(record: Record, name: str, title: str) -> Panel:
