@@ -176,6 +176,63 @@ def test_tied_weights_read_by_another_layer_are_transported():
     assert found == {"a": "nothing", "b": "weights", "head": "nothing"}
 
 
+def embedded(tied=True):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 9, bias=False))
+    if tied:
+        net[3].weight = net[0].weight
+    return net
+
+
+TIED = {"bp": "weights", "usf": "signs", "brsf": "signs", "frsf": "signs"}
+
+
+@pytest.mark.parametrize("rule", [*TIED, "fa", "dfa", "kp", "wm", "np", "sg", "reinforce"])
+@pytest.mark.parametrize("zero", [False, True])
+def test_weights_tied_to_an_embedding_are_reported_as_those_of_layers_apart(rule, zero):
+    g = torch.Generator().manual_seed(1)
+    tokens, targets = torch.randint(9, (2, 12), generator=g)
+    found = []
+    for tied in (True, False):
+        net = embedded(tied)
+        if zero:
+            nn.init.zeros_(net[3].weight)
+        before = [(p, p.clone()) for p in net.parameters()]
+        learner = apical.attach(net, rule, example_input=tokens)
+        found.append(apical.audit(learner, tokens, targets, CRITERION).transported)
+        assert (net[3].weight is net[0].weight) == tied
+        assert all(torch.equal(p, was) for p, was in before)
+    assert found[0] == found[1]
+    assert found[0]["3"] == TIED.get(rule, "weights" if rule == "sg" else "nothing")
+    # Its own gradient is made of the error at its output alone.
+    assert found[0]["0"] == "nothing"
+
+
+class Held(nn.Module):
+    """Holds a layer's weights under a name of its own, and sends signals back through them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 5)
+        self.held = None  # Taken hold of after attach, which refuses weights that no rule can reach.
+
+    def forward(self, x):
+        h = torch.tanh(self.b(torch.tanh(self.a(x))))
+        return self.head(h if self.held is None else torch.tanh(h @ self.held))
+
+
+@pytest.mark.parametrize(("rule", "hidden"), [("fa", "nothing"), ("brsf", "signs"), ("bp", "weights")])
+def test_a_module_that_holds_weights_of_a_synapse_answers_for_what_it_does_with_them(rule, hidden):
+    torch.manual_seed(0)
+    net = Held()
+    x, y = batch()
+    learner = apical.attach(net, rule, example_input=x)
+    net.held = net.b.weight
+    found = apical.audit(learner, x, y, CRITERION).transported
+    assert found == {"(model)": "weights", "a": "nothing", "b": hidden, "head": hidden}
+    assert net.held is net.b.weight
+
+
 class MixingNorm(nn.LayerNorm):
     def __init__(self, width, kernel):
         super().__init__(width)

@@ -11,7 +11,8 @@ Three tests, each on the same batch with the same random numbers:
 
 What a phase of its own learns (`Learner.adapt`) counts as an update too; its forward passes see clean values.
 
-Layers are first poisoned all at once; only if something changes, one by one.
+Layers are first poisoned all at once; only if something changes, one by one. Weights that a synapse and another module hold
+together are two for the time of the audit, so that each answers for its own reads.
 
 A test proves nothing where its effect could not show. So parameters that are all zero are filled in for the time of the audit;
 and where no error comes by, or nothing that a layer sends back reaches another one that learns, the audit is refused.
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 
 from apical.arguments import Arguments, input_of, with_input
 from apical.learner import Criterion, Learner
-from apical.poison import Poison, clean, zeros_filled
+from apical.poison import Poison, clean, untied, zeros_filled
 from apical.registry import ELEMENTWISE, NORMALIZATIONS, added
 from apical.replay import losses_of, owners_of_weights, replaying
 from apical.synapse import Synapse
@@ -81,7 +82,12 @@ def audit(learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -> 
         ValueError: if the criterion does not give one loss per sample, if updates aren't finite to begin with, or if a transport
             could not show on this batch.
     """
-    with zeros_filled(learner.model), replaying(learner, phases=True) as again, torch.enable_grad():
+    with (
+        zeros_filled(learner.model),
+        replaying(learner, phases=True) as again,
+        untied(learner.model),
+        torch.enable_grad(),
+    ):
         return _Audit(
             learner,
             lambda: losses_of(learner, inputs, targets, criterion),
@@ -107,7 +113,7 @@ class _Audit:
             )
 
     def report(self) -> AuditReport:
-        synapses = {name: module for name, module in self.owners.items() if self._exclusive(module)}
+        synapses = {name: module for name, module in self.owners.items() if isinstance(module, Synapse)}
         # The slope of an activation function is its own derivative, which every rule reads where the unit is.
         others = {name: m for name, m in self.owners.items() if name not in synapses and type(m) is not nn.PReLU}
         found: dict[str, Transported] = dict.fromkeys(self.owners, "nothing")
@@ -136,13 +142,6 @@ class _Audit:
         parts = (part for rule in self.learner.rules.values() for part in (rule.pathway, rule.plasticity))
         broadcast = "; ".join(dict.fromkeys(part.broadcasts for part in parts if part.broadcasts))
         return AuditReport(self.learner.name, {name: found[name] for name in order if name in found}, broadcast)
-
-    def _exclusive(self, module: nn.Module) -> bool:
-        """Whether only synapses hold this module's weights, so that clean values can be kept for `transmit` alone."""
-        if not isinstance(module, Synapse):
-            return False
-        holders = [m for m in self.owners.values() if any(p is module.weight for p in m._parameters.values())]
-        return all(isinstance(holder, Synapse) for holder in holders)
 
     def _sensitive(self, modules: dict[str, nn.Module], poison: Callable[[nn.Module], list[Poison]]) -> list[str]:
         if not modules or not self._changes([p for module in modules.values() for p in poison(module)]):

@@ -1,4 +1,4 @@
-"""What an audit does to weights: poison them for all but the forward pass, and fill in those that are zero."""
+"""What an audit does to weights: poison them for all but the forward pass, fill in those that are zero, untie those shared."""
 
 from __future__ import annotations
 
@@ -96,3 +96,27 @@ def zeros_filled(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in zeros:
             parameter.data.zero_()
+
+
+@contextmanager
+def untied(model: nn.Module) -> Iterator[None]:
+    """While open, modules that share a synapse's weights without being one, as an embedding may, hold equal ones of their own.
+
+    A synapse keeps clean values for its `transmit`; another layer's forward pass would meet the poison.
+    """
+    synapses = {id(m.weight) for m in model.modules() if isinstance(m, Synapse)}
+    shared = [
+        (module, name, parameter)
+        for module in model.modules()
+        if not isinstance(module, Synapse)
+        for name, parameter in module._parameters.items()
+        if parameter is not None and id(parameter) in synapses
+    ]
+    copies = {id(p): nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad) for _, _, p in shared}
+    try:
+        for module, name, parameter in shared:
+            module._parameters[name] = copies[id(parameter)]
+        yield
+    finally:
+        for module, name, parameter in shared:
+            module._parameters[name] = parameter
