@@ -233,6 +233,33 @@ def test_a_module_that_holds_weights_of_a_synapse_answers_for_what_it_does_with_
     assert net.held is net.b.weight
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "kp-direct",
+        apical.rule("kp-direct", epsilon=0),
+        "dfa",
+        "np-direct",
+        apical.Rule(apical.Direct(), apical.Mirror()),
+    ],
+)
+@pytest.mark.parametrize("at", [["0"], ["1"], ["0", "1"]])
+def test_feedback_of_blocks_is_no_weight(rule, at):
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(2)]
+    found = transported(nn.Sequential(*blocks, nn.Linear(6, 5)), rule, at=at)
+    assert found == {"0.0": "nothing", "1.0": "nothing", "2": "nothing"}
+
+
+def test_parameters_of_a_block_are_told_from_its_feedback():
+    x, y = batch()
+    norm = nn.LayerNorm(6)
+    net = nn.Sequential(nn.Linear(6, 6), norm, nn.Tanh(), nn.Linear(6, 5))
+    learner = apical.attach(net, "kp-direct", example_input=x, at=["1"])
+    found = apical.audit(learner, x, y, CRITERION).transported
+    assert found == {"0": "nothing", "1": "normalization scale", "3": "nothing"}
+
+
 class MixingNorm(nn.LayerNorm):
     def __init__(self, width, kernel):
         super().__init__(width)

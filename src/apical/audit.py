@@ -20,7 +20,7 @@ and where no error comes by, or nothing that a layer sends back reaches another 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -102,7 +102,7 @@ class _Audit:
         self, learner: Learner, losses: Callable[[], Tensor], adapt: Callable[[], None], again: Callable[[], None]
     ) -> None:
         self.learner, self.losses, self.adapt, self.again = learner, losses, adapt, again
-        self.owners = owners_of_weights(learner.model)
+        self.owners = owners_of_weights(learner)
         self.rounding: dict[str, float] = {}
         """Of feedback, below which steps of it may differ by the order of sums alone."""
         self.clean = self._updates([])
@@ -143,7 +143,7 @@ class _Audit:
         broadcast = "; ".join(dict.fromkeys(part.broadcasts for part in parts if part.broadcasts))
         return AuditReport(self.learner.name, {name: found[name] for name in order if name in found}, broadcast)
 
-    def _sensitive(self, modules: dict[str, nn.Module], poison: Callable[[nn.Module], list[Poison]]) -> list[str]:
+    def _sensitive(self, modules: Mapping[str, nn.Module], poison: Callable[[nn.Module], list[Poison]]) -> list[str]:
         if not modules or not self._changes([p for module in modules.values() for p in poison(module)]):
             return []
         return [name for name, module in modules.items() if self._changes(poison(module))]

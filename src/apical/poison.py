@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from apical.learner import Learner
 from apical.registry import NORMALIZATIONS
+from apical.replay import own_parameters
 from apical.synapse import Synapse
 
 
@@ -53,7 +54,8 @@ class Poison:
     def _tensors(self) -> list[Tensor]:
         if isinstance(self.module, Synapse):
             return [self.module.weight]
-        own: list[Tensor] = [p for p in self.module._parameters.values() if p is not None and p.is_floating_point()]
+        parameters = own_parameters(self.learner, self.module).values()
+        own: list[Tensor] = [p for p in parameters if p.is_floating_point()]
         if not isinstance(self.module, NORMALIZATIONS):
             return own
         weight, variance = self.module._parameters.get("weight"), self.module._buffers.get("running_var")

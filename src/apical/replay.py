@@ -110,8 +110,12 @@ def losses_of(learner: Learner, inputs: Any, targets: Any, criterion: Criterion)
     return check_losses(criterion(output, targets), output)
 
 
-def owners_of_weights(model: nn.Module) -> dict[str, nn.Module]:
-    """Name -> module, for every module with parameters of its own; the root is called "(model)"."""
-    return {
-        name or "(model)": m for name, m in model.named_modules() if any(p is not None for p in m._parameters.values())
-    }
+def owners_of_weights(learner: Learner) -> dict[str, nn.Module]:
+    """Name -> module, for every module with parameters of its own besides feedback; the root is called "(model)"."""
+    return {name or "(model)": m for name, m in learner.model.named_modules() if own_parameters(learner, m)}
+
+
+def own_parameters(learner: Learner, module: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of one module itself, without the feedback of a synapse or of a block named in ``at=``."""
+    fed = isinstance(module, Synapse) or module in learner.blocks.values()
+    return {name: p for name, p in module._parameters.items() if p is not None and not (fed and name == "feedback")}
