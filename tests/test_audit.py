@@ -260,6 +260,31 @@ def test_parameters_of_a_block_are_told_from_its_feedback():
     assert found == {"0": "nothing", "1": "normalization scale", "3": "nothing"}
 
 
+class Casting(nn.Sequential):
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
+@pytest.mark.parametrize("make", [nn.Sequential, Casting])
+@pytest.mark.parametrize(
+    ("rule", "hidden"),
+    [
+        ("bp", "weights"),
+        ("brsf", "signs"),
+        *((r, "nothing") for r in ("fa", "dfa", "wm", "np", "np-direct", "reinforce")),
+    ],
+)
+def test_convolutions_under_autocast(make, rule, hidden):
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 2, 4, 4), torch.randint(3, (6,))
+    net = make(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 4, 2), nn.Flatten(), nn.Linear(4, 3))
+    learner = apical.attach(net, rule, example_input=x)
+    with torch.autocast("cpu", torch.bfloat16, enabled=make is nn.Sequential):
+        found = apical.audit(learner, x, y, CRITERION).transported
+    assert found == {"0": "nothing", "2": hidden, "4": hidden}
+
+
 class MixingNorm(nn.LayerNorm):
     def __init__(self, width, kernel):
         super().__init__(width)

@@ -47,6 +47,8 @@ class _Learn(torch.autograd.Function):
         synapse: Synapse,
         geometry: Geometry,
     ) -> Tensor:
+        if synapse.clean_weight is not None:
+            weight = synapse.clean_weight
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             # Cast by hand: autocast's own cache would keep casts that were made without a graph.
             dtype = torch.get_autocast_dtype(x.device.type)
@@ -58,7 +60,7 @@ class _Learn(torch.autograd.Function):
         local = synapse.wiring.local
         ctx.local = local.expect(synapse) if local is not None and need_weight else None
         ctx.synapse, ctx.geometry, ctx.shape = synapse, geometry, x.shape
-        return synapse.transmit(x, weight if synapse.clean_weight is None else synapse.clean_weight, bias, geometry)
+        return synapse.transmit(x, weight, bias, geometry)
 
     # Not `once_differentiable`: its wrapper takes as long as a small layer's product.
     @staticmethod
@@ -176,9 +178,7 @@ class Synapse(nn.Module):
         if not torch.is_grad_enabled():
             if self.pathway.wired or self.wiring.current is not None:
                 self.wiring.enter_without_graph(self, input)
-            if self.clean_weight is not None:
-                return self.conduct(*self.prepare(input, *args))
-            return self.infer(input, *args)
+            return self.infer(input, *args) if self.clean_weight is None else self._infer_clean(input, *args)
         own = self._parameters  # Read directly: nn.Module's attribute access is slow enough to show on small layers.
         weight, bias = own.get("weight"), own.get("bias")
         if weight is None or (bias is None and "bias" not in own):
@@ -199,6 +199,14 @@ class Synapse(nn.Module):
     def infer(self, input: Tensor, *args: Any) -> Tensor:
         """The plain layer's forward pass, where no graph is built."""
         return super().forward(input, *args)
+
+    def _infer_clean(self, input: Tensor, *args: Any) -> Tensor:
+        # The plain layer's own pass, so that autocast and borders are as without an audit.
+        poisoned, self._parameters["weight"] = self._parameters["weight"], self.clean_weight  # type: ignore[assignment]
+        try:
+            return self.infer(input, *args)
+        finally:
+            self._parameters["weight"] = poisoned
 
     def prepare(self, x: Tensor, *args: Any) -> tuple[Tensor, Geometry]:
         """Input as `transmit` takes it, and the call's geometry. Differentiable, and free of weights."""
