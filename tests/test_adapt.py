@@ -235,3 +235,14 @@ def test_a_phase_leaves_no_trace_in_buffers_of_containers(rule):
         cross_entropy(model(x), y).mean().backward()
         learner.adapt(x, y, cross_entropy)
     assert int(model.passes) - start == 3
+
+
+def test_a_detached_learner_has_no_phase():
+    x, y = torch.randn(8, 4), torch.randint(3, (8,))
+    for rule in ("wm", "np", "sg", "reinforce", {"": "fa", "2": "wm"}):
+        net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+        learner = apical.attach(net, rule)
+        learner.detach()
+        with pytest.raises(ValueError, match=r"learner is detached.*apical\.attach"):
+            learner.adapt(x, y, cross_entropy)
+        assert learner.adapted == 0

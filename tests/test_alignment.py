@@ -276,9 +276,13 @@ def test_an_empty_batch_has_no_angles_of_deltas(rule):
     assert found.matrix_angle is not None
 
 
-def test_a_detached_learner_has_nothing_to_measure():
+@pytest.mark.parametrize("measure", [apical.alignment, apical.audit])
+def test_a_detached_learner_and_a_model_have_nothing_to_measure(measure):
     x, y = batch()
-    learner = apical.attach(mlp(), "fa")
+    net = mlp()
+    learner = apical.attach(net, "fa")
+    with pytest.raises(TypeError, match=r"what apical\.attach returns, got Sequential; apical\.learner_of\(model\)"):
+        measure(net, x, y, CRITERION)
     learner.detach()
     with pytest.raises(ValueError, match=r"learner is detached.*apical\.attach"):
-        apical.alignment(learner, x, y, CRITERION)
+        measure(learner, x, y, CRITERION)

@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from apical import measures
 from apical.arguments import input_of
-from apical.learner import Criterion, Learner
+from apical.learner import Criterion, Learner, as_attached
 from apical.replay import backpropagating, losses_of, replaying
 from apical.synapse import Synapse
 
@@ -71,9 +71,9 @@ def alignment(learner: Learner, inputs: Any, targets: Any, criterion: Criterion)
 
     Raises:
         ValueError: if the criterion does not give one loss per sample, or the learner is detached.
+        TypeError: for anything else than a learner, as the model.
     """
-    if not learner.synapses:
-        raise ValueError("the learner is detached, so its model has no synapses to measure; call apical.attach again")
+    as_attached(learner)
     with replaying(learner) as again, torch.enable_grad():
         calls = _deltas(learner, inputs, targets, criterion)
         again()

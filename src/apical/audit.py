@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.arguments import Arguments, input_of, with_input
-from apical.learner import Criterion, Learner
+from apical.learner import Criterion, Learner, as_attached
 from apical.poison import Poison, clean, untied, zeros_filled
 from apical.registry import ELEMENTWISE, NORMALIZATIONS, added
 from apical.replay import losses_of, owners_of_weights, replaying
@@ -79,9 +79,11 @@ def audit(learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -> 
         criterion: criterion(outputs, targets) -> losses [N], one per sample.
 
     Raises:
-        ValueError: if the criterion does not give one loss per sample, if updates aren't finite to begin with, or if a transport
-            could not show on this batch.
+        ValueError: if the criterion does not give one loss per sample, if updates aren't finite to begin with, if a transport
+            could not show on this batch, or if the learner is detached.
+        TypeError: for anything else than a learner, as the model.
     """
+    as_attached(learner)
     with (
         zeros_filled(learner.model),
         replaying(learner, phases=True) as again,

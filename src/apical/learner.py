@@ -150,10 +150,14 @@ class Learner:
                 backpropagates.
 
         Raises:
-            ValueError: if a rule needs losses and the criterion does not give one per sample.
+            ValueError: if a rule needs losses and the criterion does not give one per sample, or if a learner that has such a
+                phase is detached.
             RuntimeError: if a rule compares passes, and the model is random beyond PyTorch's global generator.
         """
-        parts = self._phases() if self._adapts else []
+        if not self._adapts:
+            return
+        self._require_synapses()
+        parts = self._phases()
         if not parts:
             return
         self._learn(parts, inputs, targets, criterion)
@@ -181,6 +185,10 @@ class Learner:
         finally:
             if self._recorder is not None:
                 self._recorder.newest = None
+
+    def _require_synapses(self) -> None:
+        if not self.synapses:
+            raise ValueError("the learner is detached, so its model has no synapses any more; call apical.attach again")
 
     def _phases(self) -> list[tuple[Plasticity | Pathway, list[Site]]]:
         """Everything that has a phase of its own, with the places where its signal enters."""
@@ -269,3 +277,28 @@ class Learner:
         """
         swap.to_plain(self)
         return self.model
+
+
+def as_learner(value: object) -> Learner:
+    """`value` itself, if it is what `attach` returned.
+
+    Raises:
+        TypeError: if not, as for the model.
+    """
+    if not isinstance(value, Learner):
+        raise TypeError(
+            f"learner must be what apical.attach returns, got {type(value).__name__}; apical.learner_of(model) has that of a "
+            "model that is attached"
+        )
+    return value
+
+
+def as_attached(value: object) -> Learner:
+    """`as_learner`, whose model has synapses.
+
+    Raises:
+        ValueError: if the learner is detached.
+    """
+    learner = as_learner(value)
+    learner._require_synapses()
+    return learner

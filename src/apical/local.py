@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -13,10 +13,8 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from torch.optim.sgd import sgd
 
 from apical import connectivity, guard
+from apical.learner import Learner, as_learner
 from apical.updates import Updates
-
-if TYPE_CHECKING:
-    from apical.learner import Learner
 
 
 class LocalSGD(Optimizer):
@@ -36,7 +34,8 @@ class LocalSGD(Optimizer):
         params: parameters or groups of them, with options of their own, as for `torch.optim.SGD`. None: all of the model's.
 
     Raises:
-        ValueError: for a value out of range. RuntimeError: under torch.distributed with several processes.
+        ValueError: for a value out of range. TypeError: for anything else than a learner, as the model.
+        RuntimeError: under torch.distributed with several processes.
     """
 
     def __init__(
@@ -60,8 +59,7 @@ class LocalSGD(Optimizer):
                 "LocalSGD applies updates before they could be averaged over processes; use torch.optim.SGD under "
                 "DistributedDataParallel"
             )
-        if not hasattr(learner, "synapses"):
-            raise TypeError(f"learner must be what apical.attach returns, got {type(learner).__name__}")
+        as_learner(learner)
         defaults = {
             "lr": lr,
             "momentum": momentum,
