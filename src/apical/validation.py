@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -72,10 +72,13 @@ def _block_faults(modules: dict[str, nn.Module], rule: Rule, at: Sequence[str]) 
         )
     if isinstance(at, str):
         return [*found, f"at= takes a list of module names, got the string {at!r}; write at=[{at!r}]"]
+    if not isinstance(at, Collection):  # What can be gone through only once would be empty the second time.
+        some = next((name for name, module in modules.items() if name and synapse_type(module) is None), "name")
+        return [*found, f"at= takes a list of module names, got {at!r}; write at=[{some!r}], for instance"]
     if not at:
         found.append("at= is empty; name at least one module, or leave it out to tap every synapse's input")
     for name in at:
-        if name not in modules or name == "":
+        if not isinstance(name, str) or name not in modules or name == "":
             some = ", ".join(list(modules)[1:13])
             found.append(
                 f"at= names {name!r}, but the model has no such module; it has {some}{', ...' if len(modules) > 13 else ''}"
