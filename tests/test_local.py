@@ -353,7 +353,8 @@ def test_what_it_can_not_do_is_refused():
         moves.step()
     for options, says in (
         ({"lr": -1}, "lr"), ({"lr": 0.1, "momentum": -0.1}, "momentum"), ({"lr": 0.1, "weight_decay": "x"}, "weight_decay"),
-        ({"lr": 0.1, "nesterov": True}, "nesterov"),
+        ({"lr": 0.1, "nesterov": True}, "nesterov"), ({"momentum": 0.9, "dampening": "a"}, "dampening must be a number, got 'a'"),
+        ({"dampening": float("nan")}, "dampening must"), ({"dampening": None, "nesterov": True}, "dampening must"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=says):
             apical.LocalSGD(learner, **options)

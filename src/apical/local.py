@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from torch.optim.sgd import sgd
 
 from apical import connectivity, guard
+from apical.kinds import fits
 from apical.learner import Learner, as_learner
 from apical.updates import Updates
 
@@ -52,6 +54,9 @@ class LocalSGD(Optimizer):
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+        # Of either sign, as in torch.optim.SGD.
+        if not fits(dampening, float) or not math.isfinite(dampening):
+            raise ValueError(f"dampening must be a number, got {dampening!r}")
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError(f"nesterov needs a momentum above 0 and no dampening, got {momentum!r} and {dampening!r}")
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
