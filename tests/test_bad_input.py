@@ -161,6 +161,28 @@ def test_hyperparameters_out_of_range_are_named(name, value, says):
 
 
 @pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"decay": "a"}, "decay must be a number, got 'a'"),
+        ({"rate": None}, "rate must be a number, got None"),
+        ({"rate": [1]}, "rate must be a number"),
+        ({"rate": True}, "rate must be a number, got True"),
+        ({"activation": [1]}, "activation must be a name or a function"),
+        ({"batches": None}, "batches must be a whole number, got None"),
+        ({"batches": 0}, "batches must be a whole number of at least 1, got 0"),
+        ({"warmup": 1.5}, "warmup must be a whole number"),
+        (
+            {"alternate": "no", "bias_blocking": 1},
+            "bias_blocking must be True or False, got 1; alternate must be True or False",
+        ),
+    ],
+)
+def test_a_mirror_of_values_of_the_wrong_kind(values, says):
+    with pytest.raises(ValueError, match=says):
+        apical.Mirror(**values)
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("wm:rate=fast", "rule 'wm': rate must be a number, got 'fast'"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 _WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a name", types.NoneType: "None"}
 
@@ -24,6 +25,17 @@ def fits(value: Any, kind: Any) -> bool:
     if outer in (int, float):
         return isinstance(value, Integral if outer is int else Real) and not isinstance(value, bool)
     return isinstance(value, outer)
+
+
+def check_fields(value: Any) -> None:
+    """Raise a ValueError that names every field of a dataclass which does not fit its annotation."""
+    kinds = get_type_hints(type(value))
+    given = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    bad = [
+        f"{name} must be {told(kinds[name])}, got {one!r}" for name, one in given.items() if not fits(one, kinds[name])
+    ]
+    if bad:
+        raise ValueError("; ".join(bad))
 
 
 def told(kind: Any) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.copies import PER_COPY, PerCopy, spread
+from apical.kinds import check_fields
 from apical.noise import Distribution, check_distribution, check_noise, fill
 from apical.plasticity.base import Plasticity, keep_buffer
 from apical.plasticity.initial import Init, draw_for
@@ -71,6 +72,7 @@ class Mirror(Plasticity):
     init: Init = field(default="weights", metadata=PER_COPY)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_noise("noise", self.noise)
         check_distribution(self.distribution)
         if not callable(self.activation) and self.activation not in ACTIVATIONS:
@@ -89,7 +91,7 @@ class Mirror(Plasticity):
             )
         for name, least in (("batch", 1), ("batches", 1), ("positions", 1), ("warmup", 0)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
+            if value is not None and value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
         if self.batch == 1 and self.baseline == "batch-mean":
             raise ValueError(

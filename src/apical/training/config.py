@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import torch
 
 from apical.connectivity import as_connectivity
-from apical.kinds import fits, told
+from apical.kinds import check_fields
 from apical.spec import optimizer_of, rule_of, scheduler_of
 
 
@@ -60,11 +60,7 @@ class Recipe:
     """Where to run. Several processes: start the same command with torchrun."""
 
     def __post_init__(self) -> None:
-        kinds = {name: kind for name, kind in get_type_hints(type(self)).items() if not fits(getattr(self, name), kind)}
-        if kinds:
-            raise ValueError(
-                "; ".join(f"{name} must be {told(kind)}, got {getattr(self, name)!r}" for name, kind in kinds.items())
-            )
+        check_fields(self)
         problems = [
             f"{name} must be at least 1, got {value}"
             for name in ("epochs", "batch", "test_every", "checkpoint_every")
