@@ -307,7 +307,7 @@ FIG12 = LinearNetwork(
         "Conditions with 'sd 0.2' have sd 0.2 and steps of 1e-3; conditions with 'ODE' solve the differential equation to a "
         "relative tolerance of 1e-8 over the same time (their error is not followed below that).",
         "R of the input layer carries no signal; it is learned like the others and compared with W.",
-        "Correlation is Pearson's over all entries. For which epsilon the input layer's lies above the middle's is not said; it is "
-        "judged at 1.",
+        "Correlation is Pearson's over all entries. For which epsilon the input layer's lies above the middle's is not said; it "
+        "is judged at 1.",
     ),
 )
