@@ -326,6 +326,48 @@ def test_states_are_those_of_single_networks_and_can_be_put_back():
         replicas.load_states([others[0].state_dict(), {}, {}])
 
 
+@pytest.mark.parametrize("pieces", ["optimizer first", "pass first"])
+@pytest.mark.parametrize("rule", ["kp", "matched", "wm", "fa", {"": "kp", "1": "fa"}], ids=str)
+def test_copies_whose_first_pass_decides_what_feedback_they_need_are_the_networks_alone(rule, pieces):
+    singles = made(chain)
+    replicas = apical.replicate(singles)
+    generators = [torch.Generator().manual_seed(10 + seed) for seed in range(N)]
+    apical.attach(replicas, rule, generator=[copy.deepcopy(own) for own in generators])
+    states = []
+    for model, x, y in ((replicas, X, None), *zip(singles, X, Y, strict=True)):
+        if model is not replicas:
+            apical.attach(model, rule, generator=generators[len(states) - 1])
+        if pieces == "pass first":
+            model(x)
+        moves = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        for _ in range(3):
+            (losses(model(x)).sum() if y is None else cross_entropy(model(x), y).mean()).backward()
+            moves.step()
+            moves.zero_grad()
+        states.append(moves.state_dict()["state"])
+    shares = replicas.optimizer_states(states[0])
+    torch.testing.assert_close(shares, states[1:])
+    torch.testing.assert_close(replicas.optimizer_state(shares), states[0])
+    split = replicas.split()
+    same(split, singles)
+    assert apical.learner_of(split[0]).synapses["1"].feedback is None
+    before = copy.deepcopy(replicas.state_dict())
+    replicas.load_states([one.state_dict() for one in split])
+    torch.testing.assert_close(replicas.state_dict(), before, rtol=0, atol=0)
+    same(apical.replicate(split).split(), singles)
+
+
+def test_networks_of_which_some_have_made_their_first_pass_become_copies():
+    singles = made(without_biases)
+    for single in singles:
+        apical.attach(single, "kp")
+    singles[1](X[1])
+    replicas = apical.replicate(singles)
+    assert apical.learner_of(replicas).synapses["1"].feedback is None
+    torch.testing.assert_close(replicas(X), torch.stack([one(x) for one, x in zip(singles, X, strict=True)]))
+    same(replicas.split(), singles)
+
+
 def test_plain_networks_learn_by_backpropagation_as_alone():
     singles = made(Residual)
     replicas = apical.replicate(singles, example_input=X[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -107,9 +107,12 @@ class Replicas(nn.Module):
             put(tensor, [state[name] for state in states], dimension_of(self.model, name))
 
     def optimizer_states(self, state: Mapping[int, Mapping[str, Any]]) -> list[dict[int, dict[str, Any]]]:
-        """Each copy's share of an optimizer's ``state_dict()["state"]``, as an optimizer of the single network would have it."""
+        """Each copy's share of an optimizer's ``state_dict()["state"]``, as an optimizer of the single network would have it.
+
+        Numbered as the given one: it counts feedback that was dropped in the first pass if the optimizer was made before.
+        """
         shares: list[dict[int, dict[str, Any]]] = [{} for _ in range(self.copies)]
-        for key, shape, dimension in self._places():
+        for key, shape, dimension in self._places(state, 1):
             for name, value in state.get(key, {}).items():
                 whole = isinstance(value, Tensor) and value.shape == shape
                 own = value.chunk(self.copies, dimension) if whole else [value] * self.copies
@@ -120,7 +123,7 @@ class Replicas(nn.Module):
     def optimizer_state(self, states: Sequence[Mapping[int, Mapping[str, Any]]]) -> dict[int, dict[str, Any]]:
         """What `optimizer_states` was given, from what it gave."""
         found: dict[int, dict[str, Any]] = {}
-        for key, shape, dimension in self._places():
+        for key, shape, dimension in self._places(states[0], self.copies):
             for name, value in states[0].get(key, {}).items():
                 own = [state[key][name] for state in states]
                 # As many entries as a copy's share of the parameter: not a number that belongs to all.
@@ -128,10 +131,26 @@ class Replicas(nn.Module):
                 found.setdefault(key, {})[name] = torch.cat(own, dimension) if whole else value
         return found
 
-    def _places(self) -> list[tuple[int, torch.Size, int]]:
-        """Every parameter's number in an optimizer of them all, its shape, and the dimension in which copies lie."""
-        named = self.model.named_parameters()
-        return [(key, p.shape, dimension_of(self.model, name)) for key, (name, p) in enumerate(named)]
+    def _places(self, state: Mapping[int, Mapping[str, Any]], parts: int) -> list[tuple[int, torch.Size, int]]:
+        """Every parameter's number in an optimizer of them all, its shape, and the dimension in which copies lie.
+
+        An optimizer made before the first pass counts feedback that the pass has dropped, one made after does not; which of
+        them `state` is of, in which tensors are one of `parts` of a parameter, the shapes in it tell.
+        """
+        met = [(shape, dimension_of(self.model, name), dropped) for name, shape, dropped in _parameters(self.model)]
+        numberings = [
+            [(key, shape, dimension) for key, (shape, dimension, _) in enumerate(own)]
+            for own in (met, [one for one in met if not one[2]])
+        ]
+
+        def fitting(places: list[tuple[int, torch.Size, int]]) -> int:
+            shares = {key: (*shape[:d], shape[d] // parts, *shape[d + 1 :]) for key, shape, d in places}
+            return sum(
+                key in shares and any(isinstance(x, Tensor) and x.shape == shares[key] for x in own.values())
+                for key, own in state.items()
+            )
+
+        return max(numberings, key=fitting)
 
     def share_out(
         self, rules: Rules | Sequence[Rules], at: Sequence[str] | None = None
@@ -186,11 +205,33 @@ def catch_up(learner: Learner, other: Learner, width: Callable[[int], int]) -> N
     def alike(shape: torch.Size) -> torch.Size:
         return torch.Size([width(shape[0]), *shape[1:]])
 
+    silence_like(learner, other)
     learner.adapted = other.adapted
     learner._features = {
         tuple(map(alike, key)): {name: alike(shape) for name, shape in met.items()}
         for key, met in other._features.items()
     }
+
+
+def silence_like(learner: Learner, other: Learner) -> None:
+    """Drop the feedback that `other`, of a network of the same structure, has found to be without use."""
+    for name, synapse in other.synapses.items():
+        mine = learner.synapses[name]
+        if mine.sends_back and not (synapse.sends_back or synapse.pathway.wired):
+            learner._silence(mine)
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, torch.Size, bool]]:
+    """Name and shape of every parameter, in the order of `named_parameters`, and whether it is feedback that was dropped."""
+    met: set[nn.Parameter] = set()
+    for path, module in model.named_modules():
+        for leaf, parameter in module._parameters.items():
+            name = f"{path}.{leaf}" if path else leaf
+            if parameter is not None and parameter not in met:
+                met.add(parameter)
+                yield name, parameter.shape, False
+            elif parameter is None and isinstance(module, Synapse) and leaf in module.plasticity.names:
+                yield name, module.weight.shape, True
 
 
 def put(target: Tensor, shares: Sequence[Tensor], dimension: int) -> None:

@@ -19,7 +19,7 @@ from apical.copies import generator_from
 from apical.learner import Learner
 from apical.outputs import over_tensors, tensors
 from apical.probe import run
-from apical.replicas import Replicas, attach_like, catch_up, dimension_of, put
+from apical.replicas import Replicas, attach_like, catch_up, dimension_of, put, silence_like
 from apical.side_by_side import faults, views, widen
 
 Models = nn.Module | Callable[[], nn.Module] | Sequence[nn.Module]
@@ -73,6 +73,8 @@ def replicate(models: Models, n: int | None = None, *, example_input: Any = None
         shown = None if example_input is None else over_tensors(example_input, lambda x: x.expand(n, *x.shape))
         sources = [generator_from(one.generator.get_state(), one.generator.device) for one in learners]
         learner = attach_like(learners[0], replicas, [dict(one.rules) for one in learners], shown, sources)
+        for one in learners:
+            silence_like(learner, one)
         _fill(together, made)
         for mine, its in zip(sources, learners, strict=True):
             mine.set_state(its.generator.get_state())
@@ -125,7 +127,7 @@ def _shared(model: nn.Module) -> list[list[str]]:
 def _fill(together: nn.Module, models: Sequence[nn.Module]) -> None:
     states = [model.state_dict() for model in models]
     for name, tensor in together.state_dict().items():
-        if name not in states[0]:
+        if any(name not in state for state in states):
             raise ValueError(
                 f"the networks given have no '{name}'; give example_input as in the call that attached them"
             )
