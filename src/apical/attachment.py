@@ -14,7 +14,7 @@ from apical.connectivity import Connectivities
 from apical.copies import Streams, copies_in, streams
 from apical.learner import Learner
 from apical.outputs import Which
-from apical.probe import probe
+from apical.probe import arguments, probe
 from apical.sharing import Rules
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def attach(
         example_input: one input batch as the model takes it: a tensor, a tuple of arguments, or a dict of keyword
             arguments. Needed by direct and indirect rules, whose feedback is shaped by a dry run (in eval mode and
             without touching random state). Others use it to drop, at once instead of after the first forward pass,
-            the feedback of synapses that no signal leaves.
+            the feedback of synapses that no signal leaves. For `Replicas` a batch for each copy, [copies, N, *], on which
+            copies are compared with the single network, unless they have been.
         at: direct rules only: names of modules at whose outputs the signal enters, instead of at every synapse's
             input. Inside such a block the signal goes layer by layer through feedback of the same plasticity.
         generator: source of the feedback's randomness. None: one seeded from PyTorch's global generator, so
@@ -72,6 +73,8 @@ def attach(
     if (replicas := _replicas(model)) is not None:
         shown = None if example_input is None else replicas.fold(example_input)
         rules, own = replicas.share_out(rule, at)
+        if example_input is not None:
+            replicas.compare(*arguments(example_input))
         learner = attach(
             replicas.model,
             rules,

@@ -63,11 +63,15 @@ class Probed:
 
 def run(model: nn.Module, example_input: Any) -> Any:
     """Call `model` with an example input: a tensor, a sequence of arguments, or keyword arguments."""
+    args, kwargs = arguments(example_input)
+    return model(*args, **kwargs)
+
+
+def arguments(example_input: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """An example input as the arguments of a call."""
     if isinstance(example_input, Mapping):
-        return model(**example_input)
-    if isinstance(example_input, tuple | list):
-        return model(*example_input)
-    return model(example_input)
+        return (), example_input
+    return (example_input if isinstance(example_input, tuple | list) else (example_input,)), {}
 
 
 def probe(

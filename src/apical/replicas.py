@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from apical.attachment import attach, attached, learner_of
 from apical.copies import Streams, generator_from, merged, tune
+from apical.independence import AloneError, check
 from apical.learner import Learner
-from apical.outputs import over_tensors
+from apical.outputs import over_tensors, tensors
 from apical.registry import synapse_type
 from apical.rules import Rule
 from apical.sharing import Rules, shared_out
@@ -27,7 +29,10 @@ class Replicas(nn.Module):
     Attributes:
         model: the network that holds all copies, with the names of the single one.
         copies: n.
+        compared: whether copies have been seen to compute what they do alone. The first batch that passes shows it.
     """
+
+    compared: bool = False
 
     def __init__(self, model: nn.Module, copies: int, single: nn.Module) -> None:
         super().__init__()
@@ -36,9 +41,27 @@ class Replicas(nn.Module):
         vars(self).update(_example=None, _rules=None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Every copy's output for its own batch: x [n, N, *] -> [n, N, *], for every tensor given and returned."""
-        result = self.model(*self.fold(args), **self.fold(kwargs))
+        """Every copy's output for its own batch: x [n, N, *] -> [n, N, *], for every tensor given and returned.
+
+        Raises:
+            ValueError: at the first batch, if copies do not compute what the single network does.
+        """
+        folded = self.fold(args), self.fold(kwargs)
+        # Code that is compiled or transformed by torch.func can't branch on values.
+        if not (torch.compiler.is_compiling() or self.compared or torch._C._are_functorch_transforms_active()):
+            self.compare(args, kwargs)
+        result = self.model(*folded[0], **folded[1])
         return over_tensors(result, self._apart)
+
+    def compare(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Raise a ValueError if copies do not compute what the single network does; once, by the first batch that can tell."""
+        given = tensors((args, kwargs))
+        if self.compared or self.copies == 1 or any(x.is_meta or not x.numel() for x in given):
+            return
+        (plain,) = vars(self)["_single"]
+        # What fails for a network alone is an error of the batch, which the pass itself tells.
+        with suppress(AloneError):
+            self.compared = check(self, [plain] * self.copies, args, kwargs)
 
     def fold(self, inputs: Any) -> Any:
         """Batches [n, N, *] as `model` takes them: [N, n C, *]; for a tensor, or every tensor of a sequence or dict."""

@@ -16,9 +16,10 @@ from torch import nn
 
 from apical.attachment import attached
 from apical.copies import generator_from
+from apical.independence import AloneError, check
 from apical.learner import Learner
-from apical.outputs import over_tensors, tensors
-from apical.probe import run
+from apical.outputs import over_tensors
+from apical.probe import arguments
 from apical.replicas import Replicas, attach_like, catch_up, dimension_of, put, silence_like
 from apical.side_by_side import faults, views, widen
 
@@ -38,7 +39,8 @@ def replicate(models: Models, n: int | None = None, *, example_input: Any = None
             them; their rules may differ in numbers (epsilon, noise, rate, ...), not in kind.
         n: how many copies; may be left out for a sequence.
         example_input: one batch [N, *] as the single network takes it. Copies are then compared with the networks they were
-            made of, and direct rules that come attached need it.
+            made of at once, not with the first batch (of `attach` or of a pass), which compiled code can't do; and direct rules
+            that come attached need it.
 
     Returns:
         The `Replicas`; call `apical.attach` on it as on any network. A loss for all copies is
@@ -68,7 +70,11 @@ def replicate(models: Models, n: int | None = None, *, example_input: Any = None
     replicas = Replicas(together, n, copy.deepcopy(plain[0]))
     replicas.train(plain[0].training)
     if example_input is not None:
-        _compare(replicas, plain, example_input)
+        shown = arguments(over_tensors(example_input, lambda x: x.expand(n, *x.shape)))
+        try:
+            replicas.compared = check(replicas, plain, *shown)
+        except AloneError as error:
+            raise ValueError(f"example_input does not pass through the network: {error.__cause__}") from error.__cause__
     if learners:
         shown = None if example_input is None else over_tensors(example_input, lambda x: x.expand(n, *x.shape))
         sources = [generator_from(one.generator.get_state(), one.generator.device) for one in learners]
@@ -132,22 +138,3 @@ def _fill(together: nn.Module, models: Sequence[nn.Module]) -> None:
                 f"the networks given have no '{name}'; give example_input as in the call that attached them"
             )
         put(tensor, [state[name] for state in states], dimension_of(together, name))
-
-
-def _compare(replicas: Replicas, models: Sequence[nn.Module], example: Any) -> None:
-    """Raise a ValueError unless copies compute what the single networks do."""
-    n = replicas.copies
-    modes = [(module, module.training) for model in (replicas, *models) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            ours = tensors(run(replicas.eval(), over_tensors(example, lambda x: x.expand(n, *x.shape))))
-            for index, model in enumerate(models):
-                for mine, its in zip(ours, tensors(run(model.eval(), example)), strict=True):
-                    if mine[index].shape != its.shape or not torch.allclose(mine[index], its, rtol=1e-3, atol=1e-5):
-                        raise ValueError(
-                            "the copies do not compute what the network computes alone: its forward mixes channels outside "
-                            "its layers (a mean or softmax over dimension 1, a fixed view); train copies one by one"
-                        )
-    finally:
-        for module, mode in modes:
-            module.training = mode
