@@ -522,6 +522,17 @@ def test_measures_are_those_of_single_copies():
     assert found["6"].matrix_angle is not None
 
 
+@pytest.mark.parametrize("rule", ["np", "kp", "reinforce"])
+def test_a_single_copy_is_measured_as_the_network_itself(rule):
+    (single,) = attached(without_biases, rule)[:1]
+    replicas = apical.replicate([single], example_input=X[0])
+    for measure in (apical.alignment, apical.audit):
+        mine, its = (measure(apical.learner_of(model), X[0], Y[0], cross_entropy) for model in (replicas, single))
+        assert mine == its
+    cross_entropy(replicas(X[:1])[0], Y[0]).mean().backward()
+    apical.learner_of(replicas).adapt(X[:1], Y[:1], cross_entropy)
+
+
 REGRESSIONS = {
     "np": {},
     "np, ridge": {"solver": "ridge"},

@@ -62,6 +62,8 @@ def replaying(learner: Learner, *, phases: bool = False) -> Iterator[Callable[[]
 
     for parameter, _ in grads:
         parameter.grad = None
+    # A single copy is asked as the network that it is, with batches [N, *].
+    fold, learner._fold = learner._fold, None
     before = None if recorder is None else (recorder.paused, recorder.newest)
     if recorder is not None:
         recorder.paused = not phases
@@ -69,6 +71,7 @@ def replaying(learner: Learner, *, phases: bool = False) -> Iterator[Callable[[]
         with ordinary(learner):
             yield again
     finally:
+        learner._fold = fold
         again()
         if recorder is not None and before is not None:
             recorder.paused, recorder.newest = before
