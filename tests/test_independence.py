@@ -178,6 +178,38 @@ def test_what_is_random_in_eval_mode_is_said_to_be_beyond_comparison():
     replicas(X)
 
 
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x, y):
+        return self.last(x.add_(1).mul_(y.add_(1)))
+
+
+def test_inputs_may_be_changed_in_place():
+    replicas = apical.replicate(InPlace, N)
+    x, y = X.clone(), torch.ones(N, 4, 6, dtype=torch.int64)
+    replicas(x, y=y)
+    assert replicas.compared
+    assert torch.equal(x, X)
+    assert bool((y == 1).all())
+
+
+@pytest.mark.parametrize("gain", [0.0, 1.0, 3.0])
+def test_deep_networks_that_magnify_rounding_are_not_refused(gain):
+    layers = [layer for _ in range(60) for layer in (nn.Linear(30, 30), nn.Tanh())]
+    for layer in layers[::2]:
+        nn.init.normal_(layer.weight, 0, gain / 30**0.5)
+    replicas = apical.replicate(nn.Sequential(*layers), N)
+    x = torch.randn(N, 4, 30, generator=torch.Generator().manual_seed(0))
+    if gain > 1:
+        with pytest.warns(UserWarning, match="magnifies rounding"):
+            replicas(x)
+    replicas(x)
+    assert replicas.compared
+
+
 def test_networks_that_differ_in_more_than_weights_are_told():
     models = [Through(by) for by in (lambda h, x: h, lambda h, x: 2 * h)]
     with pytest.raises(ValueError, match="differ in more than weights"):

@@ -55,11 +55,11 @@ def check(replicas: Replicas, singles: Sequence[nn.Module], args: Sequence[Any],
         ours = tensors(_named(stand_in, args, kwargs))
         if all(_alike([mine[index] for mine in ours], its) for index, its in enumerate(theirs)):
             return any(bool(output.isfinite().any()) for output in theirs[0])
-        if not _alike(tensors(alone[0]()), theirs[0]):
+        if not _alike(tensors(alone[0](_nudged)), theirs[0]):
             warnings.warn(
-                "the network's output is random even in eval mode, so it can't be seen whether copies compute what it computes "
-                "alone; they do if no operation outside its layers mixes channels",
-                stacklevel=2,
+                "the network's output is random even in eval mode, or magnifies rounding beyond measure, so it can't be seen "
+                "whether copies compute what it computes alone; they do if no operation outside its layers mixes channels",
+                stacklevel=3,
             )
             return True
     raise ValueError(
@@ -72,7 +72,7 @@ def check(replicas: Replicas, singles: Sequence[nn.Module], args: Sequence[Any],
 def _unlike(x: Tensor, copies: int) -> Tensor:
     """Inputs [n, N, *] that differ from copy to copy, of the same signs."""
     if not x.is_floating_point():
-        return x
+        return x.clone()
     factors = torch.linspace(1, 0.5, copies, dtype=x.dtype, device=x.device)
     return (x if x.any() else torch.ones_like(x)) * factors.view(-1, *[1] * (x.dim() - 1))
 
@@ -82,20 +82,36 @@ def _vary(together: nn.Module, model: nn.Module) -> None:
     own = dict(model.named_parameters())
     generator = torch.Generator().manual_seed(0)  # A change from outside would change the caller's random state.
     for name, parameter in together.named_parameters():
-        scale = 0.1 if parameter.dim() < 2 else 1 / math.sqrt(max(1, parameter[0].numel()))
         parameter.requires_grad_(False)  # Autocast keeps casts of those that are learned.
-        parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter), alpha=scale)
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+        if parameter.dim() < 2:
+            parameter.add_(noise, alpha=0.1)
+        else:
+            # As large as before, so that deep networks magnify rounding no more than they do.
+            scale = float(parameter.square().mean().sqrt()) or 1 / math.sqrt(parameter[0].numel())
+            parameter.add_(noise, alpha=scale).mul_(0.5**0.5)
         parameter.data = parameter.data.to(own[name])
     buffers = dict(model.named_buffers())
     for name, buffer in together.named_buffers():
         buffer.data = buffer.data.to(buffers[name])
 
 
-def _pass(single: nn.Module, state: Mapping[str, Any], args: Any, kwargs: Any) -> Callable[[], Any]:
-    """A pass of a network of the structure of `single` with the weights of `state`."""
+def _pass(single: nn.Module, state: Mapping[str, Any], args: Any, kwargs: Any) -> Callable[..., Any]:
+    """A pass of a network of the structure of `single` with the weights of `state`; on inputs that are changed, if asked."""
     one = copy.deepcopy(single).eval()
     one.load_state_dict(state, assign=True)
-    return lambda: one(*args, **kwargs)
+
+    def output(change: Callable[[Tensor], Tensor] = Tensor.clone) -> Any:
+        # Never the given memory, which layers may change in place.
+        given, named = over_tensors((args, kwargs), change)
+        return one(*given, **named)
+
+    return output
+
+
+def _nudged(x: Tensor) -> Tensor:
+    """Inputs that differ by not much more than rounding."""
+    return x * (1 + 4 * torch.finfo(x.dtype).eps) if x.is_floating_point() else x.clone()
 
 
 def _named(together: Replicas, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
