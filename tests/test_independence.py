@@ -123,8 +123,8 @@ def test_comparing_leaves_no_trace_and_is_made_once(rule):
         torch.manual_seed(3)
         before = Counting.passes
         outputs = [replicas(X) for _ in range(2)]
-        # A pass of each network and one of all copies, besides the two asked for.
-        assert Counting.passes - before == (N + 1 if compared else 0) + 2
+        # A pass of each network and one of all copies, in either mode, besides the two asked for.
+        assert Counting.passes - before == (2 * (N + 1) if compared else 0) + 2
         assert len(hooked) == 2
         outputs[1].sum().backward()
         assert replicas.compared
@@ -214,3 +214,37 @@ def test_networks_that_differ_in_more_than_weights_are_told():
     models = [Through(by) for by in (lambda h, x: h, lambda h, x: 2 * h)]
     with pytest.raises(ValueError, match="differ in more than weights"):
         apical.replicate(models, example_input=X[0])
+
+
+class InTraining(nn.Module):
+    """Does something between two layers in training alone."""
+
+    def __init__(self, by) -> None:
+        super().__init__()
+        self.first, self.last, self.by = nn.Linear(6, 4), nn.Linear(4, 3), by
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last(self.by(h) if self.training else h)
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_networks_that_mix_channels_in_training_alone_are_refused(dropout):
+    def make():
+        mixing = InTraining(lambda h: h - h.mean(1, keepdim=True))
+        return nn.Sequential(nn.Dropout(), mixing) if dropout else mixing
+
+    with pytest.raises(ValueError, match=r"in training mode.*train copies one by one"):
+        apical.replicate(make, N, example_input=X[0])
+    with pytest.raises(ValueError, match=r"in training mode.*train copies one by one"):
+        apical.replicate(make, N)(X)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "by", [lambda h: h + torch.randn_like(h), lambda h: nn.BatchNorm1d(4)(h)], ids=["noise", "one row"]
+)
+def test_what_is_random_or_fails_in_training_alone_is_no_mixing(by):
+    x = X[:, :1]
+    replicas = apical.replicate(lambda: InTraining(by), N, example_input=x[0])
+    assert replicas.compared

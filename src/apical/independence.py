@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,16 +19,20 @@ if TYPE_CHECKING:
     from apical.replicas import Replicas
 
 
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
 class AloneError(Exception):
     """The network fails on the batch by itself, whatever copies do."""
 
 
 @torch.no_grad()
 def check(replicas: Replicas, singles: Sequence[nn.Module], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Compare copies with the single networks on one batch [n, N, *], in eval mode; False if it shows nothing.
+    """Compare copies with the single networks on one batch [n, N, *]; False if it shows nothing.
 
-    The stand-ins have no rule and no hooks. Weights and inputs differ from copy to copy, also where the copies' own are equal or
-    zero, which would hide that they mix.
+    In eval mode, and where the output is not random then, in training mode too, with dropout off. The stand-ins have no rule and
+    no hooks. Weights and inputs differ from copy to copy, also where the copies' own are equal or zero, which would hide that
+    they mix.
 
     Raises:
         ValueError: if they compute something else.
@@ -35,38 +40,59 @@ def check(replicas: Replicas, singles: Sequence[nn.Module], args: Sequence[Any],
     """
     n, model = replicas.copies, replicas.model
     args, kwargs = over_tensors((tuple(args), dict(kwargs)), lambda x: _unlike(x, n))
-    together = copy.deepcopy(singles[0]).eval()
+    devices = {tensor.device for tensor in (*model.parameters(), *tensors(args)) if tensor.device.type == "cuda"}
+    with torch.random.fork_rng(devices=devices):
+        shows = _compare(replicas, singles, args, kwargs, training=False)
+        if shows:
+            # What fails or is random in training alone, as normalization of one row, can't be told from copies that mix.
+            with suppress(AloneError):
+                _compare(replicas, singles, args, kwargs, training=True)
+        return shows
+
+
+def _compare(
+    replicas: Replicas, singles: Sequence[nn.Module], args: Any, kwargs: Mapping[str, Any], *, training: bool
+) -> bool:
+    n, model = replicas.copies, replicas.model
+    together = _moded(copy.deepcopy(singles[0]), training)
     widen(together, n)
     _vary(together, model)
     # [n, *] for every entry; numbers belong to all.
     state = over_tensors(dict(together.state_dict()), lambda x: x.unflatten(0, (n, -1)) if x.dim() else x.expand(n))
-    devices = {tensor.device for tensor in (*model.parameters(), *tensors(args)) if tensor.device.type == "cuda"}
-    with torch.random.fork_rng(devices=devices):
-        alone = [
-            _pass(single, *over_tensors((state, args, kwargs), lambda x, index=index: x[index]))
-            for index, single in enumerate(singles)
-        ]
-        try:
-            theirs = [tensors(output()) for output in alone]
-        except Exception as error:
-            raise AloneError from error
-        stand_in = type(replicas)(together, n, singles[0])
-        stand_in.compared = True
-        ours = tensors(_named(stand_in, args, kwargs))
-        if all(_alike([mine[index] for mine in ours], its) for index, its in enumerate(theirs)):
-            return any(bool(output.isfinite().any()) for output in theirs[0])
-        if not _alike(tensors(alone[0](_nudged)), theirs[0]):
+    alone = [
+        _pass(_moded(copy.deepcopy(single), training), *over_tensors((state, args, kwargs), lambda x, i=index: x[i]))
+        for index, single in enumerate(singles)
+    ]
+    try:
+        theirs = [tensors(output()) for output in alone]
+    except Exception as error:
+        raise AloneError from error
+    stand_in = type(replicas)(together, n, singles[0])
+    stand_in.compared = True
+    ours = tensors(_named(stand_in, args, kwargs))
+    if all(_alike([mine[index] for mine in ours], its) for index, its in enumerate(theirs)):
+        return any(bool(output.isfinite().any()) for output in theirs[0])
+    if not _alike(tensors(alone[0](_nudged)), theirs[0]):
+        if not training:
             warnings.warn(
                 "the network's output is random even in eval mode, or magnifies rounding beyond measure, so it can't be seen "
                 "whether copies compute what it computes alone; they do if no operation outside its layers mixes channels",
-                stacklevel=3,
+                stacklevel=4,
             )
-            return True
+        return True
     raise ValueError(
-        "the copies do not compute what the network computes alone: its forward mixes channels outside its layers (cat, chunk, "
-        "or a mean, norm or softmax over dimension 1, a fixed view), or the networks differ in more than weights; train copies "
-        "one by one"
+        f"the copies do not compute what the network computes alone{' in training mode' if training else ''}: its forward mixes "
+        "channels outside its layers (cat, chunk, or a mean, norm or softmax over dimension 1, a fixed view), or the networks "
+        "differ in more than weights; train copies one by one"
     )
+
+
+def _moded(network: nn.Module, training: bool) -> nn.Module:
+    network.train(training)
+    for module in network.modules():
+        if isinstance(module, _DROPOUT):
+            module.eval()
+    return network
 
 
 def _unlike(x: Tensor, copies: int) -> Tensor:
@@ -97,14 +123,13 @@ def _vary(together: nn.Module, model: nn.Module) -> None:
 
 
 def _pass(single: nn.Module, state: Mapping[str, Any], args: Any, kwargs: Any) -> Callable[..., Any]:
-    """A pass of a network of the structure of `single` with the weights of `state`; on inputs that are changed, if asked."""
-    one = copy.deepcopy(single).eval()
-    one.load_state_dict(state, assign=True)
+    """A pass of `single` with the weights of `state`; on inputs that are changed, if asked."""
+    single.load_state_dict(state, assign=True)
 
     def output(change: Callable[[Tensor], Tensor] = Tensor.clone) -> Any:
         # Never the given memory, which layers may change in place.
         given, named = over_tensors((args, kwargs), change)
-        return one(*given, **named)
+        return single(*given, **named)
 
     return output
 

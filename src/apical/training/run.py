@@ -42,8 +42,8 @@ class RunFolder:
             shutil.rmtree(self.path)
         # What a kill left of a config half-written is no run.
         if self.path.exists() and any(not one.name.startswith(".config.json.") for one in self.path.iterdir()):
-            what = "holds a run already; resume it" if self._config.exists() else "is not empty"
-            raise RunFolderError(f"folder {self.path} {what}, or give another folder")
+            what = "holds a run already; resume it, or" if self._config.exists() else "is not empty;"
+            raise RunFolderError(f"folder {self.path} {what} give another folder")
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self._config, config)
 
