@@ -64,7 +64,8 @@ def alignment(learner: Learner, inputs: Any, targets: Any, criterion: Criterion)
     Args:
         learner: what `attach` returned.
         inputs: a batch, as the model takes it. targets: as the criterion takes them.
-        criterion: criterion(outputs, targets) -> losses [N], one per sample.
+        criterion: criterion(outputs, targets) -> losses [N], one per sample; outputs are the model's, or what `attach` was told
+            to pick of them.
 
     Returns:
         Module name -> `SynapseAlignment`, in the model's order.

@@ -76,7 +76,8 @@ def audit(learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -> 
     Args:
         learner: what `attach` returned.
         inputs: a batch, as the model takes it; a few samples will do. targets: as the criterion takes them.
-        criterion: criterion(outputs, targets) -> losses [N], one per sample.
+        criterion: criterion(outputs, targets) -> losses [N], one per sample; outputs are the model's, or what `attach` was told
+            to pick of them.
 
     Raises:
         ValueError: if the criterion does not give one loss per sample, if updates aren't finite to begin with, if a transport

@@ -26,9 +26,11 @@ def pick(output: Any, which: Which) -> Tensor:
         candidates = {name: value for name, value in tensors.items() if value.requires_grad} or tensors
         if len(candidates) == 1:
             return next(iter(candidates.values()))
+        known = list(tensors) or "its tensors (a function of the output may pick it)"
         raise ValueError(
             f"the model returns a {type(output).__name__}; say which tensor the loss is made of with "
-            f"apical.attach(..., output=...), one of {list(tensors) or 'its tensors (a function of the output may pick it)'}"
+            f"apical.attach(..., output=...), one of {known}; for a loss of several, let the model return them as one "
+            "(torch.cat), which the criterion takes apart"
         )
     if callable(which):
         try:
