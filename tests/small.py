@@ -1,7 +1,8 @@
-"""Two networks of every layer that matters, a batch for them, and estimates without their noise."""
+"""Two networks of every layer that matters, a batch for them, estimates without their noise, and what tests that compile bear."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -9,6 +10,13 @@ from apical.perturbation import Estimate
 
 X = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 Y = torch.randint(3, (8,), generator=torch.Generator().manual_seed(2))
+
+dynamo = pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning",
+    "ignore:.*torch.jit.script_method:DeprecationWarning",
+    "ignore:The .grad attribute of a Tensor that is not a leaf",
+)
+"""What Dynamo itself does while it traces any autograd.Function or hook, attached or not."""
 
 
 def chain() -> nn.Sequential:

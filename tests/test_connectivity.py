@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import apical
 from apical import registry
 from apical.losses import cross_entropy
-from small import X, Y, chain, convolutions
+from small import X, Y, chain, convolutions, dynamo
 
 RULES = tuple(apical.rules())
 
@@ -348,11 +348,7 @@ def test_mixed_precision_checkpointing_and_compiled_code(rule):
 
 
 # What Dynamo itself does while it traces any autograd.Function or hook.
-@pytest.mark.filterwarnings(
-    "ignore:.*should not be instantiated:DeprecationWarning",
-    "ignore:.*torch.jit.script_method:DeprecationWarning",
-    "ignore:The .grad attribute of a Tensor that is not a leaf",
-)
+@dynamo
 @pytest.mark.parametrize("rule", ["kp", "usf", "dfa"])
 def test_compiled_networks_learn_as_eager_ones(rule):
     torch.compiler.reset()

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import apical
 from apical.losses import cross_entropy
+from small import dynamo
 
 RULES = tuple(apical.rules())
 WIRED = ("dfa", "ifa", "kp-direct", "np-direct", "sg-direct")
@@ -221,14 +222,6 @@ def test_channels_last_of_the_input_alone(rule):
 
 
 # torch.compile --------------------------------------------------------------------------------------------------------
-
-
-# What Dynamo itself does while it traces any autograd.Function or hook, attached or not.
-dynamo = pytest.mark.filterwarnings(
-    "ignore:.*should not be instantiated:DeprecationWarning",
-    "ignore:.*torch.jit.script_method:DeprecationWarning",
-    "ignore:The .grad attribute of a Tensor that is not a leaf",
-)
 
 
 def compiled_like_eager(rule: str, backend: str, make=Chain, x: Tensor = X, **tolerance) -> None:

@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 import apical
 from apical import registry
 from apical.losses import cross_entropy
-from small import X, Y, chain, convolutions
+from small import X, Y, chain, convolutions, dynamo
 
 RULES = tuple(apical.rules())
 SETTINGS = {
@@ -45,6 +45,14 @@ def attach(net, rule) -> apical.Learner:
     return apical.attach(net, rule, example_input=X, generator=torch.Generator().manual_seed(3))
 
 
+def learn(forward, learner, moves, steps=1):
+    for _ in range(steps):
+        cross_entropy(forward(X), Y).mean().backward()
+        learner.adapt(X, Y, cross_entropy)
+        moves.step()
+        moves.zero_grad()
+
+
 def run(make, rule, optimizer, steps=5, schedule=False):
     net = make()
     learner = attach(net, rule)
@@ -52,10 +60,7 @@ def run(make, rule, optimizer, steps=5, schedule=False):
     scheduler = torch.optim.lr_scheduler.StepLR(moves, 2, 0.5) if schedule else None
     torch.manual_seed(4)
     for _ in range(steps):
-        cross_entropy(net(X), Y).mean().backward()
-        learner.adapt(X, Y, cross_entropy)
-        moves.step()
-        moves.zero_grad()
+        learn(net, learner, moves)
         if scheduler is not None:
             scheduler.step()
     return net, learner, moves
@@ -116,10 +121,7 @@ def test_a_state_goes_on_as_if_it_had_never_stopped():
     other.load_state_dict(state)
     again = apical.LocalSGD(its, 0.05, 0.9)
     again.load_state_dict(own)
-    for _ in range(3):
-        cross_entropy(other(X), Y).mean().backward()
-        again.step()
-        again.zero_grad()
+    learn(other, its, again, steps=3)
     equal(other, whole)
 
 
@@ -136,9 +138,7 @@ def switching(first, then, *, at=3, steps=6, during=None, keep=copy.deepcopy, ru
             moves.load_state_dict(state)
         if during is not None:
             forward = during(step, learner) or forward
-        cross_entropy(forward(X), Y).mean().backward()
-        moves.step()
-        moves.zero_grad()
+        learn(forward, learner, moves)
     return net
 
 
@@ -171,11 +171,7 @@ def test_a_loaded_state_goes_on_to_the_last_bit():
     assert all(torch.equal(mine, its) for mine, its in zip(whole.parameters(), again.parameters(), strict=True))
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*should not be instantiated:DeprecationWarning",
-    "ignore:.*torch.jit.script_method:DeprecationWarning",
-    "ignore:The .grad attribute of a Tensor that is not a leaf",
-)
+@dynamo
 def test_compiled_later_learns_as_with_torch():
     torch.compiler.reset()
 
@@ -201,11 +197,7 @@ def test_one_that_is_gone_moves_nothing_more(rule):
         torch.manual_seed(4)
         for make in optimizers:
             moves = make(learner)
-            for _ in range(2):
-                cross_entropy(net(X), Y).mean().backward()
-                learner.adapt(X, Y, cross_entropy)
-                moves.step()
-                moves.zero_grad()
+            learn(net, learner, moves, steps=2)
             del moves
         return net
 
@@ -315,11 +307,7 @@ def test_measuring_and_passes_without_backward_move_nothing():
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*should not be instantiated:DeprecationWarning",
-    "ignore:.*torch.jit.script_method:DeprecationWarning",
-    "ignore:The .grad attribute of a Tensor that is not a leaf",
-)
+@dynamo
 @pytest.mark.parametrize("rule", ["fa", "kp", "np", "reinforce", "dfa"])
 def test_compiled_code_learns_as_with_torch(rule):
     def train(optimizer):
@@ -327,11 +315,7 @@ def test_compiled_code_learns_as_with_torch(rule):
         net = chain()
         learner = attach(net, rule)
         moves, compiled = optimizer(learner), torch.compile(net, backend="eager")
-        for _ in range(3):
-            cross_entropy(compiled(X), Y).mean().backward()
-            learner.adapt(X, Y, cross_entropy)
-            moves.step()
-            moves.zero_grad()
+        learn(compiled, learner, moves, steps=3)
         return net
 
     local = train(lambda learner: apical.LocalSGD(learner, 0.05, 0.9))
@@ -379,11 +363,7 @@ def test_hooks_at_the_steps_of_every_optimizer_are_called(rule):
     assert called == [("before", moves), ("after", moves)]
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*should not be instantiated:DeprecationWarning",
-    "ignore:.*torch.jit.script_method:DeprecationWarning",
-    "ignore:The .grad attribute of a Tensor that is not a leaf",
-)
+@dynamo
 @pytest.mark.parametrize("rule", ["kp", "kp-direct"])
 def test_trainable_feedback_that_no_optimizer_holds_is_refused_before_anything_moves(rule):
     net = chain()

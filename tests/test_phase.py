@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 import apical
 from apical.losses import cross_entropy
-from small import exactly
+from small import dynamo, exactly
 
 RULES = ("wm", "np", "np-direct", "sg", "sg-direct", "reinforce", "mirror-direct", "np-ridge", "mixed")
 X = torch.randn(12, 2, 6, 6, generator=torch.Generator().manual_seed(5))
@@ -239,11 +239,7 @@ def test_a_clean_pass_of_its_own_gives_the_same_phase(rule, way):
     close(run(True), run(False), 1e-9)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*should not be instantiated:DeprecationWarning",
-    "ignore:.*torch.jit.script_method:DeprecationWarning",
-    "ignore:The .grad attribute of a Tensor that is not a leaf",
-)
+@dynamo
 @pytest.mark.parametrize("way", ["copy of the batch", "compiled", "compiled, with dropout"])
 @pytest.mark.parametrize("reduce", ["mean", "sum"])
 def test_reinforce_scales_with_the_loops_loss_in_a_clean_pass_of_its_own(way, reduce):
@@ -345,11 +341,7 @@ def test_reinforce_keeps_to_the_loops_loss_whatever_else_the_loop_computes(how, 
     close(run(True), run(False), 1e-9)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*should not be instantiated:DeprecationWarning",
-    "ignore:.*torch.jit.script_method:DeprecationWarning",
-    "ignore:The .grad attribute of a Tensor that is not a leaf",
-)
+@dynamo
 def test_reinforce_says_when_nothing_tells_the_scale_of_the_loops_loss():
     net = Net()
     learner = attach(net, "reinforce")
@@ -459,11 +451,7 @@ def test_autocast_learns_nearly_the_same(rule):
         close(found, expected, 0.05)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*should not be instantiated:DeprecationWarning",
-    "ignore:.*torch.jit.script_method:DeprecationWarning",
-    "ignore:The .grad attribute of a Tensor that is not a leaf",
-)
+@dynamo
 @pytest.mark.parametrize("rule", ["wm", "np", "sg-direct", "reinforce"])
 def test_compiled_models_run_their_phase(rule):
     net = Net()
