@@ -79,12 +79,12 @@ def replicate(models: Models, n: int | None = None, *, example_input: Any = None
         shown = None if example_input is None else over_tensors(example_input, lambda x: x.expand(n, *x.shape))
         sources = [generator_from(one.generator.get_state(), one.generator.device) for one in learners]
         learner = attach_like(learners[0], replicas, [dict(one.rules) for one in learners], shown, sources)
-        for one in learners:
+        catch_up(learner, learners[0], lambda units: units * n)
+        for one in learners[1:]:
             silence_like(learner, one)
         _fill(together, made)
         for mine, its in zip(sources, learners, strict=True):
             mine.set_state(its.generator.get_state())
-        catch_up(learner, learners[0], lambda units: units * n)
     return replicas
 
 

@@ -236,8 +236,8 @@ class Wiring:
             raise RuntimeError(
                 f"a gradient is asked for at the input of '{label}', but example_input, which passes in eval mode, showed no "
                 "signal to carry there; attach with an example_input that goes the same way through the model (and requires a "
-                f"gradient, if inputs do) or, for a layer that only training uses, with a layer-wise rule of its "
-                f"own: {{'': ..., '{label}': 'fa'}}"
+                "gradient, if inputs do) or, for a layer that only training uses, with a layer-wise rule of its own: "
+                f"{{'': ..., '{label}': 'fa'}}"
             )
         if feedback is not None and x.shape[1:] != feedback.shape[1:]:
             raise RuntimeError(
