@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apical.allocator import keep_freed_memory
+from apical.cli.allocator import keep_freed_memory
 
 FORWARD = ((64, 800, 800), (64, 3072, 1000), (128, 1000, 1000), (128, 2048, 2048), (256, 1000, 1000))
 SIGNAL = ((64, 800, 800), (128, 1000, 1000), (64, 2048, 2048), (64, 1000, 3072))

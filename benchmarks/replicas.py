@@ -15,15 +15,15 @@ import torch
 from torch import nn
 
 import apical
-from apical.allocator import keep_freed_memory
-from apical.benchmark import training_step
+from apical.benchmark.benchmark import training_step
+from apical.benchmark.timing import Maker, Step, contest
+from apical.cli.allocator import keep_freed_memory
 from apical.data import ImageData, Split
 from apical.losses import cross_entropy
 from apical.networks import mlp, parse_sizes
-from apical.timing import Maker, Step, contest
 from apical.training import RunFolder, TrainConfig
 from apical.training.session import Session
-from apical.training.together import Together
+from apical.training.side_by_side import Together
 
 SUBJECTS = (([30, 20, 10], 20, 1), ([784, 50, 20, 10], 20, 32), ([784, 1000, 10], 5, 64))
 """Sizes, copies, batch."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from apical.perturbation import Estimate
+from apical.phases.noisy_pass import Estimate
 
 X = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 Y = torch.randint(3, (8,), generator=torch.Generator().manual_seed(2))

@@ -19,7 +19,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 import apical
-from apical import registry
+from apical.synapses import registry
 
 RULES = tuple(apical.rules())
 STORED = ("fa", "frfb", "dfa", "ifa", "kp", "matched", "urfb", "kp-direct", "wm", "np", "np-direct", "sg", "sg-direct")
@@ -212,7 +212,7 @@ def test_signals_made_with_the_error_are_those_made_when_autograd_comes_by(rule,
     """Direct signals of small activities are made at once; none, some and all of them here."""
     found = []
     for limit in (0, small):
-        monkeypatch.setattr("apical.wiring._SMALL", limit)
+        monkeypatch.setattr("apical.pathways.taps._SMALL", limit)
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 5), nn.Linear(5, 3))
         attach(model, rule)
@@ -1244,10 +1244,10 @@ class MaskedSynapse(apical.Synapse, Masked):
 
 @pytest.fixture
 def registered():
-    saved = dict(registry._SYNAPSES)
+    saved = dict(registry.SYNAPSES)
     yield apical.register_synapse
-    registry._SYNAPSES.clear()
-    registry._SYNAPSES.update(saved)
+    registry.SYNAPSES.clear()
+    registry.SYNAPSES.update(saved)
 
 
 def test_a_registered_subclass_learns_and_comes_back(registered):
@@ -1312,7 +1312,7 @@ def test_register_synapse_refuses_what_cant_stand_in(registered):
     ):
         with pytest.raises(TypeError, match=match):
             registered(module_type, kind)
-    assert registry._SYNAPSES[nn.Linear] is apical.LinearSynapse
+    assert registry.SYNAPSES[nn.Linear] is apical.LinearSynapse
 
 
 PAIRS = {

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import apical
-from apical import registry
+from apical.synapses import registry
 
 CRITERION = lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="none")  # noqa: E731
 SIGNS = ("usf", "brsf", "frsf")
@@ -297,7 +297,7 @@ class MixingNorm(nn.LayerNorm):
 @pytest.mark.parametrize("kernel", [F.linear, Copying.apply])
 @pytest.mark.parametrize("affine", [True, False])
 def test_weights_inside_a_normalization_are_no_scale(kernel, affine, monkeypatch):
-    monkeypatch.setattr(registry, "_SYNAPSES", {**registry._SYNAPSES, MixingNorm: None})
+    monkeypatch.setattr(registry, "SYNAPSES", {**registry.SYNAPSES, MixingNorm: None})
     norm = MixingNorm(6, kernel)
     if not affine:
         norm.weight = norm.bias = None

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import apical
-from apical import registry, spec
 from apical.plasticity import Plasticity
+from apical.synapses import registry
+from apical.training import options as spec
 
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(5))
 Y = torch.randint(3, (8,), generator=torch.Generator().manual_seed(6))
@@ -24,10 +25,10 @@ IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(7))
 
 @pytest.fixture
 def registered():
-    saved = dict(registry._SYNAPSES)
+    saved = dict(registry.SYNAPSES)
     yield apical.register_synapse
-    registry._SYNAPSES.clear()
-    registry._SYNAPSES.update(saved)
+    registry.SYNAPSES.clear()
+    registry.SYNAPSES.update(saved)
 
 
 def chain() -> nn.Sequential:

@@ -12,8 +12,8 @@ from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
-from apical import benchmark, timing
-from apical.benchmark import (
+from apical.benchmark import benchmark, timing
+from apical.benchmark.benchmark import (
     PLAIN,
     SUBJECTS,
     BenchmarkConfig,
@@ -25,7 +25,7 @@ from apical.benchmark import (
     table,
     training_step,
 )
-from apical.commands.benchmark import Benchmark
+from apical.cli.benchmark import Benchmark
 from apical.learner import Learner
 from apical.losses import squared_error
 from apical.networks import mlp, resnet20
@@ -463,7 +463,7 @@ def test_the_networks_are_those_the_figures_are_quoted_for():
 
 def test_a_comparisons_own_step_is_timed_with_its_loss_optimizer_and_batch(monkeypatch):
     from apical import data as images
-    from apical.training.compare import CompareConfig
+    from apical.comparison.config import CompareConfig
 
     config = CompareConfig(
         network="64-7-10",

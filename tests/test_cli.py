@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from apical.cli import main
-from apical.commands import terminal
+from apical.cli import terminal
+from apical.cli.command_line import main
 
 
 def run(*arguments, capsys=None, code=None):

@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import apical
-from apical import registry
 from apical.losses import cross_entropy
+from apical.synapses import registry
 from small import X, Y, chain, convolutions, dynamo
 
 RULES = tuple(apical.rules())
@@ -298,7 +298,7 @@ class ScaledSynapse(apical.Synapse, Scaled):
 
 @pytest.mark.parametrize("local", [False, True])
 def test_a_registered_kind(monkeypatch, local):
-    monkeypatch.setitem(registry._SYNAPSES, Scaled, ScaledSynapse)
+    monkeypatch.setitem(registry.SYNAPSES, Scaled, ScaledSynapse)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(72, 9), nn.Tanh(), Scaled(9, 9), nn.Tanh(), Scaled(9, 3)).double()
     learner = attach(net, "kp")

@@ -10,7 +10,7 @@ from torch import nn
 import apical
 from apical.papers.reproduce import reproduce
 from apical.plasticity import INITS
-from apical.registry import _SYNAPSES
+from apical.synapses.registry import SYNAPSES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -19,18 +19,18 @@ BLOCKS = [(page, code) for page in PAGES for code in re.findall(r"```python\n(.*
 
 @pytest.mark.parametrize(("page", "code"), BLOCKS, ids=lambda value: value.name if isinstance(value, Path) else "")
 def test_code_runs(page, code):
-    known = dict(_SYNAPSES)
+    known = dict(SYNAPSES)
     torch.manual_seed(0)
     try:
         exec(compile(code, str(page), "exec"), {"__name__": "page"})
     finally:
-        _SYNAPSES.clear()
-        _SYNAPSES.update(known)
+        SYNAPSES.clear()
+        SYNAPSES.update(known)
 
 
 def test_the_example_layer_learns_as_autograd_would():
     code = next(code for _, code in BLOCKS if "ScaledSynapse" in code)
-    known, names = dict(_SYNAPSES), {"apical": apical, "nn": nn}
+    known, names = dict(SYNAPSES), {"apical": apical, "nn": nn}
     try:
         exec(code, names)
         torch.manual_seed(0)
@@ -49,8 +49,8 @@ def test_the_example_layer_learns_as_autograd_would():
             learner.adapt(x, None, lambda outputs, targets: outputs.sum(1))
         assert apical.measures.relative_error(plain[2].weight, learner.synapses["2"].feedback) < 0.1
     finally:
-        _SYNAPSES.clear()
-        _SYNAPSES.update(known)
+        SYNAPSES.clear()
+        SYNAPSES.update(known)
 
 
 def test_the_example_experiment_runs(tmp_path):

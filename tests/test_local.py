@@ -12,8 +12,8 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import apical
-from apical import registry
 from apical.losses import cross_entropy
+from apical.synapses import registry
 from small import X, Y, chain, convolutions, dynamo
 
 RULES = tuple(apical.rules())
@@ -438,7 +438,7 @@ class AtOnceSynapse(apical.LinearSynapse, Doubled):
 @pytest.mark.parametrize("synapse", [DoubledSynapse, AtOnceSynapse])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_kind_that_changes_the_product_is_heard(momentum, synapse, monkeypatch):
-    monkeypatch.setattr(registry, "_SYNAPSES", dict(registry._SYNAPSES))
+    monkeypatch.setattr(registry, "SYNAPSES", dict(registry.SYNAPSES))
     apical.register_synapse(Doubled, synapse)
 
     def train(kind, optimizer):

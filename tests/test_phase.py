@@ -399,7 +399,7 @@ class Bypass(nn.Module):
 @pytest.mark.parametrize("own", [False, True], ids=["the loop's pass", "a pass of its own"])
 def test_reinforce_adds_to_the_error_that_a_skip_brings_around_a_cut(head, optimizer, own, monkeypatch):
     """With exact estimates both together are backpropagation."""
-    monkeypatch.setattr("apical.pathway.estimates", exactly)
+    monkeypatch.setattr("apical.pathways.scalar.estimates", exactly)
     x, plain, net = X.double(), Bypass(), Bypass()
     learner = apical.attach(net, {"": "reinforce", "o": head}, example_input=x)
     if head == "dfa":
@@ -804,13 +804,13 @@ def test_all_ranks_end_with_the_same_weights_and_feedback(rule, ranks):
 
 
 def test_ranks_draw_noise_of_their_own(monkeypatch):
-    from apical.phase import Phase
+    from apical.phases.phase import Phase
 
     net = Net()
     learner = attach(net, "wm")
     draws = []
     for rank in range(2):
-        monkeypatch.setattr("apical.phase._together", lambda: True)
+        monkeypatch.setattr("apical.phases.phase.together", lambda: True)
         monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
         monkeypatch.setattr(dist, "get_world_size", lambda: 2)
         learner.generator.manual_seed(0)

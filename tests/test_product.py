@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apical.product import affine, product
+from apical.synapses.products import affine, product
 
 
 @given(

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import apical
-from apical import recycle
+from apical.synapses import memory as recycle
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from apical import data as images
+from apical.comparison import compare
+from apical.comparison.choice import obstacle, pays
 from apical.data import ImageData, Split
-from apical.training import CompareConfig, RunFolder, TrainConfig, compare, train
+from apical.training import CompareConfig, RunFolder, TrainConfig, train
 from apical.training import checkpoint as checkpoints
-from apical.training.choice import obstacle, pays
 from processes import BoomError, boom_at, killed_and_resumed, started, wait_for
 
 DIGITS = images.load()

@@ -10,10 +10,11 @@ import torch
 from rich.console import Console
 
 from apical import data as images
-from apical.commands.compare import table
+from apical.cli.compare import table
+from apical.comparison import compare
 from apical.data import ImageData, Split
 from apical.losses import LOSSES, error_rate
-from apical.report import page
+from apical.report.comparison import page
 from apical.training import (
     CheckpointError,
     CompareConfig,
@@ -22,7 +23,6 @@ from apical.training import (
     RunFolder,
     RunFolderError,
     TrainConfig,
-    compare,
     train,
 )
 from apical.training import checkpoint as checkpoints

@@ -1,10 +1,22 @@
 """Train any PyTorch network without weight transport."""
 
-from apical.alignment import SynapseAlignment, alignment
-from apical.attachment import attach, learner_of
-from apical.audit import AuditReport, audit
-from apical.connectivity import Connectivity
-from apical.convolution import (
+from apical.attaching.attach import attach, learner_of
+from apical.attaching.connectivity import Connectivity
+from apical.learner import Learner
+from apical.measures.alignment import SynapseAlignment, alignment
+from apical.measures.audit import AuditReport, audit
+from apical.networks.noisy import NoisyActivations, NoisyInput
+from apical.optim.local_sgd import LocalSGD
+from apical.pathways.direct import Direct
+from apical.pathways.indirect import Indirect
+from apical.pathways.layer_wise import LayerWise
+from apical.pathways.none import NoPathway
+from apical.pathways.scalar import Scalar
+from apical.plasticity import Fixed, Gradient, Hebbian, Mirror, Perturbation, Signs, Transport
+from apical.replicas.replicas import Replicas
+from apical.replicas.replicate import replicate
+from apical.rules import Rule, rule, rules
+from apical.synapses.convolution import (
     Conv1dSynapse,
     Conv2dSynapse,
     Conv3dSynapse,
@@ -12,16 +24,9 @@ from apical.convolution import (
     ConvTranspose2dSynapse,
     ConvTranspose3dSynapse,
 )
-from apical.learner import Learner
-from apical.local import LocalSGD
-from apical.noise import NoisyActivations, NoisyInput
-from apical.pathway import Direct, Indirect, LayerWise, NoPathway, Scalar
-from apical.plasticity import Fixed, Gradient, Hebbian, Mirror, Perturbation, Signs, Transport
-from apical.registry import register_synapse
-from apical.replicas import Replicas
-from apical.replicate import replicate
-from apical.rules import Rule, rule, rules
-from apical.synapse import LinearSynapse, Synapse
+from apical.synapses.linear import LinearSynapse
+from apical.synapses.registry import register_synapse
+from apical.synapses.synapse import Synapse
 
 __all__ = [
     "AuditReport",

@@ -1,5 +1,5 @@
 """`python -m apical` is the `apical` command."""
 
-from apical.cli import main
+from apical.cli.command_line import main
 
 main()

@@ -28,3 +28,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON in one step. Not-a-number is refused: other programs can't read it."""
     write_bytes(path, (json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text in one step. What UTF-8 can't hold (half a surrogate pair) is written as an escape."""
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))

@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical import connectivity as masks
-from apical import swap
-from apical.conditions import casting, casts
-from apical.connectivity import Connectivity
-from apical.copies import copies_in, generator_from
-from apical.guard import watch_optimizers
-from apical.outputs import Which
-from apical.pathway import Pathway
-from apical.phase import Phase, Site
+from apical.attaching import connectivity as masks
+from apical.attaching import conversion
+from apical.attaching.connectivity import Connectivity
+from apical.nested import Which
+from apical.pathways.base import Pathway
+from apical.pathways.taps import Wiring
+from apical.per_copy import copies_in, generator_from
+from apical.phases.conditions import casting, casts
+from apical.phases.phase import Phase, Site
+from apical.phases.recording import Recorder
 from apical.plasticity import Plasticity
-from apical.recorder import Recorder
 from apical.rules import Rule
-from apical.synapse import Synapse
-from apical.wiring import Wiring
+from apical.step_hooks import watch_optimizers
+from apical.synapses.synapse import Synapse
 
 Criterion = Callable[[Any, Any], Tensor]
 """criterion(outputs, targets) -> losses [N], one per sample."""
@@ -275,7 +275,7 @@ class Learner:
 
         Absent connections (see `Connectivity`) stay at zero until the plain model is trained: nothing holds them any more.
         """
-        swap.to_plain(self)
+        conversion.to_plain(self)
         return self.model
 
 

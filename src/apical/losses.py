@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -41,3 +42,18 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def error_rate(outputs: Float[Tensor, "n c"], targets: Tensor) -> float:
     """Percent of samples whose largest output is not their class's."""
     return 100 * int((outputs.argmax(1) != targets).sum()) / len(targets)
+
+
+def check_losses(losses: Any, output: Tensor) -> Tensor:
+    """`losses`, if they are one per sample of `output`.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    if not isinstance(losses, Tensor) or losses.dim() == 0 or losses.shape != output.shape[:1]:
+        shape = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise ValueError(
+            f"criterion has to return one loss per sample, shape [{len(output)}], but gave {shape}; "
+            'for PyTorch\'s losses pass reduction="none" (and sum over outputs, where there are several)'
+        )
+    return losses

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-
-from apical.arguments import Arguments, input_of, with_input
+from torch import Tensor
 
 Distribution = Literal["gaussian", "uniform", "rademacher"]
+
+
 DISTRIBUTIONS: tuple[Distribution, ...] = ("gaussian", "uniform", "rademacher")
+
 
 POOL = 1 << 20
 """Numbers beyond which a phase draws a pool and serves every place from it: drawing costs more than a layer's products."""
@@ -94,61 +95,3 @@ class Supplies:
         share = torch.Size([shape[0], shape[1] // len(self.own), *shape[2:]])
         drawn = [one.take(share) for one in self.own]
         return torch.cat([values if signs is None else values * signs for values, signs in drawn], 1), None
-
-
-class NoisyInput(nn.Module):
-    """Adds noise to its input while training; in front of a network, a denoising baseline (lansdell2020: sd 0.3).
-
-    x [N, ...] -> [N, ...], unchanged in eval mode. Noise comes from PyTorch's global generator, as dropout's does.
-    """
-
-    def __init__(self, sd: float) -> None:
-        super().__init__()
-        check_noise("sd", sd)
-        self.sd = sd
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Input plus noise."""
-        return torch.add(x, torch.randn_like(x), alpha=self.sd) if self.training else x
-
-    def extra_repr(self) -> str:
-        """The noise's scale."""
-        return f"sd={self.sd}"
-
-
-class NoisyActivations:
-    """Makes a network noisy while it trains: h + sd xi at the input of every layer with weights but the first.
-
-    A baseline of lansdell2020, for any rule, with or without `attach`: h_l <- f(a_l) + c xi in the pass that is learned from.
-    The network stays as it is otherwise; `remove` ends it. Noise comes from PyTorch's global generator, as dropout's does.
-
-    Args:
-        model: the network, changed in place. sd: standard deviation c of the noise.
-        in_eval: whether activities are noisy in eval mode too, as in the paper's released code.
-    """
-
-    def __init__(self, model: nn.Module, sd: float, *, in_eval: bool = False) -> None:
-        check_noise("sd", sd)
-        self.sd, self.in_eval = sd, in_eval
-        self._seen = False
-        self._handles = [model.register_forward_pre_hook(self._start)]
-        for module in model.modules():
-            weight = module._parameters.get("weight")
-            if weight is not None and weight.dim() > 1 and not isinstance(module, nn.Embedding | nn.EmbeddingBag):
-                self._handles.append(module.register_forward_pre_hook(self._add, with_kwargs=True))
-
-    def _start(self, module: nn.Module, args: tuple) -> None:
-        self._seen = False
-
-    def _add(self, module: nn.Module, args: tuple, kwargs: dict) -> Arguments | None:
-        first, self._seen = not self._seen, True
-        if first or not (module.training or self.in_eval):
-            return None
-        x = input_of(args, kwargs)
-        return with_input(args, kwargs, torch.add(x, torch.randn_like(x), alpha=self.sd))
-
-    def remove(self) -> None:
-        """End the noise."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []

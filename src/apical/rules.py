@@ -10,35 +10,17 @@ import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from apical.kinds import fits, told
-from apical.pathway import PATHWAYS, Direct, Indirect, LayerWise, NoPathway, Pathway, Scalar
+from apical.checks import fits, told
+from apical.citations import CITATIONS
+from apical.pathways import PATHWAYS
+from apical.pathways.base import Pathway
+from apical.pathways.direct import Direct
+from apical.pathways.indirect import Indirect
+from apical.pathways.layer_wise import LayerWise
+from apical.pathways.none import NoPathway
+from apical.pathways.scalar import Scalar
 from apical.plasticity import PLASTICITIES, Fixed, Gradient, Hebbian, Mirror, Perturbation, Plasticity, Signs, Transport
-
-CITATIONS: dict[str, str] = {
-    "rumelhart1986": "Rumelhart, Hinton, Williams. Learning representations by back-propagating errors. Nature 323, 1986.",
-    "kolen1994": "Kolen, Pollack. Backpropagation without weight transport. IEEE ICNN, 1994.",
-    "lillicrap2016": "Lillicrap, Cownden, Tweed, Akerman. Random synaptic feedback weights support error backpropagation for "
-    "deep learning. Nature Communications 7:13276, 2016.",
-    "liao2016": "Liao, Leibo, Poggio. How important is weight symmetry in backpropagation? AAAI, 2016.",
-    "nokland2016": "Nøkland. Direct feedback alignment provides learning in deep neural networks. NeurIPS, 2016.",
-    "akrout2019": "Akrout, Wilson, Humphreys, Lillicrap, Tweed. Deep learning without weight transport. NeurIPS, 2019.",
-    "amit2019": "Amit. Deep learning with asymmetric connections and Hebbian updates. Frontiers in Computational Neuroscience "
-    "13:18, 2019.",
-    "lansdell2020": "Lansdell, Prakash, Kording. Learning to solve the credit assignment problem. ICLR, 2020.",
-}
-
-
-@dataclass(frozen=True)
-class _NoPlasticity(Plasticity):
-    name = "none"
-    pathways = frozenset({"none", "scalar"})
-    names = ()
-
-    def keeps(self, owner: Any) -> None:
-        return None
-
-
-NO_PLASTICITY = _NoPlasticity()
+from apical.plasticity.none import NO_PLASTICITY
 
 
 @dataclass(frozen=True)

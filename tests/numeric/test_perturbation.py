@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import apical
-from apical.episode import Episode
 from apical.losses import squared_error
 from apical.noise import POOL, Supply
+from apical.phases.clean_pass import Episode
 
 
 def half_square(outputs, targets):
@@ -354,8 +354,8 @@ def test_the_variance_of_reinforce_follows_the_number_of_units(width):
     linear_loss(net(x), None).sum().backward()
     learner.adapt(x, None, linear_loss)
     # The bias gradient of a layer sums its deltas; single samples' estimates come from the places themselves.
-    from apical.perturbation import estimates
-    from apical.phase import Phase
+    from apical.phases.noisy_pass import estimates
+    from apical.phases.phase import Phase
 
     linear_loss(net(x), None).sum().backward()
     with torch.no_grad():

@@ -10,7 +10,9 @@ import torch
 from scipy.integrate import solve_ivp
 
 from apical.papers import find
-from apical.papers.amit2019 import circuits, conservation, linear, scalar
+from apical.papers.amit2019 import circuits, conservation
+from apical.papers.amit2019 import fig12 as linear
+from apical.papers.amit2019 import theorems as scalar
 from apical.papers.experiment import Task
 from apical.papers.record import Curve, Record
 

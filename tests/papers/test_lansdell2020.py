@@ -16,9 +16,9 @@ from apical.networks import lansdell2020_mlp
 from apical.papers import experiments, find
 from apical.papers.experiment import Task
 from apical.papers.lansdell2020 import accumulate, views
-from apical.papers.lansdell2020.autoencoder import METHODS, TABLE2A, autoencoder
 from apical.papers.lansdell2020.common import Minibatches, pixels, seeded, training
-from apical.papers.lansdell2020.convergence import FIG4
+from apical.papers.lansdell2020.fig3_table2a import METHODS, TABLE2A, autoencoder
+from apical.papers.lansdell2020.fig4 import FIG4
 from apical.papers.lansdell2020.theorems import SETTINGS, exponent
 from apical.papers.record import Curve, Record
 from apical.papers.reproduce import reproduce

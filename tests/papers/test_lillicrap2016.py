@@ -9,7 +9,11 @@ from scipy import stats
 
 import apical
 from apical.papers import Curve, Record, Task
-from apical.papers.lillicrap2016 import EXPERIMENTS, depth, linear, quadratic, scales
+from apical.papers.lillicrap2016 import EXPERIMENTS
+from apical.papers.lillicrap2016 import fig2 as linear
+from apical.papers.lillicrap2016 import fig3d as depth
+from apical.papers.lillicrap2016 import fig5 as quadratic
+from apical.papers.lillicrap2016 import scale_sweep as scales
 from apical.papers.lillicrap2016.online import Pairs, Students, normal, normalized_squared_error, uniform
 
 SEEDS, RATE, STEPS = (3, 8), 0.05, 4

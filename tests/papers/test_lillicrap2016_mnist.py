@@ -10,9 +10,9 @@ import torch
 
 from apical.data import ImageData, Split
 from apical.papers import Curve, Published, Record, Task, find
-from apical.papers.lillicrap2016.mnist import FIG3_SPARSE, FIG3A, FIG3B, Contender, HandwrittenDigits, shuffled
+from apical.papers.lillicrap2016.fig3 import FIG3_SPARSE, FIG3A, FIG3B, Contender, HandwrittenDigits, shuffled
+from apical.papers.lillicrap2016.fig4 import FIG4, SpikingDigits
 from apical.papers.lillicrap2016.spiking import Dynamics
-from apical.papers.lillicrap2016.spiking_mnist import FIG4, SpikingDigits
 
 
 def images(n: int, classes: int = 3, seed: int = 0) -> ImageData:

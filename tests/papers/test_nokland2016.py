@@ -8,12 +8,12 @@ from torch.nn import functional as F
 import apical
 from apical import data as images
 from apical.papers.experiment import Task
-from apical.papers.nokland2016.curves import FIG2_RIGHT
-from apical.papers.nokland2016.features import FIG3, activities, neighbour_error
-from apical.papers.nokland2016.frozen import FIG2_LEFT
-from apical.papers.nokland2016.indirect import TEXT_IFA
+from apical.papers.nokland2016.fig2_left import FIG2_LEFT
+from apical.papers.nokland2016.fig2_right import FIG2_RIGHT
+from apical.papers.nokland2016.fig3 import FIG3, activities, neighbour_error
 from apical.papers.nokland2016.tables import TABLE1, TABLE2, TABLE3, Cell, rows_of
-from apical.papers.nokland2016.theorem import THEOREM1, Layers, held_cost, held_error
+from apical.papers.nokland2016.text_ifa import TEXT_IFA
+from apical.papers.nokland2016.theorem1 import THEOREM1, Layers, held_cost, held_error
 from apical.papers.nokland2016.training import BATCH, Net, Training, start
 from apical.papers.record import Curve, Record
 

@@ -12,9 +12,9 @@ from apical.data import ImageData, Split
 from apical.papers import Claim, Curve, Experiment, Line, Outcome, Panel, Published, Record, Row, find
 from apical.papers.course import course, spread
 from apical.papers.reproduce import _described, _scaled, reproduce
-from apical.report import paper, results
-from apical.report.comparison import ReportError
-from apical.training.run import RunFolderError
+from apical.report.comparison.comparison import ReportError
+from apical.report.papers import paper, results
+from apical.training.run_folder import RunFolderError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ def test_a_longer_run_on_the_same_other_data_replaces_a_shorter_one(tmp_path, mo
     kept = ImageData("x", split, split, 10, tuple("0123456789"))
     monkeypatch.setattr("apical.papers.reproduce.images.load", lambda name: kept)
     one = walk(data="ylecun/mnist")
-    monkeypatch.setattr("apical.report.paper.experiments", lambda: {one.name: one})
+    monkeypatch.setattr("apical.report.papers.paper.experiments", lambda: {one.name: one})
     for scale in (0.25, 0.5):
         reproduce(one, tmp_path / f"run-{scale}", data="fashion", scale=scale)
         results.publish(tmp_path / f"run-{scale}", tmp_path / "results")

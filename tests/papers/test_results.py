@@ -6,8 +6,8 @@ import re
 import shutil
 from pathlib import Path
 
-from apical.report import results
-from apical.report.panels import LETTERS, WIDTH, draw
+from apical.report.papers import results
+from apical.report.papers.panels import LETTERS, WIDTH, draw
 
 KEPT = Path(__file__).parents[2] / "docs" / "results"
 

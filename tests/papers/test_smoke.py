@@ -10,7 +10,7 @@ from PIL import Image
 
 from apical.papers import experiments
 from apical.papers.reproduce import reproduce
-from apical.report import paper, results
+from apical.report.papers import paper, results
 
 SHAPES = {"ylecun/mnist": ((28, 28), 10), "uoft-cs/cifar10": ((32, 32, 3), 10), "uoft-cs/cifar100": ((32, 32, 3), 100)}
 TRAIN, TEST = 1280, 100

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
     from PIL.Image import Image
 
+
 _TEST_SPLITS = ("test", "validation", "valid", "val")
 _IMAGE_COLUMNS = ("image", "img", "images")
 _LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "target")

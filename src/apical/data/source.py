@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
+
 _LAYOUT = (
     "a folder in the hub's layout holds files such as train-00000-of-00001.parquet and test-00000-of-00001.parquet"
 )

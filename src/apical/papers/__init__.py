@@ -8,10 +8,10 @@ from __future__ import annotations
 import importlib
 from functools import cache
 
+from apical.checks import nearest
 from apical.papers.experiment import Experiment, Task
 from apical.papers.outcome import Claim, Line, Outcome, Panel, Published, Row
 from apical.papers.record import Curve, Record
-from apical.spec import nearest
 
 PAPERS: dict[str, str] = {
     "lillicrap2016": "Random synaptic feedback weights support error backpropagation for deep learning",

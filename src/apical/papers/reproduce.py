@@ -22,8 +22,8 @@ from apical.files import write_json
 from apical.papers import experiments
 from apical.papers.experiment import IMAGES, Experiment, Task, Watcher, same_data
 from apical.papers.record import Record
-from apical.training.compare import machine
-from apical.training.run import RunFolder, RunFolderError
+from apical.training.machine import machine
+from apical.training.run_folder import RunFolder, RunFolderError
 
 Announce = Callable[[str, Sequence[int]], Watcher]
 """announce(condition, seeds) -> the watcher of that task."""

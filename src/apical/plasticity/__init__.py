@@ -2,10 +2,11 @@
 
 from apical.plasticity.base import Plasticity
 from apical.plasticity.fixed import Fixed
+from apical.plasticity.gradient import Gradient
 from apical.plasticity.hebbian import Hebbian
-from apical.plasticity.initial import INITS, draw
+from apical.plasticity.initialization import INITS, draw
 from apical.plasticity.mirror import Mirror
-from apical.plasticity.regression import Gradient, Perturbation
+from apical.plasticity.perturbation import Perturbation
 from apical.plasticity.signs import Signs
 from apical.plasticity.transport import Transport
 

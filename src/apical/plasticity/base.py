@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from apical.phase import Phase
+    from apical.phases.phase import Phase
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from apical.copies import PER_COPY, PerCopy, spread
-from apical.kinds import check_fields
+from apical.checks import check_fields
 from apical.noise import Distribution, check_distribution, check_noise, fill
+from apical.per_copy import PER_COPY, PerCopy, spread
 from apical.plasticity.base import Plasticity, keep_buffer
-from apical.plasticity.initial import Init, draw_for
+from apical.plasticity.initialization import Init, draw_for
 
 if TYPE_CHECKING:
-    from apical.phase import Phase, Site
+    from apical.phases.phase import Phase, Site
+
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda r: r,

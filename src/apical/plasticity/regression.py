@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from apical.copies import PER_COPY
-from apical.noise import Distribution, check_distribution, check_noise
-from apical.perturbation import Estimate, estimates
+from apical.per_copy import PER_COPY
+from apical.phases.noisy_pass import Estimate
 from apical.plasticity.base import Plasticity, keep_buffer
-from apical.plasticity.initial import Init, draw_for
-from apical.recycle import in_use
-from apical.synapse import Synapse
+from apical.plasticity.initialization import Init, draw_for
+from apical.synapses.memory import in_use
+from apical.synapses.synapse import Synapse
 
 if TYPE_CHECKING:
-    from apical.phase import Phase, Site
-    from apical.recorder import Call
+    from apical.phases.phase import Phase, Site
+    from apical.phases.recording import Call
+
 
 Learn = Callable[[str, int, Estimate], None]
 
@@ -187,45 +187,6 @@ class Regression(Plasticity):
         factor = torch.linalg.cholesky_ex(gram.view(n, -1, gram.shape[1])).L
         solved = torch.cholesky_solve(cross.view(n, -1, cross.shape[1]), factor)
         site.feedback.copy_(solved.reshape(site.feedback.shape))
-
-
-@dataclass(frozen=True)
-class Perturbation(Regression):
-    """Regression on what noise does to the loss: lambda^ = (L~ - L) xi / c (lansdell2020 eqs 1, 2, 8, 9).
-
-    The noisy pass adds c xi to the activity at every place a teaching signal enters, after the nonlinearity, with the dropout
-    masks and batch statistics of the clean pass.
-
-    noise: c, the standard deviation (paper: 0.01). distribution: "gaussian", "uniform" or "rademacher".
-    """
-
-    name: ClassVar[str] = "perturbation"
-    broadcasts: ClassVar[str] = "one scalar per sample"
-    noise: float = 0.01
-    distribution: Distribution = "gaussian"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_noise("noise", self.noise)
-        check_distribution(self.distribution)
-
-    def visit(self, phase: Phase, learn: Learn) -> None:  # noqa: D102
-        found = estimates(phase, [site.name for site in phase.sites], self.noise, self.distribution)
-        for (place, number), target in found.items():
-            learn(place, number, target)
-
-
-@dataclass(frozen=True)
-class Gradient(Regression):
-    """Regression on the true gradient: synthetic gradients of the same linear form (lansdell2020, SG). It transports weights."""
-
-    name: ClassVar[str] = "gradient"
-
-    def visit(self, phase: Phase, learn: Learn) -> None:  # noqa: D102
-        phase.episode.true_signals(
-            [site.name for site in phase.sites],
-            lambda place, number, signal: learn(place, number, Estimate(signal.to(phase.dtype))),
-        )
 
 
 def _free_memory(device: torch.device) -> int:

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from apical.copies import PER_COPY, PerCopy, spread
+from apical.per_copy import PER_COPY, PerCopy, spread
 from apical.plasticity.base import Plasticity, keep_buffer
-from apical.plasticity.initial import Init, draw_for
+from apical.plasticity.initialization import Init, draw_for
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """The report of a comparison: one self-contained HTML page, its figures, and a picture for a README."""
 
-from apical.report.comparison import Comparison, ReportError
-from apical.report.figures import angles, final_errors, learning_curves
-from apical.report.page import write
-from apical.report.picture import picture
-from apical.report.reading import read
+from apical.report.comparison.comparison import Comparison, ReportError
+from apical.report.comparison.figures import angles, final_errors, learning_curves
+from apical.report.comparison.page import write
+from apical.report.comparison.picture import picture
+from apical.report.comparison.reading import read
 
 __all__ = ["Comparison", "ReportError", "angles", "final_errors", "learning_curves", "picture", "read", "write"]

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from apical.report.colours import GRID, HUES, MUTED, PAPER, REFERENCE, TEXT
-from apical.report.picture import Axis
-from apical.report.templates import template
+from apical.report.comparison.picture import Axis
+from apical.report.drawing.colours import GRID, HUES, MUTED, PAPER, REFERENCE, TEXT
+from apical.report.drawing.templates import template
 
 COLUMNS, PITCH = 2, 21
 LEFT, RIGHT = 130, 400  # the axis of a panel; values in figures stand right of it

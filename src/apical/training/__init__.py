@@ -1,11 +1,12 @@
 """The training engine: one run, and comparisons of many."""
 
+from apical.comparison.compare import compare
+from apical.comparison.config import CompareConfig
 from apical.training.checkpoint import CheckpointError
-from apical.training.compare import CompareConfig, compare
 from apical.training.config import Recipe, TrainConfig
-from apical.training.loop import train
-from apical.training.run import RunFolder, RunFolderError
+from apical.training.run_folder import RunFolder, RunFolderError
 from apical.training.session import Interrupted, NonFiniteLossError
+from apical.training.train import train
 
 __all__ = [
     "CheckpointError",

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import torch
 
-from apical.connectivity import as_connectivity
-from apical.kinds import check_fields
-from apical.spec import optimizer_of, rule_of, scheduler_of
+from apical.attaching.connectivity import as_connectivity
+from apical.checks import check_fields
+from apical.training.options import optimizer_of, rule_of, scheduler_of
 
 
 @dataclass(frozen=True, kw_only=True)

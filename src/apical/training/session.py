@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from apical import data as images
-from apical.alignment import alignment
 from apical.data import ImageData, Split
 from apical.learner import Learner
 from apical.losses import LOSSES, error_rate
+from apical.measures.alignment import alignment
 from apical.rules import Rule
-from apical.spec import rule_of
 from apical.training.checkpoint import CheckpointError
 from apical.training.config import TrainConfig
-from apical.training.run import RunFolder
+from apical.training.options import rule_of
+from apical.training.run_folder import RunFolder
 from apical.training.setup import make, make_fabric, make_optimizer, make_scheduler
 
 ALIGNMENT_SAMPLES = 256

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from apical.attachment import attach
-from apical.connectivity import Connectivity
+from apical.attaching.attach import attach
+from apical.attaching.connectivity import Connectivity
 from apical.data import ImageData
 from apical.learner import Learner
 from apical.networks import build
-from apical.noise import NoisyActivations
-from apical.registry import synapse_type
+from apical.networks.noisy import NoisyActivations
 from apical.rules import Rule
-from apical.spec import making, optimizer_of, scheduler_of
+from apical.synapses.registry import synapse_type
 from apical.training.config import Recipe
+from apical.training.options import making, optimizer_of, scheduler_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

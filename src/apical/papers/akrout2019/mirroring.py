@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import apical
 from apical.losses import squared_error
-from apical.measures import angle
+from apical.measures.tensors import angle
 from apical.networks.mlp import mlp
 from apical.papers.course import Measures, course, spread
 from apical.papers.experiment import Task

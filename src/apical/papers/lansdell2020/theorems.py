@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import apical
 from apical.data import ImageData
-from apical.measures import relative_error
+from apical.measures.tensors import relative_error
 from apical.papers.experiment import Experiment, Task
 from apical.papers.lansdell2020.accumulate import regress
 from apical.papers.lansdell2020.common import mean, seeded

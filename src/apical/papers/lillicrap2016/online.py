@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import apical
-from apical.measures import angles
+from apical.measures.tensors import angles
 
 Uniform = Callable[..., Tensor]
 Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]

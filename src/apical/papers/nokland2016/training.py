@@ -20,8 +20,8 @@ from apical.networks.mlp import ACTIVATIONS
 from apical.papers.course import course
 from apical.papers.experiment import Task
 from apical.papers.record import Curve
-from apical.replay import backpropagating
-from apical.replicas import Replicas
+from apical.phases.backpropagation import backpropagating
+from apical.replicas.replicas import Replicas
 
 BATCH = 64
 EPOCHS = 300  # the released code stops after 299

@@ -1,0 +1,1 @@
+"""From a plain network to a learner, and back."""

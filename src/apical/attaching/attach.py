@@ -1,0 +1,148 @@
+"""Turning a model into one that learns by a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from apical.attaching import connectivity as masks
+from apical.attaching import conversion, faults
+from apical.attaching.by_module import Rules
+from apical.attaching.connectivity import Connectivities
+from apical.attaching.dry_run import check_wiring, probe
+from apical.learner import Learner
+from apical.nested import Which, arguments
+from apical.per_copy import Streams, copies_in, streams
+
+if TYPE_CHECKING:
+    from apical.replicas.replicas import Replicas
+
+
+ExampleInput = Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+def attach(
+    model: nn.Module,
+    rule: Rules | Sequence[Rules],
+    *,
+    example_input: ExampleInput | None = None,
+    at: Sequence[str] | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    output: Which = None,
+    connectivity: Connectivities | None = None,
+) -> Learner:
+    """Make `model` learn by `rule`. The model is changed in place and stays an ordinary `nn.Module`.
+
+    Every supported layer becomes a synapse (its class is swapped; parameters keep identity and name). Forward passes compute
+    what they did; ``loss.backward()`` then fills gradients by the rule. Make the optimizer after this call: some rules
+    add trainable feedback to ``model.parameters()``.
+
+    Args:
+        model: any network whose weights lie in layers that apical knows (see `register_synapse`), or `Replicas` of one.
+        rule: a name from `apical.rules`, or a `Rule`; or a dict from module names to these, where each layer takes the
+            rule of the nearest module around it ("" is the whole model): {"": "kp", "layer1": "wm", "fc": "bp"}. For
+            `Replicas` also a list of these, one for each copy, that differ in numbers such as epsilon, noise or rate.
+        example_input: one input batch as the model takes it: a tensor, a tuple of arguments, or a dict of keyword
+            arguments. Needed by direct and indirect rules, whose feedback is shaped by a dry run (in eval mode and
+            without touching random state). Others use it to drop, at once instead of after the first forward pass,
+            the feedback of synapses that no signal leaves. For `Replicas` a batch for each copy, [copies, N, *], on which
+            copies are compared with the single network, unless they have been.
+        at: direct rules only: names of modules at whose outputs the signal enters, instead of at every synapse's
+            input. Inside such a block the signal goes layer by layer through feedback of the same plasticity.
+        generator: source of the feedback's randomness. None: one seeded from PyTorch's global generator, so
+            ``torch.manual_seed`` makes it repeatable. For `Replicas` also a list, one for each copy, which then draws
+            what it would alone.
+        output: which tensor of the model's output the loss is made of, where the model returns more than a tensor:
+            a key or attribute, an index, or a function of the output.
+        connectivity: the fraction of connections that exist, drawn for weights and feedback apart and fixed from then on;
+            a number, a `Connectivity`, or a dict from module names to these, where each layer takes that of the nearest
+            module around it and is fully connected without any. {"": 0.5, "fc": 1.0} thins all but one (amit2019's
+            code), {"fc": 0.5} that one alone (lillicrap2016 [R]). None: all exist. Absent weights are set to zero here.
+
+    Returns:
+        The `Learner`.
+
+    Raises:
+        TypeError: model or rule of the wrong kind.
+        ValueError: what can't be attached, all faults at once, each with a way out. The model is then as it was.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if (replicas := _replicas(model)) is not None:
+        shown = None if example_input is None else replicas.fold(example_input)
+        rules, own = replicas.share_out(rule, at)
+        if example_input is not None:
+            replicas.compare(*arguments(example_input))
+        learner = attach(
+            replicas.model,
+            rules,
+            example_input=shown,
+            at=at,
+            generator=_for_copies(generator, replicas.copies),
+            output=output,
+            connectivity=connectivity,
+        )
+        vars(replicas).update(_example=example_input, _rules=own)
+        learner._fold = replicas.fold
+        return learner
+    rules = faults.layers(model, rule, example_input, at)  # type: ignore[arg-type]
+    shares = masks.shared_out(connectivity, [*rules, *(at or ())])
+    masks.check(model, rules, shares)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator must be a torch.Generator, got {generator!r}; torch.Generator().manual_seed(0) makes one"
+        )
+    if generator is None:
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+    learner = Learner(model, rules, streams(generator, copies_in(model)), output, shares)
+    # On the plain model, so that whatever fails leaves it as it was.
+    wired = any(one.pathway.wired for one in rules.values())
+    shown = None if example_input is None else probe(model, list(rules), example_input, at, output, wired=wired)
+    if shown is not None:
+        check_wiring(rules, shown, at)
+    try:
+        conversion.to_synapses(learner, shown, at)
+    except Exception:
+        learner.detach()
+        raise
+    return learner
+
+
+def learner_of(model: nn.Module) -> Learner:
+    """The learner of an attached model, for instance of a deep copy or after unpickling.
+
+    Raises:
+        ValueError: if nothing is attached to `model`.
+    """
+    found = attached(model)
+    if found is None:
+        raise ValueError("nothing is attached to this model; call apical.attach(model, rule)")
+    return found
+
+
+def attached(model: nn.Module) -> Learner | None:
+    """The learner of `model`, if it has one."""
+    replicas = _replicas(model)
+    return vars(model if replicas is None else replicas.model).get(conversion.LEARNER)
+
+
+def _for_copies(
+    given: torch.Generator | Sequence[torch.Generator] | None, copies: int
+) -> torch.Generator | Sequence[torch.Generator] | None:
+    """A list of generators, one for each copy, as one."""
+    if not isinstance(given, list | tuple):
+        return given
+    if len(given) != copies or not all(isinstance(one, torch.Generator) for one in given):
+        raise ValueError(
+            f"generator must be one torch.Generator, or {copies} of them for {copies} copies; got {given!r}"
+        )
+    return Streams(given) if copies > 1 else given[0]
+
+
+def _replicas(model: nn.Module) -> Replicas | None:
+    from apical.replicas.replicas import Replicas
+
+    return model if isinstance(model, Replicas) else None

@@ -1,0 +1,213 @@
+"""Sparse connectivity: which forward and which feedback connections exist at all (reference 1.13).
+
+Masks are drawn once and stay. Absent connections are kept at zero in W and in the feedback themselves, so that forward passes,
+teaching signals, measures and audits need to know nothing: only what changes a weight is masked.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+
+from apical.attaching.by_module import by_nearest
+from apical.per_copy import Streams
+from apical.plasticity.base import Plasticity, keep_buffer
+from apical.rules import Rule
+from apical.synapses.masks import MASKS
+from apical.synapses.synapse import Synapse
+
+if TYPE_CHECKING:
+    from apical.learner import Learner
+
+
+@dataclass(frozen=True)
+class Connectivity:
+    """Fractions of the connections that exist (lillicrap2016, Supp. Fig. 5: half of W and of B; amit2019).
+
+    Every element of W exists with probability `weight`, every element of the feedback (layer-wise B or direct D) with
+    probability `feedback`, independently: at 0.5 a quarter of all pairs is reciprocal. Elements that exist keep the values they
+    have (no rescaling); biases are never thinned.
+
+    Each has one mask of zeros and ones, drawn once: `weight_mask` and `feedback_mask` of the synapse, in its state dict. Outside
+    of theirs W and the feedback are zero after every step of any optimizer, and so is every update.
+
+    Which layers: amit2019's code [C] thins all but the last dense layer; lillicrap2016 is read [R] as the last layer alone.
+
+    Feedback that is the weights themselves ("transport": bp) is W as thinned and has no mask of its own. Signs of the weights
+    exist where both W and the feedback do.
+    """
+
+    weight: float = 1.0
+    feedback: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "feedback"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or not 0 < value <= 1:
+                raise ValueError(
+                    f"connectivity of {name} must be the fraction of connections that exist, above 0 and at most 1, "
+                    f"got {value!r}"
+                )
+
+
+FULL = Connectivity()
+
+Connectivities = float | Connectivity | Mapping[str, float | Connectivity]
+"""One for the whole model, or module names -> one each: every layer takes that of the nearest module around it."""
+
+
+def as_connectivity(value: Any) -> Connectivity:
+    """A `Connectivity` from what `attach` takes; a number stands for weights and feedback alike."""
+    if isinstance(value, Connectivity):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return Connectivity(value, value)
+    raise TypeError(
+        f"connectivity must be a number, a Connectivity, or a dict from module names to these, got {value!r}; "
+        "0.5 leaves half of the connections, forward and back"
+    )
+
+
+def shared_out(value: Connectivities | None, names: Sequence[str]) -> dict[str, Connectivity]:
+    """Module name -> connectivity; what a dict says nothing about is fully connected.
+
+    Raises:
+        ValueError: if the dict names something that none of `names` lies in. TypeError: for a value of the wrong kind.
+    """
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(names, FULL if value is None else as_connectivity(value))
+    chosen = {key: as_connectivity(given) for key, given in value.items()}
+    return dict.fromkeys(names, FULL) | by_nearest("connectivity", chosen, names)
+
+
+def check(model: nn.Module, rules: Mapping[str, Rule], shares: Mapping[str, Connectivity]) -> None:
+    """Raise a ValueError with all that can't be thinned, before anything is changed."""
+    found = []
+    for name, share in shares.items():
+        rule = rules.get(name) or next(iter(rules.values()))
+        if share.feedback < 1 and not rule.plasticity.thins:
+            found.append(
+                f"the feedback of '{name}' is solved for as a whole by rule '{rule.name}' as it is set up; use solver='sgd', or "
+                f"leave its feedback whole with connectivity={{'{name}': apical.Connectivity(weight={share.weight:g})}}"
+            )
+    holders: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            holders.setdefault(id(parameter), []).append(name)
+    for name in rules:
+        weight = model.get_submodule(name)._parameters.get("weight")
+        others = [other for other in holders.get(id(weight), []) if other != name]
+        if shares[name].weight == 1:
+            continue
+        for other in others:
+            if other not in rules or shares[other].weight != shares[name].weight:
+                found.append(
+                    f"the weights of '{name}' are those of '{other or '(the model itself)'}' as well, which is not thinned "
+                    f"alike; give both the same connectivity, or leave '{name}' fully connected"
+                )
+    if found:
+        raise ValueError("can't thin these connections:\n" + "\n".join(f"- {one}" for one in found))
+
+
+def _draw(shape: torch.Size, share: float, generator: torch.Generator, like: Tensor, dimension: int = 0) -> Tensor:
+    """A mask; for copies side by side in a dimension, each one's from its own generator."""
+    sources = generator.own if isinstance(generator, Streams) else (generator,)
+    own = [size // len(sources) if d == dimension else size for d, size in enumerate(shape)]
+    drawn = [torch.rand(own, generator=one, device=one.device) for one in sources]
+    return (torch.cat(drawn, dimension) < share).to(like)
+
+
+def draw_weight_masks(learner: Learner) -> None:
+    """A mask for the weights of every synapse that is thinned; one for all that share them.
+
+    Drawn before any feedback, so that all rules that start from one seed have the same forward connections.
+    """
+    drawn: dict[int, Tensor] = {}
+    for name, synapse in learner.synapses.items():
+        share, weight = learner.connectivity[name], synapse.weight
+        if share != FULL:
+            vars(synapse)["connectivity"] = share
+        if share.weight == 1:
+            continue
+        if id(weight) not in drawn:
+            drawn[id(weight)] = _draw(weight.shape, share.weight, learner.generator, weight)
+        keep_buffer(synapse, "weight_mask", drawn[id(weight)])
+
+
+def draw_feedback_mask(
+    owner: nn.Module, plasticity: Plasticity, share: Connectivity, shape: torch.Size, generator: torch.Generator
+) -> None:
+    """A mask for feedback of `shape` on `owner`, and the feedback thinned by it; nothing where it is the weights themselves."""
+    if share.feedback == 1 or not (plasticity.names or plasticity.computes):
+        return
+    like = next(iter(owner.parameters()), None)
+    like = torch.empty(0) if like is None else like
+    layerwise = isinstance(owner, Synapse) and not owner.pathway.wired
+    keep_buffer(owner, "feedback_mask", _draw(shape, share.feedback, generator, like, dimension=0 if layerwise else 1))
+    plasticity.thin(owner)
+
+
+@torch.no_grad()
+def thin_weights(learner: Learner) -> None:
+    """Take absent connections out of the weights, and keep them out whatever an optimizer does."""
+    for synapse in learner.synapses.values():
+        mask = synapse._buffers.get("weight_mask")
+        if mask is not None:
+            synapse.weight.mul_(mask)
+    watch(learner)
+
+
+def release(owner: nn.Module) -> None:
+    """Forget the masks."""
+    vars(owner).pop("connectivity", None)
+    for name in MASKS:
+        owner._buffers.pop(name, None)
+
+
+# Optimizers that treat every element on its own keep zeros at zero, since their gradients are masked. Others (Muon), and
+# gradients from elsewhere (a penalty on weights), do not.
+_learners: weakref.WeakSet[Learner] = weakref.WeakSet()
+_moved: weakref.WeakKeyDictionary[Optimizer, tuple[int, list[tuple[weakref.ref[nn.Module], str]]]] = (
+    weakref.WeakKeyDictionary()
+)
+_hook: list[Any] = []
+
+
+def watch(learner: Learner) -> None:
+    """Thin the learner's weights and trainable feedback again after every step of an optimizer that holds them."""
+    if all(share == FULL for share in learner.connectivity.values()):
+        return
+    _learners.add(learner)
+    _moved.clear()
+    if not _hook:
+        _hook.append(register_optimizer_step_post_hook(_after_step))
+
+
+@torch.no_grad()
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    held = sum(len(group["params"]) for group in optimizer.param_groups)
+    known = _moved.get(optimizer)
+    if known is None or known[0] != held:
+        ids = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        owners = [owner for one in _learners for owner in (*one.synapses.values(), *one.blocks.values())]
+        found = [
+            (weakref.ref(owner), name)
+            for owner in owners
+            for name in ("weight", "feedback")
+            if f"{name}_mask" in owner._buffers and id(owner._parameters.get(name)) in ids
+        ]
+        known = _moved[optimizer] = (held, found)
+    for reference, name in known[1]:
+        owner = reference()
+        mask = None if owner is None else owner._buffers.get(f"{name}_mask")
+        parameter = None if owner is None else owner._parameters.get(name)
+        if mask is not None and parameter is not None:
+            parameter.mul_(mask)

@@ -1,0 +1,186 @@
+"""Seeing how a model is wired: which synapses a signal leaves, and the shapes it meets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apical.nested import Which, input_of, pick, run, substitute
+from apical.pathways.taps import graph_comes_later
+from apical.rules import Rule
+
+
+def check_wiring(rules: dict[str, Rule], shown: Probed, at: Sequence[str] | None) -> None:
+    """What the dry run showed, for rules whose signal comes from the output."""
+    rule = next((one for one in rules.values() if one.pathway.wired), None)
+    if rule is None:
+        return
+    if shown.outputs is None:
+        raise ValueError(
+            "the output that the loss is made of depends on no weights"
+            + (f"; is one of at={list(at)} the output itself? Name modules before it" if at else "")
+        )
+    folded = next((c for c in shown.calls if c.signal and c.rows != shown.rows and rules[c.name].pathway.wired), None)
+    if folded is not None and not at:
+        raise ValueError(
+            f"activity at '{folded.name}' has {folded.rows} rows, but the output has {shown.rows}; a direct signal needs the "
+            "batch in the first dimension throughout (name whole blocks with at=[...], or keep positions in dimensions of "
+            "their own)"
+        )
+    never = [name for name in (at or ()) if name not in shown.blocks]
+    if never:
+        raise ValueError(
+            f"at= names {never}, which example_input never reaches; name modules that the forward pass calls"
+        )
+    if not rule.pathway.chained:
+        return
+    for before, after in pairwise(shown.calls):
+        if after.signal and before.output != after.input:
+            raise ValueError(
+                f"rule '{rule.name}' sends its signal forward through the layers, so what lies between two synapses has to keep "
+                f"shape, but '{before.name}' gives {list(before.output)} and '{after.name}' takes {list(after.input)}; use 'dfa'"
+            )
+
+
+@dataclass
+class Call:
+    """One call of a synapse in a dry run; shapes without the batch."""
+
+    name: str
+    input: torch.Size
+    output: torch.Size
+    rows: int
+    signal: bool
+    """Whether the input depends on weights, so that a teaching signal leaves the synapse there."""
+
+
+@dataclass
+class Probed:
+    """What a dry run showed.
+
+    outputs: values per sample of the output that the loss is made of, None if it needs no gradient. rows: its samples.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    blocks: dict[str, torch.Size] = field(default_factory=dict)
+    outputs: int | None = None
+    rows: int = 0
+
+    @property
+    def reached(self) -> set[str]:
+        """Names of the synapses that were called with a graph."""
+        return {call.name for call in self.calls}
+
+    def signal(self, name: str) -> torch.Size | None:
+        """Shape of the signal that leaves synapse `name` at its input, or None."""
+        return next((call.input for call in self.calls if call.name == name and call.signal), None)
+
+    def receivers(self, *, chained: bool) -> list[str]:
+        """Names of the synapses at whose input the output's error enters: all that a signal leaves; in a chain, the first."""
+        names = [call.name for call in self.calls if call.signal]
+        return names[:1] if chained else names
+
+    def feedback_shape(self, features: torch.Size, copies: int = 1) -> torch.Size:
+        """Shape of direct feedback to activity of `features`: [outputs, *features], with a copy's own outputs."""
+        assert self.outputs is not None
+        return torch.Size([self.outputs // copies, *features])
+
+
+def probe(
+    model: nn.Module,
+    names: Sequence[str],
+    example_input: Any,
+    at: Sequence[str] | None,
+    output: Which,
+    *,
+    wired: bool,
+) -> Probed:
+    """Run plain `model` once on `example_input`, leaving parameters, modes, statistics and random state as they were.
+
+    Raises:
+        ValueError: if the input does not pass through the model, or the output can't be picked.
+    """
+    shown = Probed()
+    handles = []
+
+    def see(name: str):
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+            x = input_of(args, kwargs)
+            # Without a graph nothing tells what x depends on, but for the first layer of a reentrant checkpoint.
+            if torch.is_grad_enabled() or (x.requires_grad and graph_comes_later()):
+                shown.calls.append(Call(name, x.shape[1:], result.shape[1:], len(x), x.requires_grad))
+
+        return hook
+
+    def cut(name: str):
+        def hook(module: nn.Module, args: tuple[Any, ...], result: Any) -> Tensor:
+            if not isinstance(result, Tensor):
+                raise _AtError(
+                    f"at= names {name!r}, which returns a {type(result).__name__}; name modules that return a tensor"
+                )
+            shown.blocks[name] = result.shape[1:]
+            return result.detach()
+
+        return hook
+
+    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
+    modes = [(module, module.training) for module in model.modules()]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        handles += [model.get_submodule(name).register_forward_hook(see(name), with_kwargs=True) for name in names]
+        handles += [model.get_submodule(name).register_forward_hook(cut(name)) for name in at or ()]
+        # A layer that is frozen now may learn later: what counts is whether the input depends on weights at all.
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        model.eval()
+        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            result = run(model, example_input)
+    except _AtError as error:
+        raise ValueError(str(error)) from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"example_input {_describe(example_input)} does not pass through the model: {reason}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for module, mode in modes:
+            module.training = mode
+    if wired:
+        _see_output(shown, result, output)
+    return shown
+
+
+def _see_output(shown: Probed, result: Any, output: Which) -> None:
+    tensor = pick(result, output)
+    substitute(result, tensor, tensor)
+    if tensor.dim() == 0 or not len(tensor):
+        raise ValueError(
+            f"the model's output has shape {list(tensor.shape)}, not [N, ...]: a direct signal needs the output that the loss "
+            "is computed from, before any mean or sum over samples; return it too, and name it with output="
+        )
+    shown.rows = len(tensor)
+    if tensor.requires_grad:
+        shown.outputs = tensor[0].numel()
+
+
+class _AtError(Exception):
+    """A fault of ``at=`` that shows itself in the dry run."""
+
+
+def _describe(example: Any) -> str:
+    if isinstance(example, Tensor):
+        return f"of shape {list(example.shape)} ({str(example.dtype).removeprefix('torch.')})"
+    if isinstance(example, Mapping):
+        return "{" + ", ".join(f"{key}: {_describe(value)}" for key, value in example.items()) + "}"
+    if isinstance(example, tuple | list):
+        return "(" + ", ".join(map(_describe, example)) + ")"
+    return repr(example)

@@ -1,0 +1,54 @@
+"""Without an example input, the first pass that learns shows which synapses no signal leaves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from apical.nested import input_of
+
+if TYPE_CHECKING:
+    from apical.learner import Learner
+
+
+class FirstForward:
+    """Without an example input, the first pass that learns shows which synapses no signal leaves."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+        self.signal: dict[str, bool] = {}
+        model = learner.model
+        # `start` first: a model that is one synapse has both pre-hooks.
+        self.handles = [model.register_forward_pre_hook(self.start)]
+        self.handles += [s.register_forward_pre_hook(self.see, with_kwargs=True) for s in learner.synapses.values()]
+        self.handles += [model.register_forward_hook(self.finish)]
+
+    def _learns(self) -> bool:
+        # Under frozen parameters, in compiled code or with gradient buckets already made (DDP), nothing is decided.
+        return (
+            torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and not (torch.distributed.is_available() and torch.distributed.is_initialized())
+            and all(p.requires_grad for p in self.learner.model.parameters())
+        )
+
+    def start(self, module: nn.Module, args: Any) -> None:
+        """Pre-hook of the model."""
+        self.signal = {}
+
+    def see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Pre-hook of every synapse."""
+        if torch.is_grad_enabled() and (args or kwargs):
+            self.signal[module.label] = self.signal.get(module.label, False) or input_of(args, kwargs).requires_grad
+
+    def finish(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Hook of the model: decide, and leave."""
+        if not self.signal or not self._learns():
+            return
+        for name, leaves in self.signal.items():
+            if not leaves:
+                self.learner._silence(self.learner.synapses[name])
+        for handle in self.handles:
+            handle.remove()

@@ -1,0 +1,43 @@
+"""The command line: `apical compare`, `train`, `audit`, `rules`, `report`, `benchmark`, `papers`, `reproduce`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import tyro
+
+import apical
+from apical.cli.allocator import keep_freed_memory
+from apical.cli.audit import Audit
+from apical.cli.benchmark import Benchmark
+from apical.cli.compare import Compare
+from apical.cli.papers import Papers
+from apical.cli.report import Report
+from apical.cli.reproduce import Reproduce
+from apical.cli.rules import Rules
+from apical.cli.terminal import plain_errors
+from apical.cli.train import Train
+
+Command = (
+    Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
+    | Annotated[Train, tyro.conf.subcommand("train", prefix_name=False)]
+    | Annotated[Audit, tyro.conf.subcommand("audit", prefix_name=False)]
+    | Annotated[Rules, tyro.conf.subcommand("rules", prefix_name=False)]
+    | Annotated[Report, tyro.conf.subcommand("report", prefix_name=False)]
+    | Annotated[Benchmark, tyro.conf.subcommand("benchmark", prefix_name=False)]
+    | Annotated[Papers, tyro.conf.subcommand("papers", prefix_name=False)]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce", prefix_name=False)]
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the `apical` command."""
+    keep_freed_memory()
+    with plain_errors():
+        command = tyro.cli(
+            Command,  # type: ignore[arg-type]
+            prog="apical",
+            description=f"apical {apical.__version__}: train any PyTorch network without weight transport.",
+            args=arguments,
+        )
+        command.run()  # type: ignore[union-attr]

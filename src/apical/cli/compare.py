@@ -1,0 +1,98 @@
+"""`apical compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.table import Table
+from rich.text import Text
+
+from apical.cli.terminal import check_resumed, command_line, config_in, console, line, new_folder, progress, slug, watch
+from apical.comparison.compare import compare
+from apical.comparison.config import CompareConfig
+from apical.training.session import Interrupted
+
+
+@dataclass(frozen=True)
+class Compare:
+    r"""Train one network under several rules, from several seeds each; print the comparison and write an HTML report.
+
+    Try:
+      apical compare
+      apical compare --rules bp fa dfa kp --data ylecun/mnist --network 784-800-800-10 --optimizer RMSprop \
+          --learning-rate 1e-4 --epochs 5
+      apical compare --rules bp urfb urfb:epsilon=0.5 frfb --seeds 5
+    """
+
+    config: tyro.conf.OmitArgPrefixes[CompareConfig] = field(default_factory=CompareConfig)
+    folder: Path | None = None
+    """Where to leave everything. None: a new folder under runs/."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Finish the comparison in this folder; every other option but --time-steps is read from it."""
+    overwrite: bool = False
+    """Delete the comparison in --folder first, if there is one."""
+    time_steps: bool = True
+    """Measure each rule's time per step against plain backpropagation when all runs are done (seconds)."""
+
+    def run(self) -> None:
+        """Compare."""
+        from apical import report
+        from apical.benchmark.benchmark import step_ratios
+
+        config, folder = self.config, self.resume
+        if folder is not None:
+            kept = config_in(folder, "compare", [one.name for one in fields(CompareConfig)])
+            check_resumed(self, config.asdict(), kept, CompareConfig().asdict())
+            config = CompareConfig(**{**kept, "rules": tuple(kept["rules"])})
+        else:
+            folder = new_folder(self.folder, f"compare-{slug(config.data)}")
+        try:
+            with progress() as display:
+                comparison = compare(
+                    config,
+                    folder,
+                    resume=self.resume is not None,
+                    overwrite=self.overwrite,
+                    command=command_line(),
+                    announce=lambda rule, seeds: watch(display, f"{rule}, {_named(seeds)}"),
+                    time_steps=step_ratios if self.time_steps else None,
+                )
+        except Interrupted:
+            raise Interrupted(f"the comparison can be resumed: apical compare --resume {folder}") from None
+        console.print(table(comparison))
+        for run in comparison["runs"]:
+            if "failed" in run:
+                console.print(Text.assemble((f"{run['rule']}, seed {run['seed']}:", "red"), " ", run["failed"]))
+        line(f"report: {report.write(folder)}")
+
+
+def _named(seeds: Sequence[int]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+
+
+def table(comparison: dict[str, Any]) -> Table:
+    """The comparison as a table for the terminal."""
+    data, seeds = comparison["data"], comparison["seeds"]
+    plural = "s" if len(seeds) > 1 else ""
+    result = Table(title=f"{data['name']}, {comparison['network']}, {len(seeds)} seed{plural}", title_justify="left")
+    # Rules with many options are long; they fold before the figures give way.
+    result.add_column(
+        "rule", style="bold", overflow="fold", min_width=min(12, max(len(r["rule"]) for r in comparison["table"]))
+    )
+    result.add_column("test error [%]", justify="right", no_wrap=True, min_width=14)
+    result.add_column("delta angle to bp, layer by layer [°]", justify="right", min_width=12)
+    result.add_column("time per step / bp", justify="right", min_width=8)
+    result.add_column("what is transported", min_width=11)
+    for row in comparison["table"]:
+        error = "failed" if row["test_error_mean"] is None else f"{row['test_error_mean']:.2f}"
+        if row["test_error_sem"] is not None:
+            error += f" ± {row['test_error_sem']:.2f}"
+        angles = " ".join("-" if angle is None else f"{angle:.0f}" for angle in row["angles"].values())
+        ratio = "" if row["step_ratio"] is None else f"{row['step_ratio']:.2f}"
+        broadcast = f"; broadcast: {row['broadcast']}" if row.get("broadcast") else ""
+        result.add_row(row["rule"], error, angles, ratio, (row["transported"] or "not audited") + broadcast)
+    return result

@@ -1,0 +1,56 @@
+"""`apical train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from apical.cli.terminal import check_resumed, config_in, console, line, new_folder, progress, slug, watch
+from apical.training.config import TrainConfig
+from apical.training.train import train
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one network by one rule, and leave a run folder: config.json, metrics.jsonl, checkpoint/, result.json.
+
+    A killed or stopped run goes on with --resume FOLDER and ends bit-identical to one that was never stopped.
+
+    Try:
+      apical train --rule dfa
+      apical train --rule kp --data ylecun/mnist --network 784-800-800-10 --optimizer RMSprop --learning-rate 1e-4
+      apical train --rule fa --network my_models.py:make_net --data path/to/folder
+    """
+
+    config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
+    folder: Path | None = None
+    """Where to leave the run. None: a new folder under runs/."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Go on with the run in this folder; every other option is read from it."""
+    overwrite: bool = False
+    """Delete the run in --folder first, if there is one."""
+
+    def run(self) -> None:
+        """Train."""
+        config, folder = self.config, self.resume
+        if folder is not None:
+            kept = config_in(folder, "train", [one.name for one in fields(TrainConfig)])
+            check_resumed(self, config.asdict(), kept, TrainConfig().asdict())
+            config = TrainConfig(**kept)
+        else:
+            kind = f"{slug(config.data)}-{slug(config.rule)}-{config.seed}"
+            folder = new_folder(self.folder, kind)
+        with progress() as display:
+            watcher = watch(display, f"{config.rule}, seed {config.seed}")
+            result = train(config, folder, resume=self.resume is not None, overwrite=self.overwrite, watcher=watcher)
+        console.print(
+            f"test error [bold]{result['test_error']:.2f} %[/] after {result['steps']:,} steps, {result['seconds']:.1f} s",
+            markup=True,
+        )
+        for name, measured in (result["alignment"] or {}).items():
+            if measured["delta_angle"] is not None:
+                console.print(f"  {name}: delta angle to backpropagation {measured['delta_angle']:.1f}°")
+        line(f"run folder: {folder}")

@@ -1,0 +1,44 @@
+"""What a comparison is made of: rules x seeds on one network."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from apical.training.config import Recipe, TrainConfig
+from apical.training.options import rule_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(Recipe):
+    """Rules x seeds on one network."""
+
+    rules: tuple[str, ...] = ("bp", "fa", "dfa", "kp", "usf", "shallow")
+    """Rules to compare, with options after a colon: bp fa urfb:epsilon=0.5."""
+    seeds: int = 3
+    """How many seeds; each gives every rule the same initial weights and order of samples."""
+    first_seed: int = 0
+    """The first seed."""
+    replicas: Literal["auto", "on", "off"] = "auto"
+    """Train all seeds of a rule in one pass: where results stay those of single runs and it is faster, or always, or never."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.rules:
+            raise ValueError("rules is empty; name at least one rule")
+        for rule in self.rules:
+            rule_of(rule)
+        twice = sorted({rule for rule in self.rules if self.rules.count(rule) > 1})
+        if twice:
+            raise ValueError(f"rules name {', '.join(twice)} more than once; name each rule once")
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+        if self.first_seed < 0:
+            raise ValueError(f"first_seed must be at least 0, got {self.first_seed}")
+
+    def run(self, rule: str, seed: int) -> TrainConfig:
+        """The config of one of the runs."""
+        shared = [field.name for field in dataclasses.fields(Recipe)]
+        own = {key: value for key, value in self.asdict().items() if key in shared}
+        return TrainConfig(**own, rule=rule, seed=seed)

@@ -1,0 +1,124 @@
+"""What an audit does to weights: poison them for all but the forward pass, fill in those that are zero, untie those shared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from apical.learner import Learner
+from apical.measures.replay import own_parameters
+from apical.synapses.registry import NORMALIZATIONS
+from apical.synapses.synapse import Synapse
+
+
+@dataclass
+class Poison:
+    """Replaces what readers of one module's weights see."""
+
+    learner: Learner
+    module: nn.Module
+    after_forward: bool = False
+    keep_signs: bool = False
+    spare_scale: bool = False
+    """Whether a normalization's own scale stays as it is."""
+    clean: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """While applied: what is poisoned, with its own values."""
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """While open, they see NaN, or magnitudes scrambled with their signs kept."""
+        tensors = self._tensors()
+        kept = [tensor.detach().clone() for tensor in tensors]
+        weight = self.module._parameters.get("weight")
+        sharing = [s for s in self.learner.synapses.values() if s.weight is weight and not self.after_forward]
+        if self.after_forward:
+            self.clean = list(zip(tensors, kept, strict=True))
+        try:
+            for synapse in sharing:
+                synapse.clean_weight = kept[0]
+            for tensor in tensors:
+                # Through .data, in the same storage: neither aliases nor autograd's saved tensors may tell.
+                tensor.data.copy_(self._poisoned(tensor))
+            yield
+        finally:
+            for tensor, value in zip(tensors, kept, strict=True):
+                tensor.data.copy_(value)
+            for synapse in sharing:
+                vars(synapse).pop("clean_weight", None)
+            self.clean = []
+
+    def _tensors(self) -> list[Tensor]:
+        if isinstance(self.module, Synapse):
+            return [self.module.weight]
+        parameters = own_parameters(self.learner, self.module).values()
+        own: list[Tensor] = [p for p in parameters if p.is_floating_point()]
+        if not isinstance(self.module, NORMALIZATIONS):
+            return own
+        weight, variance = self.module._parameters.get("weight"), self.module._buffers.get("running_var")
+        if self.spare_scale:
+            return [p for p in own if p is not weight]
+        return own if variance is None else [*own, variance]
+
+    def _poisoned(self, tensor: Tensor) -> Tensor:
+        if not self.keep_signs:
+            return torch.full_like(tensor, float("nan"))
+        generator = torch.Generator().manual_seed(0)
+        factor = torch.empty(tensor.shape).log_normal_(0.0, 1.0, generator=generator)
+        return tensor.detach() * factor.to(tensor.device, tensor.dtype)
+
+
+@contextmanager
+def clean(poisons: list[Poison]) -> Iterator[None]:
+    """While open, what forward passes may read has its own values again."""
+    pairs = [pair for poison in poisons for pair in poison.clean]
+    poisoned = [tensor.detach().clone() for tensor, _ in pairs]
+    for tensor, value in pairs:
+        tensor.data.copy_(value)
+    try:
+        yield
+    finally:
+        for (tensor, _), value in zip(pairs, poisoned, strict=True):
+            tensor.data.copy_(value)
+
+
+@contextmanager
+def zeros_filled(model: nn.Module) -> Iterator[None]:
+    """While open, parameters that are zero throughout have small random values: zeros carry nothing, whoever reads them."""
+    generator = torch.Generator().manual_seed(0)
+    zeros = [p for p in model.parameters() if p.is_floating_point() and p.numel() and not bool(p.detach().any())]
+    for parameter in zeros:
+        inputs = parameter[0].numel() if parameter.dim() else 1
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1 / inputs**0.5)
+    try:
+        yield
+    finally:
+        for parameter in zeros:
+            parameter.data.zero_()
+
+
+@contextmanager
+def untied(model: nn.Module) -> Iterator[None]:
+    """While open, modules that share a synapse's weights without being one, as an embedding may, hold equal ones of their own.
+
+    A synapse keeps clean values for its `transmit`; another layer's forward pass would meet the poison.
+    """
+    synapses = {id(m.weight) for m in model.modules() if isinstance(m, Synapse)}
+    shared = [
+        (module, name, parameter)
+        for module in model.modules()
+        if not isinstance(module, Synapse)
+        for name, parameter in module._parameters.items()
+        if parameter is not None and id(parameter) in synapses
+    ]
+    copies = {id(p): nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad) for _, _, p in shared}
+    try:
+        for module, name, parameter in shared:
+            module._parameters[name] = copies[id(parameter)]
+        yield
+    finally:
+        for module, name, parameter in shared:
+            module._parameters[name] = parameter

@@ -1,0 +1,57 @@
+"""A network from its description: sizes, a name, or the user's own function."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable
+
+from torch import nn
+
+from apical.networks.cnn import lansdell2020_cnn
+from apical.networks.mlp import lansdell2020_mlp, mlp, parse_sizes
+from apical.networks.resnet import resnet20
+from apical.networks.users import check, own
+
+NETWORKS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
+    "lansdell2020-mlp": lambda shape, classes: lansdell2020_mlp(math.prod(shape), classes),
+    "lansdell2020-cnn": lambda shape, classes: lansdell2020_cnn(classes),
+    "resnet20": lambda shape, classes: resnet20(classes, shape[0]),
+    "resnet20-norm-after": lambda shape, classes: resnet20(classes, shape[0], "after"),
+}
+
+
+def build(spec: str, *, shape: tuple[int, int, int], classes: int, activation: str = "tanh") -> nn.Module:
+    """The network that `spec` describes.
+
+    Args:
+        spec: sizes such as "784-800-800-10"; a name in `NETWORKS`; or "module:function" (or "path/to/file.py:function")
+            of a function that returns a network, called with `shape` and `classes` if it takes arguments of these names.
+            Modules are looked for in the current folder too.
+        shape: (C, H, W) of the images. classes: values of the output.
+        activation: between the layers of a network given by sizes.
+
+    Raises:
+        ValueError: if there is no such network, it can't be made, or it does not fit the data.
+    """
+    features = shape[0] * shape[1] * shape[2]
+    spec = spec.strip()
+    if ":" in spec:
+        return own(spec, shape, classes)
+    if re.match(r"[\d-]", spec):
+        sizes = parse_sizes(spec)
+        if (sizes[0], sizes[-1]) != (features, classes):
+            right = "-".join(map(str, (features, *sizes[1:-1], classes)))
+            raise ValueError(
+                f"network {spec!r} takes {sizes[0]} values and gives {sizes[-1]}, but the data has {features} values per image "
+                f"({' x '.join(map(str, shape))}) and {classes} classes; write {right}"
+            )
+        return mlp(sizes, activation)
+    if spec not in NETWORKS:
+        near = difflib.get_close_matches(spec, NETWORKS, n=2, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"the named ones are {', '.join(NETWORKS)}."
+        raise ValueError(f"unknown network {spec!r}; {hint} Else give sizes (784-800-800-10) or module:function")
+    model = NETWORKS[spec](shape, classes)
+    check(spec, model, shape, classes)
+    return model

@@ -1,0 +1,165 @@
+"""SGD whose updates happen inside the backward pass, where a synapse knows all that its update needs (design section 6)."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.optim.sgd import sgd
+
+from apical import step_hooks
+from apical.attaching import connectivity
+from apical.checks import fits
+from apical.learner import Learner, as_learner
+from apical.optim.updates import Updates
+
+
+class LocalSGD(Optimizer):
+    """Stochastic gradient descent that applies each synapse's update the moment it is known; no gradient is ever stored.
+
+    Equal to `torch.optim.SGD` with the same arguments, step for step. ``loss.backward()`` changes the weights and biases of
+    synapses (and layer-wise Hebbian feedback, by the same product); ``step()`` moves everything else (normalization) and
+    closes the step, so that schedulers work as usual. For rules with a phase of their own, which compare passes under one
+    set of weights, the updates wait for ``step()``; their factors are kept, not their product.
+
+    What it can't do, because there is no gradient to wait for: several backward passes per step (refused), clipping by a
+    global norm, gradient scaling, and DistributedDataParallel (refused). Use `torch.optim.SGD` there.
+
+    Args:
+        learner: what `apical.attach` returned.
+        lr: learning rate. momentum, dampening, weight_decay, nesterov: as in `torch.optim.SGD`.
+        params: parameters or groups of them, with options of their own, as for `torch.optim.SGD`. None: all of the model's.
+
+    Raises:
+        ValueError: for a value out of range. TypeError: for anything else than a learner, as the model.
+        RuntimeError: under torch.distributed with several processes.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        *,
+        dampening: float = 0.0,
+        nesterov: bool = False,
+        params: Any = None,
+    ) -> None:
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+        # Of either sign, as in torch.optim.SGD.
+        if not fits(dampening, float) or not math.isfinite(dampening):
+            raise ValueError(f"dampening must be a number, got {dampening!r}")
+        if nesterov and (momentum <= 0 or dampening != 0):
+            raise ValueError(f"nesterov needs a momentum above 0 and no dampening, got {momentum!r} and {dampening!r}")
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise RuntimeError(
+                "LocalSGD applies updates before they could be averaged over processes; use torch.optim.SGD under "
+                "DistributedDataParallel"
+            )
+        as_learner(learner)
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+        }
+        super().__init__(learner.model.parameters() if params is None else params, defaults)
+        self._connect(learner)
+
+    def _connect(self, learner: Learner) -> None:
+        # Synapses reach this optimizer, and must not reach the learner by it: that keeps graphs, which hold synapses.
+        self._learner = weakref.ref(learner)
+        self._updates = Updates(self, learner, waits=learner._adapts)
+        learner._wiring.local = self._updates
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "learner": self._learner()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        own = {name: value for name, value in state.items() if name != "learner"}
+        super().__setstate__(own)
+        if state.get("learner") is not None:  # Else a state dict is loaded.
+            self._connect(state["learner"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `torch.optim.SGD` has it, a velocity for each: the one that weights and feedback may share stands in it twice."""
+        state = super().state_dict()
+        seen = set()
+        for key, own in state["state"].items():
+            velocity = own.get("momentum_buffer")
+            if velocity is not None and id(velocity) in seen:
+                state["state"][key] = {**own, "momentum_buffer": velocity.clone()}
+            seen.add(id(velocity))
+        return state
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients that parameters outside synapses got."""
+        if not set_to_none:
+            super().zero_grad(set_to_none=False)
+            return
+        # The base class's way takes as long as a small layer's product.
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad = None
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move all that has not been moved in the backward pass, and close the step."""
+        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or _watched():
+            return _with_hooks(self, closure)
+        return self._step(closure)
+
+    # The base class would wrap it in a profiler's record and in hooks, which take as long as three small layers' updates.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._updates.close()
+        moved = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        if any(moved):
+            self._updates.part()
+        for parameters, group in zip(moved, self.param_groups, strict=True):
+            if parameters:
+                self._ordinary(parameters, group)
+        return loss
+
+    @torch.no_grad()
+    def _ordinary(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        buffers = [self.state[p].get("momentum_buffer") for p in parameters]
+        sgd(
+            parameters,
+            [p.grad for p in parameters],  # type: ignore[misc]
+            buffers,
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=False,
+        )
+        if group["momentum"]:
+            for parameter, buffer in zip(parameters, buffers, strict=True):
+                self.state[parameter]["momentum_buffer"] = buffer
+
+
+def _watched() -> bool:
+    """Whether anybody but apical, whose own hooks are for other optimizers, has hooks at the steps of all."""
+    return len(_global_optimizer_pre_hooks) > len(step_hooks._hook) or len(_global_optimizer_post_hooks) > len(
+        connectivity._hook
+    )
+
+
+_with_hooks = Optimizer.profile_hook_step(LocalSGD._step)

@@ -1,0 +1,21 @@
+"""No feedback: only the layers next to the output learn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from apical.pathways.base import Pathway
+from apical.synapses.synapse import Synapse
+
+
+@dataclass(frozen=True)
+class NoPathway(Pathway):
+    """No signal leaves any synapse: only those next to the output learn (lillicrap2016, shallow learning)."""
+
+    name: ClassVar[str] = "none"
+
+    def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:  # noqa: D102
+        return x.detach(), None

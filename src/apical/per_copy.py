@@ -1,0 +1,90 @@
+"""What copies side by side may have of their own: streams of random numbers, and a rule's numbers (see `apical.replicate`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PER_COPY = {"per_copy": True}
+"""Metadata of a hyperparameter that copies side by side may have different values of."""
+
+
+_COPIES = "_apical_copies"
+
+
+def mark(model: nn.Module, copies: int) -> None:
+    """Say that so many networks lie side by side in `model`."""
+    vars(model)[_COPIES] = copies
+
+
+def copies_in(model: nn.Module) -> int:
+    """How many networks lie side by side in `model`."""
+    return getattr(model, _COPIES, 1)
+
+
+class Streams(torch.Generator):
+    """One generator for each copy, in `own`, so that each draws what it would alone; and itself, for whoever draws for all."""
+
+    own: tuple[torch.Generator, ...]
+
+    def __new__(cls, own: Sequence[torch.Generator]) -> Streams:  # noqa: D102
+        return super().__new__(cls, own[0].device)  # type: ignore[call-arg]
+
+    def __init__(self, own: Sequence[torch.Generator]) -> None:
+        self.own = tuple(own)
+
+    def get_state(self) -> Tensor:
+        """States of its own and of all copies' generators [1 + copies, bytes]."""
+        return torch.stack([super().get_state(), *(one.get_state() for one in self.own)])
+
+    def set_state(self, new_state: Tensor) -> None:
+        """Take what `get_state` gave."""
+        if new_state.dim() != 2 or len(new_state) != 1 + len(self.own):
+            raise ValueError(
+                f"not the state of {len(self.own)} copies' generators: it has shape {list(new_state.shape)}"
+            )
+        # Clones, because PyTorch takes no views of states.
+        super().set_state(new_state[0].clone())
+        for one, state in zip(self.own, new_state[1:], strict=True):
+            one.set_state(state.clone())
+
+
+def generator_from(state: Tensor, device: torch.device | str) -> torch.Generator:
+    """The generator whose `get_state` gave `state`."""
+    made = torch.Generator(device) if state.dim() == 1 else Streams([torch.Generator(device) for _ in state[1:]])
+    made.set_state(state)
+    return made
+
+
+def streams(generator: torch.Generator, copies: int) -> torch.Generator:
+    """`generator` itself, or for several copies their own ones, seeded from it."""
+    if copies == 1 or isinstance(generator, Streams):
+        return generator
+    device = generator.device
+    seeds = [int(torch.randint(2**62, (), generator=generator, device=device)) for _ in range(1 + copies)]
+    made = Streams([torch.Generator(device).manual_seed(seed) for seed in seeds[1:]])
+    made.manual_seed(seeds[0])
+    return made
+
+
+class PerCopy(tuple):
+    """A hyperparameter's values, one for each copy, and the dimension of feedback in which the copies lie."""
+
+    dim: int
+
+    def __new__(cls, values: Iterable[Any], dim: int = 0) -> PerCopy:  # noqa: D102
+        made = super().__new__(cls, values)
+        made.dim = dim
+        return made
+
+
+def spread(value: Any, like: Tensor) -> Any:
+    """A hyperparameter as a factor of `like`: a number as it is; one for each copy as a tensor that broadcasts."""
+    if not isinstance(value, PerCopy):
+        return value
+    numbers = torch.tensor(tuple(value), dtype=like.dtype, device=like.device)
+    share = like.shape[value.dim] // len(value)
+    return numbers.repeat_interleave(share).view([-1 if d == value.dim else 1 for d in range(like.dim())])

@@ -1,0 +1,125 @@
+"""The noisy pass of a phase: activities changed on the way, and the gradients estimated from what that does to the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from apical.nested import Arguments, input_of, with_input
+from apical.noise import Distribution
+
+if TYPE_CHECKING:
+    from apical.learner import Learner
+    from apical.phases.phase import Phase
+
+
+Place = tuple[str, int]
+"""Where a teaching signal enters, and the number of the call there."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A gradient at some activity [N, *features]: `values`, times `factors` where there are any.
+
+    factors: one per sample [N, 1, ...]; of copies side by side, one per sample and feature [N, features, 1, ...].
+    """
+
+    values: Tensor
+    factors: Tensor | None = None
+
+    @property
+    def tensor(self) -> Tensor:
+        """In full."""
+        return self.values if self.factors is None else self.values * self.factors
+
+    def taken_from(self, signal: Tensor, scale: float = 1.0, *, own: bool = False) -> Tensor:
+        """Signal - scale * estimate, in one pass over memory; own: into the signal's."""
+        out = signal if own else None
+        if self.factors is None:
+            return torch.sub(signal, self.values, alpha=scale, out=out)
+        return torch.addcmul(signal, self.values, self.factors, value=-scale, out=out)
+
+
+def estimates(
+    phase: Phase, places: Container[str], c: float, distribution: Distribution, calls: Container[Place] | None = None
+) -> dict[Place, Estimate]:
+    """The gradient at every call of the places, as one noisy pass estimates it: (L~ - L) xi / c.
+
+    Args:
+        phase: whose batch passes again. places: where noise c xi is added, in all of them at once.
+        c: standard deviation of the noise. calls: those that get noise; None: all.
+    """
+    episode = phase.episode
+    rows = len(episode.losses)
+    shapes = [phase.features(site) for site in phase.sites if site.name in places]
+    sizes = [rows * shape.numel() for shape in shapes if shape is not None]
+    supply = phase.supply(distribution, sizes)
+    drawn: dict[Place, tuple[Tensor, Tensor | None]] = {}
+
+    def add(place: str, call: int, activity: Tensor) -> Tensor | None:
+        if place not in places or (calls is not None and (place, call) not in calls):
+            return None
+        if len(activity) != rows:
+            raise RuntimeError(
+                f"activity at '{place}' has {len(activity)} rows, but there are {rows} losses; a perturbation needs the batch in "
+                "the first dimension throughout"
+            )
+        values, signs = supply.take(activity.shape)
+        drawn[place, call] = values, signs
+        noisy = (
+            torch.add(activity, values, alpha=c) if signs is None else torch.addcmul(activity, values, signs, value=c)
+        )
+        return noisy.to(activity.dtype)
+
+    change = (episode.perturbed(add) - episode.losses).to(phase.dtype) / c
+
+    def estimate(values: Tensor, signs: Tensor | None) -> Estimate:
+        own = change
+        if change.dim() > 1:
+            own = own.repeat_interleave(values.shape[1] // change.shape[1], dim=1)
+        own = own.view(rows, -1, *[1] * (values.dim() - 2))
+        return Estimate(values, own if signs is None else own * signs)
+
+    return {place: estimate(*noise) for place, noise in drawn.items()}
+
+
+Perturb = Callable[[str, int, Tensor], Tensor | None]
+"""perturb(place, call, activity) -> what the pass goes on with instead, or None for no change."""
+
+
+@contextmanager
+def perturbing(learner: Learner, perturb: Perturb, places: list[str] | None = None) -> Iterator[None]:
+    """While open, `perturb` sees the activity at every place a teaching signal enters: synapse inputs, outputs of blocks."""
+    counts: dict[str, int] = {}
+
+    def changed(place: str, activity: Tensor) -> Tensor | None:
+        number = counts[place] = counts.get(place, -1) + 1
+        return perturb(place, number, activity)
+
+    def before(place: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+            found = changed(place, input_of(args, kwargs))
+            return None if found is None else with_input(args, kwargs, found)
+
+        return hook
+
+    def after(place: str) -> Callable[..., Any]:
+        return lambda module, args, output: changed(place, output)
+
+    wanted = [site.name for site in learner._sites()] if places is None else places
+    handles = [
+        learner.synapses[p].register_forward_pre_hook(before(p), with_kwargs=True)
+        for p in wanted
+        if p not in learner.blocks
+    ]
+    handles += [learner.blocks[p].register_forward_hook(after(p)) for p in wanted if p in learner.blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,192 @@
+"""A phase of its own: what a plasticity or pathway gets to work with when `Learner.adapt` is called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from apical.distributed import together
+from apical.nested import over_tensors, pick, run, tensors
+from apical.noise import Distribution, Supplies, Supply
+from apical.per_copy import Streams
+from apical.phases.clean_pass import Episode
+from apical.phases.isolation import unchanged
+from apical.phases.noisy_pass import perturbing
+
+if TYPE_CHECKING:
+    from apical.learner import Criterion, Learner
+    from apical.plasticity import Plasticity
+    from apical.synapses.synapse import Synapse
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where a teaching signal enters: the input of a synapse, or the output of a block named in ``at=``.
+
+    direct: whether the signal there comes from the output's error, through feedback [outputs, *features].
+    """
+
+    name: str
+    owner: nn.Module
+    plasticity: Plasticity
+    direct: bool
+
+    @property
+    def synapse(self) -> Synapse:
+        """The owner, where the signal is layer-wise."""
+        return self.owner  # type: ignore[return-value]
+
+    @property
+    def feedback(self) -> Tensor:
+        """Feedback weights, to be changed in place."""
+        return self.owner._buffers["feedback"]  # type: ignore[return-value]
+
+
+class Phase:
+    """One call of `Learner.adapt`.
+
+    Attributes:
+        learner: whose. sites: those of the part at work. count: how many calls came before.
+        generator: of this call, on the model's device; another one on every process of a distributed training.
+        generators: one for each of the copies that lie side by side; else that one.
+        rows: samples in the batch.
+    """
+
+    def __init__(self, learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -> None:
+        self.learner = learner
+        self.sites: list[Site] = []
+        self.count = learner.adapted
+        self._batch = (inputs, targets, criterion)
+        self._episode: Episode | None = None
+        self._looked = False
+        weight = next(learner.model.parameters())
+        self.device = weight.device
+        self.dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
+        self.world = distributed.get_world_size() if together() else 1
+        # Drawn by all processes alike, so that the learner's own stream stays common.
+        source = learner.generator
+        rank = distributed.get_rank() if together() else 0
+        self.generators = [
+            torch.Generator(self.device).manual_seed(
+                int(torch.randint(2**62, (), generator=one, device=one.device)) + rank
+            )
+            for one in (source.own if isinstance(source, Streams) else (source,))
+        ]
+        self.generator = self.generators[0]
+
+    @property
+    def rows(self) -> int:
+        """Samples in the batch."""
+        first = self._first()
+        if first is None:
+            raise ValueError("inputs hold no tensor with a batch dimension, so the size of the batch is not known")
+        return len(first)
+
+    @property
+    def empty(self) -> bool:
+        """Whether the batch has no samples. Of processes that learn together none may step aside."""
+        first = self._first()
+        return self.world == 1 and first is not None and len(first) == 0
+
+    def _first(self) -> Tensor | None:
+        return next((tensor for tensor in tensors(self._batch[0]) if tensor.dim()), None)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all losses and errors are finite numbers, on all processes; nothing can be learned from others."""
+        finite = self.episode.finite
+        if self.world > 1:
+            flag = torch.tensor(float(finite), device=self.device)
+            distributed.all_reduce(flag, distributed.ReduceOp.MIN)
+            finite = bool(flag)
+        return finite
+
+    @property
+    def episode(self) -> Episode:
+        """The clean pass of this batch."""
+        if self._episode is None:
+            self._episode = Episode(self.learner, *self._batch)
+        return self._episode
+
+    def features(self, site: Site) -> torch.Size | None:
+        """Shape of the activity at a site, without the batch; None if neither this batch nor one before it gets there.
+
+        Raises:
+            RuntimeError: for such a site under torch.distributed, where all processes have to learn the same feedback.
+        """
+        known = self.learner._features.setdefault(tuple(t.shape[1:] for t in tensors(self._batch[0])), {})
+        if site.name not in known and not self._looked:
+            self._look(known)
+            self._looked = True
+        if site.name not in known and self.world > 1:
+            raise RuntimeError(
+                f"no activity reaches '{site.name}' in a pass of this batch, so its feedback can't be learned on all processes; "
+                f"attach with a rule of its own that has no phase: {{'': ..., '{site.name}': 'fa'}}"
+            )
+        return known.get(site.name)
+
+    def _look(self, known: dict[str, torch.Size]) -> None:
+        """One pass for the shapes at all places that it reaches."""
+
+        def look(place: str, call: int, activity: Tensor) -> None:
+            known.setdefault(place, activity.shape[1:])
+
+        # Modules that hold others may take another way in training; the layers in them are still, and keep their statistics.
+        layers = [module for module in self.learner.model.modules() if not module._modules]
+        with self._quiet(layers), perturbing(self.learner, look), self.learner._forward():
+            run(self.learner.model, self._batch[0])
+
+    def through(self, site: Site, activity: Tensor) -> Tensor:
+        """Output of the model [N, outputs] when `activity` stands at a site, whatever its inputs; in eval mode."""
+        inputs = _zeros(self._batch[0], len(activity))
+
+        def put(place: str, call: int, found: Tensor) -> Tensor | None:
+            return activity.to(found.dtype) if place == site.name else None
+
+        with self._quiet([self.learner.model]), perturbing(self.learner, put, [site.name]), self.learner._forward():
+            return pick(run(self.learner.model, inputs), self.learner._wiring.output).flatten(1)
+
+    @contextmanager
+    def _quiet(self, still: list[nn.Module]) -> Iterator[None]:
+        """Eval mode of the modules `still`, autocast as the loop has it, and no trace in random state and buffers."""
+        modes = [(module, module.training) for module in self.learner.model.modules()]
+        devices = [self.device] if self.device.type == "cuda" else []
+        for module in still:
+            module.eval()
+        try:
+            fork = torch.random.fork_rng(devices=devices)
+            with torch.no_grad(), fork, unchanged(self.learner), self.learner._casting():
+                yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def supply(self, distribution: Distribution, sizes: list[int]) -> Supply | Supplies:
+        """Noise for places that take so many numbers each."""
+        share = [size // len(self.generators) for size in sizes]
+        own = [
+            Supply(distribution, share, generator=one, device=self.device, dtype=self.dtype) for one in self.generators
+        ]
+        return own[0] if len(own) == 1 else Supplies(own)
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replace tensors by their means over all processes."""
+        if self.world == 1:
+            return
+        for dtype in dict.fromkeys(t.dtype for t in tensors):
+            group = [t for t in tensors if t.dtype == dtype]
+            flat = torch.cat([t.flatten() for t in group])
+            distributed.all_reduce(flat)
+            flat /= self.world
+            for tensor, part in zip(group, flat.split([t.numel() for t in group]), strict=True):
+                tensor.copy_(part.view(tensor.shape))
+
+
+def _zeros(inputs: Any, rows: int) -> Any:
+    """Inputs of the same kind with nothing in them."""
+    return over_tensors(inputs, lambda x: x.new_zeros((rows, *x.shape[1:])) if x.dim() else x)

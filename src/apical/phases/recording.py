@@ -1,0 +1,183 @@
+"""The newest pass that was backpropagated: its output, the errors that went back in it, and the conditions it was made under."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from apical.nested import input_of, pick
+from apical.phases.conditions import Conditions, statistics_of
+
+if TYPE_CHECKING:
+    from apical.learner import Learner
+    from apical.synapses.synapse import Geometry
+
+
+@dataclass
+class Call:
+    """One call of a synapse in a pass: the error at its output and the signal at its input, once they have come by.
+
+    Both are as the backward pass had them: times whatever the loss was multiplied with.
+    """
+
+    delta: Tensor | None = None
+    signal: Tensor | None = None
+    geometry: Geometry = ()
+
+    def hear(self, delta: Tensor, signal: Tensor | None, geometry: Geometry) -> None:
+        """Keep what the backward pass had here."""
+        self.delta, self.signal, self.geometry = delta, signal, geometry
+
+
+@dataclass
+class Pass:
+    """One forward pass of the whole model with a graph, and its backward."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    conditions: Conditions
+    calls: dict[tuple[str, int], Call] = field(default_factory=dict)
+    """Place and number of the call -> what went through there, of the synapses whose plasticity listens."""
+    cuts: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    """For the scalar pathway: place and number of the call -> activity, with the graph of what lies before it."""
+    counts: dict[str, int] = field(default_factory=dict)
+    bypassed: bool = False
+    """Whether ways lead around cuts to the output: the loop's backward goes through that graph as well, and frees it."""
+    output: Tensor | None = None
+    error: Tensor | None = None
+    """Gradient at the output, times whatever the loss was multiplied with."""
+    number: int = 0
+    """How many passes were recorded before."""
+    weights: int = 0
+    """Counts what has been written to the parameters until the end of the pass."""
+
+    def count(self, place: str) -> int:
+        """Number of a new call of the synapse at `place`."""
+        number = self.counts[place] = self.counts.get(place, -1) + 1
+        return number
+
+    def call(self, place: str) -> Call:
+        """What a new call of the synapse at `place` is to tell."""
+        found = self.calls[place, self.count(place)] = Call()
+        return found
+
+
+def _bypassed(output: Tensor, cuts: list[Tensor]) -> bool:
+    after = set(_nodes([output]))
+    return any(node in after for node in _nodes(cuts))
+
+
+def _nodes(tensors: list[Tensor]) -> Iterator[Node]:
+    """All that autograd's graph holds of how `tensors` were made."""
+    waiting, seen = [t.grad_fn for t in tensors], set()
+    while waiting:
+        node = waiting.pop()
+        # Parameters' own nodes keep nothing that could be freed.
+        if node is None or node in seen or hasattr(node, "variable"):
+            continue
+        seen.add(node)
+        yield node
+        waiting += [one for one, _ in node.next_functions]
+
+
+class Recorder:
+    """Keeps the newest pass that was backpropagated. Hooks of the model and of its batch normalizations call it.
+
+    A pass without a backward, made for an accuracy or a log, takes the place of none. Synapses see a pass only while it is open:
+    kept within their reach, its graph, which holds them, would never be freed.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+        self.newest: Pass | None = None
+        self.paused = False
+        self._own: list[Pass] | None = None
+        self._passes = 0
+        self.checked = False
+        """Whether this model has been seen to give the same output under the same conditions."""
+        model = learner.model
+        self.handles = [
+            # First of all: what is kept goes through the user's own hooks again.
+            model.register_forward_pre_hook(self.begin, with_kwargs=True, prepend=True),
+            model.register_forward_hook(self.end, always_call=True),
+        ]
+        self.handles += [
+            module.register_forward_hook(self.see_normalization, with_kwargs=True)
+            for module in model.modules()
+            if isinstance(module, _BatchNorm)
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "newest": None, "_own": None}
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Pre-hook of the model."""
+        if self.paused or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return
+        if torch._C._current_graph_task_id() != -1:
+            return  # Activation checkpointing computes the pass anew inside the backward.
+        self._passes += 1
+        self.learner._wiring.current = Pass(args, kwargs, self._conditions(), number=self._passes)
+
+    def _conditions(self) -> Conditions:
+        devices = sorted({p.device.index for p in self.learner.model.parameters() if p.device.type == "cuda"})
+        return Conditions.now(devices, self.learner._device_type)
+
+    def end(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Hook of the model; runs after the wiring's, whose output is what the user gets."""
+        wiring = self.learner._wiring
+        found, wiring.current = wiring.current, None
+        if found is None or output is None:
+            return
+        picked = pick(output, wiring.output)
+        if found.cuts:
+            found.bypassed = _bypassed(picked, list(found.cuts.values()))
+        if picked.requires_grad:
+            picked.register_hook(partial(self._hear, found))
+        # A copy: the loop may change it in place.
+        found.output = picked.detach().clone()
+        found.weights = self._weights()
+        if self._own is not None:
+            self._own.append(found)
+
+    def _hear(self, found: Pass, error: Tensor) -> None:
+        """Hook of the output."""
+        found.error = error
+        if self.newest is None or self.newest.number <= found.number:
+            self.newest = found
+
+    def _weights(self) -> int:
+        return sum(parameter._version for parameter in self.learner.model.parameters())
+
+    @property
+    def heard(self) -> Pass | None:
+        """The newest pass that was backpropagated, if the weights are still those that it was made with."""
+        found = self.newest
+        return found if found is not None and found.weights == self._weights() else None
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Pass]]:
+        """While open, passes are recorded into the list given out, whether they are backpropagated or not."""
+        paused, self.paused, self._own = self.paused, False, []
+        try:
+            yield self._own
+        finally:
+            self.paused, self._own = paused, None
+
+    def see_normalization(
+        self, module: _BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        """Hook of every batch normalization."""
+        mixes = module.training or module.running_mean is None
+        current = self.learner._wiring.current
+        if current is not None and mixes and not torch.compiler.is_compiling():
+            found = statistics_of(input_of(args, kwargs), output)
+            current.conditions.normalized.setdefault(module, []).append(found)

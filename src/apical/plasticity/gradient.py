@@ -1,0 +1,25 @@
+"""Feedback that learns to predict the gradient from the gradient itself: synthetic gradients (lansdell2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from apical.phases.noisy_pass import Estimate
+from apical.plasticity.regression import Learn, Regression
+
+if TYPE_CHECKING:
+    from apical.phases.phase import Phase
+
+
+@dataclass(frozen=True)
+class Gradient(Regression):
+    """Regression on the true gradient: synthetic gradients of the same linear form (lansdell2020, SG). It transports weights."""
+
+    name: ClassVar[str] = "gradient"
+
+    def visit(self, phase: Phase, learn: Learn) -> None:  # noqa: D102
+        phase.episode.true_signals(
+            [site.name for site in phase.sites],
+            lambda place, number, signal: learn(place, number, Estimate(signal.to(phase.dtype))),
+        )

@@ -1,0 +1,131 @@
+"""How feedback weights are drawn: like the weights they mirror, by any `torch.nn.init` function, or as a paper did.
+
+Feedback is always drawn from the learner's own generator, never from the global seed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apical.per_copy import PerCopy, Streams
+
+Init = str | Callable[..., Any]
+"""A name in `INITS`, or a function that fills a tensor in place, such as those of `torch.nn.init`."""
+
+
+def _uniform(bound: Callable[[int, int], float]) -> Callable[..., Tensor]:
+    return lambda tensor, fan_in, fan_out, generator: tensor.uniform_(
+        -bound(fan_in, fan_out), bound(fan_in, fan_out), generator=generator
+    )
+
+
+def _normal(sd: Callable[[int, int], float]) -> Callable[..., Tensor]:
+    return lambda tensor, fan_in, fan_out, generator: tensor.normal_(0.0, sd(fan_in, fan_out), generator=generator)
+
+
+# Fans are those of the weights that the feedback stands for. Direct feedback D [C, n] is read as weights from n units to C.
+INITS: dict[str, Callable[..., Tensor]] = {
+    # fig. 2: U[-0.5, 0.5].
+    "lillicrap2016": _uniform(lambda fan_in, fan_out: 0.5),
+    # U(+-1/sqrt(size of the layer that gets the signal)): released code; the paper prints fan_out.
+    "nokland2016": _uniform(lambda fan_in, fan_out: fan_in**-0.5),
+    # Released runs (not in the paper): sd sqrt(1/(n_in + n_out)).
+    "akrout2019": _normal(lambda fan_in, fan_out: (fan_in + fan_out) ** -0.5),
+    # Glorot uniform.
+    "amit2019": _uniform(lambda fan_in, fan_out: math.sqrt(6 / (fan_in + fan_out))),
+    # Released code, MNIST networks: sd sqrt(2/fan_in). The convolutional network's direct feedback is nokland2016's.
+    "lansdell2020": _normal(lambda fan_in, fan_out: math.sqrt(2 / fan_in)),
+}
+
+
+def draw(
+    init: Init,
+    shape: torch.Size,
+    *,
+    fans: tuple[int, int],
+    generator: torch.Generator,
+    like: Tensor | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """A tensor of feedback weights.
+
+    Args:
+        init: "weights" (values drawn with replacement from the entries of `like`, so any distribution of weights
+            is matched; without `like`, or where all its entries are equal, as "nokland2016"), another name in
+            `INITS`, or a function that fills a tensor in place.
+        shape: of the feedback.
+        fans: (fan in, fan out) of the weights that the feedback stands for.
+        generator: the source of all randomness; draws happen on its device.
+        like: the weights that the feedback mirrors.
+        device: of the result. dtype: of the result.
+
+    Raises:
+        ValueError: for an unknown name, or a function that leaves something not finite.
+    """
+    tensor = torch.empty(shape, device=generator.device, dtype=dtype)
+    with torch.no_grad():
+        if callable(init):
+            _fill(init, tensor, generator)
+        elif init == "weights" and like is not None and like.numel() and bool((like != like.flatten()[0]).any()):
+            values = like.detach().flatten().to(tensor.device)
+            index = torch.randint(len(values), (tensor.numel(),), generator=generator, device=generator.device)
+            tensor.copy_(values[index].view(shape))
+        elif init == "weights" or init in INITS:
+            INITS["nokland2016" if init == "weights" else init](tensor, *fans, generator)
+        else:
+            raise ValueError(
+                f"unknown feedback init {init!r}; give one of {', '.join(['weights', *INITS])}, or a function of torch.nn.init"
+            )
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(f"feedback init {init!r} left values that are not finite in a tensor of shape {list(shape)}")
+    return tensor.to(device)
+
+
+def _fill(init: Callable[..., Any], tensor: Tensor, generator: torch.Generator) -> None:
+    try:
+        takes_generator = "generator" in inspect.signature(init).parameters
+    except (TypeError, ValueError):
+        takes_generator = False
+    if takes_generator:
+        init(tensor, generator=generator)
+        return
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        init(tensor)
+
+
+def draw_for(
+    owner: nn.Module, init: Init, shape: torch.Size, generator: torch.Generator, *, mirror: bool = True
+) -> Tensor:
+    """Feedback of `shape` for `owner`, on its weights' device and dtype.
+
+    `mirror`: whether "weights" may look at the weights' values; sign rules, which carry no magnitudes, may not.
+    """
+    weight = owner._parameters.get("weight")
+    # Copies side by side draw each as a network of its own would.
+    copies = len(generator.own) if isinstance(generator, Streams) else 1
+    dimension = 0 if weight is not None and weight.shape == shape else 1
+    own = torch.Size([*shape[:dimension], shape[dimension] // copies, *shape[dimension + 1 :]])
+    single = None if weight is None else torch.Size([weight.shape[0] // copies, *weight.shape[1:]])
+    layerwise = own == single and hasattr(owner, "fans")
+    fans = owner.fans() if layerwise else (math.prod(own[1:]), own[0])  # type: ignore[operator]
+    reference = weight if weight is not None else next(owner.parameters(), None)
+    device = None if reference is None else reference.device
+    dtype = None if reference is None else reference.dtype
+    likes = weight.chunk(copies) if layerwise and mirror else [None] * copies  # type: ignore[union-attr]
+    inits = init if isinstance(init, PerCopy) else repeat(init)
+    sources = generator.own if isinstance(generator, Streams) else repeat(generator)
+    drawn = [
+        draw(one, own, fans=fans, generator=source, like=like, device=device, dtype=dtype)
+        for like, one, source in zip(likes, inits, sources, strict=False)
+    ]
+    return drawn[0] if copies == 1 else torch.cat(drawn, dimension)

@@ -1,0 +1,1 @@
+"""The page of a comparison, its figures, and a picture for a README."""

@@ -1,0 +1,1 @@
+"""Colours, scales and templates that all pages share."""

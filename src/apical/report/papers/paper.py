@@ -1,0 +1,122 @@
+"""The page of a reproduced experiment: ours beside theirs, the claims, the figure, the command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from apical.files import write_text
+from apical.papers import experiments
+from apical.papers.experiment import same_data
+from apical.report.comparison.comparison import ReportError
+from apical.report.drawing.templates import asset, template
+from apical.report.papers.panels import draw
+
+
+def write(folder: Path) -> Path:
+    """Write `report.html`, and `figure.svg` where there is one, into the folder of a finished `apical reproduce`.
+
+    Raises:
+        ReportError: where outcome.json is missing or damaged.
+    """
+    outcome = read(folder / "outcome.json")
+    svg = figure(outcome)
+    if svg is not None:
+        write_text(folder / "figure.svg", svg)
+    path = folder / "report.html"
+    write_text(
+        path,
+        template("paper.html.jinja", number=number, printed=printed, extent=extent, duration=duration).render(
+            outcome=outcome,
+            shows=outcome["shows"],
+            figure=None if svg is None else Markup(svg[svg.index("<svg") :]),
+            style=asset("page.css"),
+        ),
+    )
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """An outcome.json.
+
+    Raises:
+        ReportError: if it is missing or damaged.
+    """
+    try:
+        outcome = json.loads(path.read_text(encoding="utf-8"))
+        outcome["shows"]["panels"]
+    except OSError as error:
+        raise ReportError(f"{path}: can't be read ({error}); run `apical reproduce` to its end first") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReportError(f"{path} is damaged ({error!r}); delete it, and resume the experiment") from None
+    return outcome
+
+
+def figure(outcome: Mapping[str, Any]) -> str | None:
+    """The experiment's figure as SVG; None where it has none."""
+    shows = outcome["shows"]
+    if not shows["panels"]:
+        return None
+    return draw(shows["panels"], shows["columns"], f"{outcome['experiment']}, {extent(outcome)}")
+
+
+def extent(outcome: Mapping[str, Any]) -> str:
+    """How far it was run, in words that go with every table and figure."""
+    count, scale = len(outcome["seeds"]), outcome["scale"]
+    seeds = f"{count} seed{'s' if count > 1 else ''}"
+    known = experiments().get(outcome["experiment"])
+    done, most = len(outcome["conditions"]), 0 if known is None else len(known.conditions)
+    part = f", {done} of {most} conditions" if done < most else ""
+    full = "full length" if scale == 1 else f"{scale:.6g} of the full length"
+    return f"{full} ({outcome['length']}), {seeds}{part}{other_data(outcome)}"
+
+
+def other_data(outcome: Mapping[str, Any]) -> str:
+    """Said where an experiment was not run on the paper's data, with the lengths that these make of it; else nothing."""
+    known, name = experiments().get(outcome["experiment"]), outcome["data"]
+    if name is None or known is None or same_data(name, known.data):
+        return ""
+    lengths = ", ".join(f"{count:,} {what}" for what, count in outcome["lengths"].items())
+    return f"; on other data, {name}: {lengths}"
+
+
+def number(mean: float | None, spread: float | None, unit: str) -> str:
+    """A figure with its ±.
+
+    >>> number(2.1, 0.04, "%"), number(0.000123, None, ""), number(515.3, 4.1, "")
+    ('2.10 ± 0.04 %', '0.000123', '515.3 ± 4.1')
+    """
+    if mean is None:
+        return "undefined"
+    unit = f" {unit}" if unit and unit != "°" else unit
+    digits = 2 if abs(mean) < 100 else 1
+    shown = f"{mean:.{digits}f}" if abs(mean) >= 0.1 or mean == 0 else f"{mean:.3g}"
+    if spread is None:
+        return shown + unit
+    return f"{shown} ± {spread:.{digits}f}{unit}" if abs(mean) >= 0.1 else f"{shown} ± {spread:.1g}{unit}"
+
+
+def printed(published: Mapping[str, Any], unit: str) -> str:
+    """A published figure: with its ±, or as the range that it is.
+
+    >>> printed({"value": 2.4, "spread": None, "to": None}, "%"), printed({"value": 15, "spread": None, "to": 20}, "°")
+    ('2.40 %', '15.00 to 20.00°')
+    """
+    if published.get("to") is None:
+        return number(published["value"], published["spread"], unit)
+    return f"{number(published['value'], None, '')} to {number(published['to'], None, unit)}"
+
+
+def duration(seconds: float) -> str:
+    """In words.
+
+    >>> duration(8), duration(200), duration(9000)
+    ('8 s', '3 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

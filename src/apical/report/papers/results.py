@@ -1,0 +1,117 @@
+"""The results that are kept: an outcome and a figure per experiment, a page per paper."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from apical.files import write_json, write_text
+from apical.papers import PAPERS, experiments
+from apical.papers.experiment import same_data
+from apical.report.comparison.comparison import ReportError
+from apical.report.drawing.templates import template
+from apical.report.papers.paper import duration, extent, figure, number, printed, read
+
+
+def publish(folder: Path, results: Path) -> Path:
+    """Put the outcome of a finished run into a folder of results, and write the paper's page anew.
+
+    Returns:
+        The page.
+
+    Raises:
+        ReportError: if a run of the experiment is there already that has what this one lacks; it is kept.
+    """
+    outcome = read(folder / "outcome.json")
+    path = results / f"{outcome['experiment']}.json"
+    if path.exists():
+        there = read(path)
+        if lacking := _lacking(outcome, there):
+            raise ReportError(
+                f"{path} holds {lacking} ({extent(there)}) than {folder} ({extent(outcome)}) and is kept; delete it first if the "
+                "other is to stand there"
+            )
+    write_json(path, outcome)
+    _draw(outcome, path)
+    paper = outcome["experiment"].partition("/")[0]
+    outcomes = _outcomes(results)
+    _summary(results, outcomes)
+    return _page(results, paper, outcomes)
+
+
+def pages(results: Path) -> list[Path]:
+    """Write the pages and figures of all papers with results in this folder.
+
+    Raises:
+        ReportError: if there are none.
+    """
+    there = [paper for paper in PAPERS if (results / paper).is_dir()]
+    if not there:
+        raise ReportError(f"{results} holds no results; put some there with apical reproduce ID --publish {results}")
+    outcomes = _outcomes(results)
+    for outcome in outcomes:
+        _draw(outcome, results / f"{outcome['experiment']}.json")
+    return [*(_page(results, paper, outcomes) for paper in there), _summary(results, outcomes)]
+
+
+def _draw(outcome: dict[str, Any], path: Path) -> None:
+    svg = figure(outcome)
+    if svg is not None:
+        write_text(path.with_suffix(".svg"), svg)
+
+
+def _outcomes(results: Path) -> list[dict[str, Any]]:
+    """What was published, in the order of the papers."""
+    return [read(path) for name in experiments() if (path := results / f"{name}.json").exists()]
+
+
+def _summary(results: Path, outcomes: list[dict[str, Any]]) -> Path:
+    page = results / "summary.md"
+    missing = [name for name in experiments() if name not in {outcome["experiment"] for outcome in outcomes}]
+    text = template("summary.md.jinja", extent=extent, anchor=_anchor, duration=duration, shared=_shared).render(
+        outcomes=outcomes, missing=missing, explained=(results / "README.md").exists()
+    )
+    write_text(page, text)
+    return page
+
+
+def _page(results: Path, paper: str, outcomes: list[dict[str, Any]]) -> Path:
+    own = [outcome for outcome in outcomes if outcome["experiment"].startswith(f"{paper}/")]
+    page = results / f"{paper}.md"
+    text = template(
+        "results.md.jinja", number=number, printed=printed, extent=extent, duration=duration, shared=_shared, cell=_cell
+    ).render(paper=paper, title=PAPERS[paper], outcomes=own)
+    write_text(page, text)
+    return page
+
+
+def _lacking(outcome: dict, there: dict) -> str:
+    """What the published run has and this one has not, in words; length goes before seeds."""
+    if not same_data(there["data"], outcome["data"]):
+        return "a run on other data"
+    if there["scale"] > outcome["scale"]:
+        return "a longer run"
+    if set(there["conditions"]) - set(outcome["conditions"]):
+        return "a run of more conditions"
+    same = there["scale"] == outcome["scale"]
+    return "a run of more seeds" if same and len(there["seeds"]) > len(outcome["seeds"]) else ""
+
+
+def _shared(outcome: dict, outcomes: list[dict]) -> str:
+    """In words, of which other experiment these are the runs, and this one a view."""
+    name, known = outcome["experiment"], experiments()
+    alike = [one["experiment"] for one in outcomes if known[one["experiment"]].runs == known[name].runs]
+    whole = next((one for one in alike if one == known[one].runs), alike[0])
+    return "" if whole == name else f", the runs of {whole.partition('/')[2]}"
+
+
+def _anchor(outcome: dict) -> str:
+    """What a heading of the paper's page is linked by."""
+    heading = f"{outcome['experiment']}: {outcome['title']}"
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def _cell(text: str) -> str:
+    """Text for a cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ")

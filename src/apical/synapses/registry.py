@@ -1,0 +1,76 @@
+"""synapses.registry"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from apical.synapses import convolution
+from apical.synapses.linear import LinearSynapse
+from apical.synapses.synapse import Synapse
+
+SYNAPSES: dict[type[nn.Module], type[Synapse] | None] = {
+    kind.plain: kind
+    for kind in (
+        LinearSynapse,
+        convolution.Conv1dSynapse,
+        convolution.Conv2dSynapse,
+        convolution.Conv3dSynapse,
+        convolution.ConvTranspose1dSynapse,
+        convolution.ConvTranspose2dSynapse,
+        convolution.ConvTranspose3dSynapse,
+    )
+}
+
+
+NORMALIZATIONS: tuple[type[nn.Module], ...] = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+
+
+# Learned elementwise, or looked up: autograd crosses them without any synaptic matrix. What it does read, audit reports.
+ELEMENTWISE: tuple[type[nn.Module], ...] = (*NORMALIZATIONS, nn.PReLU, nn.Embedding, nn.EmbeddingBag)
+
+
+def register_synapse(module_type: type[nn.Module], synapse_type: type[Synapse] | None) -> None:
+    """Teach `attach` what to do with layers of exactly `module_type`.
+
+    Args:
+        module_type: the plain layer's class.
+        synapse_type: a `Synapse` subclass that also subclasses `module_type`, so that attach can swap the class in
+            place; or a known kind such as `LinearSynapse` for a subclass of `nn.Linear` that computes the same map;
+            or None, which says that the layer's own parameters (not its children's) are no synapses: autograd
+            teaches them as it would without apical, and `audit` reports whatever they carry back.
+
+    Raises:
+        TypeError: if `synapse_type` can't stand in for `module_type`.
+    """
+    if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
+        raise TypeError(f"module_type must be a subclass of nn.Module, got {module_type!r}")
+    if synapse_type is not None:
+        if not (isinstance(synapse_type, type) and issubclass(synapse_type, Synapse)):
+            raise TypeError(f"synapse_type must be a subclass of apical.Synapse or None, got {synapse_type!r}")
+        if not any(
+            issubclass(base, module_type) or issubclass(module_type, base) for base in _plain_bases(synapse_type)
+        ):
+            raise TypeError(
+                f"{synapse_type.__name__} can't stand in for {module_type.__name__}: "
+                f"derive it from (Synapse, {module_type.__name__})"
+            )
+    SYNAPSES[module_type] = synapse_type
+
+
+def _plain_bases(synapse_type: type[Synapse]) -> list[type]:
+    return [base for base in synapse_type.__mro__ if not issubclass(base, Synapse) and base not in (nn.Module, object)]
+
+
+def added(module: nn.Module) -> list[str]:
+    """Names of the parameters that an elementwise layer's subclass has beyond its scale and bias."""
+    return [key for key, p in module._parameters.items() if p is not None and key not in ("weight", "bias")]
+
+
+def synapse_type(module: nn.Module) -> type[Synapse] | None:
+    """The synapse that stands in for exactly this layer, or None."""
+    return SYNAPSES.get(type(module))
