@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 PER_COPY = {"per_copy": True}
 """Metadata of a hyperparameter that copies side by side may have different values of."""
@@ -30,7 +31,8 @@ class Streams(torch.Generator):
 
     own: tuple[torch.Generator, ...]
 
-    def __new__(cls, own: Sequence[torch.Generator]) -> Streams:  # noqa: D102
+    @override
+    def __new__(cls, own: Sequence[torch.Generator]) -> Streams:
         return super().__new__(cls, own[0].device)  # type: ignore[call-arg]
 
     def __init__(self, own: Sequence[torch.Generator]) -> None:
@@ -75,7 +77,8 @@ class PerCopy(tuple):
 
     dim: int
 
-    def __new__(cls, values: Iterable[Any], dim: int = 0) -> PerCopy:  # noqa: D102
+    @override
+    def __new__(cls, values: Iterable[Any], dim: int = 0) -> PerCopy:
         made = super().__new__(cls, values)
         made.dim = dim
         return made

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from apical.pathways.base import Pathway
 from apical.synapses.synapse import Synapse
@@ -18,6 +19,7 @@ class Direct(Pathway):
     name: ClassVar[str] = "direct"
     wired: ClassVar[bool] = True
 
-    def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:  # noqa: D102
+    @override
+    def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:
         synapse.wiring.tap(synapse, synapse.label, synapse.plasticity, x)
         return x.detach(), None

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from apical.pathways.direct import Direct
 from apical.pathways.taps import carry
@@ -26,12 +27,14 @@ class Indirect(Direct):
     name: ClassVar[str] = "indirect"
     chained: ClassVar[bool] = True
 
-    def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:  # noqa: D102
+    @override
+    def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:
         x, feedback = super().enter(synapse, x)
         # The chain has to hold through frozen synapses as well.
         return x.requires_grad_(x.is_floating_point()), feedback
 
-    def signals(self, e, taps, xs, feedbacks, weights):  # noqa: D102
+    @override
+    def signals(self, e, taps, xs, feedbacks, weights):
         assert feedbacks[0] is not None
         signals = [carry(e, feedbacks[0], xs[0].shape, copies=taps[0].owner.copies)]  # type: ignore[arg-type]
         for here, x, weight, after in zip(taps, xs, weights, xs[1:], strict=False):

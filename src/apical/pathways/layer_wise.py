@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from apical.pathways.base import Pathway
 from apical.synapses.synapse import Synapse
@@ -21,7 +22,8 @@ class LayerWise(Pathway):
     name: ClassVar[str] = "layer-wise"
     track: bool = False
 
-    def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:  # noqa: D102
+    @override
+    def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if x.requires_grad:
             if not (synapse.sends_back or synapse.plasticity.available(synapse)):
                 raise RuntimeError(

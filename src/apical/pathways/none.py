@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from apical.pathways.base import Pathway
 from apical.synapses.synapse import Synapse
@@ -17,5 +18,6 @@ class NoPathway(Pathway):
 
     name: ClassVar[str] = "none"
 
-    def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:  # noqa: D102
+    @override
+    def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:
         return x.detach(), None

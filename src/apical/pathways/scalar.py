@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from apical.noise import Distribution, check_distribution, check_noise
 from apical.pathways.base import Pathway
@@ -40,7 +41,8 @@ class Scalar(Pathway):
         check_noise("noise", self.noise)
         check_distribution(self.distribution)
 
-    def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:  # noqa: D102
+    @override
+    def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:
         current = synapse.wiring.current
         if current is not None:
             number = current.count(synapse.label)
@@ -48,7 +50,8 @@ class Scalar(Pathway):
                 current.cuts[synapse.label, number] = x
         return x.detach(), None
 
-    def adapt(self, phase: Phase) -> None:  # noqa: D102
+    @override
+    def adapt(self, phase: Phase) -> None:
         episode = phase.episode
         assert episode.scale is not None
         # Feedback of other rules below a cut learns as their weights do.

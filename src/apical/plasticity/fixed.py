@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from apical.per_copy import PER_COPY
 from apical.plasticity.base import Plasticity, keep_buffer
@@ -24,12 +25,15 @@ class Fixed(Plasticity):
     pathways: ClassVar[frozenset[str]] = frozenset({"layer-wise", "direct", "indirect"})
     init: Init = field(default="weights", metadata=PER_COPY)
 
-    def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:  # noqa: D102
+    @override
+    def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:
         keep_buffer(owner, "feedback", draw_for(owner, self.init, shape, generator))
 
-    def keeps(self, owner: nn.Module) -> Tensor | None:  # noqa: D102
+    @override
+    def keeps(self, owner: nn.Module) -> Tensor | None:
         return owner._buffers["feedback"]
 
-    def store(self, owner: nn.Module, value: Tensor) -> None:  # noqa: D102
+    @override
+    def store(self, owner: nn.Module, value: Tensor) -> None:
         # Like any buffer that is set, an alias; audit tells if it is one of the weights.
         keep_buffer(owner, "feedback", value.detach().to(owner._buffers["feedback"]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from typing_extensions import override
+
 from apical.phases.noisy_pass import Estimate
 from apical.plasticity.regression import Learn, Regression
 
@@ -18,7 +20,8 @@ class Gradient(Regression):
 
     name: ClassVar[str] = "gradient"
 
-    def visit(self, phase: Phase, learn: Learn) -> None:  # noqa: D102
+    @override
+    def visit(self, phase: Phase, learn: Learn) -> None:
         phase.episode.true_signals(
             [site.name for site in phase.sites],
             lambda place, number, signal: learn(place, number, Estimate(signal.to(phase.dtype))),

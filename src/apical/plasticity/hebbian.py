@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from apical.per_copy import PER_COPY, spread
 from apical.plasticity.base import Plasticity, keep_parameter
@@ -34,18 +35,22 @@ class Hebbian(Plasticity):
         if not (isinstance(self.epsilon, int | float) and 0 <= self.epsilon < float("inf")):
             raise ValueError(f"epsilon must be a number of at least 0, got {self.epsilon!r}")
 
-    def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:  # noqa: D102
+    @override
+    def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:
         weight = owner._parameters.get("weight")
         requires_grad = True if weight is None else weight.requires_grad
         keep_parameter(owner, "feedback", draw_for(owner, self.init, shape, generator), requires_grad=requires_grad)
 
-    def keeps(self, owner: nn.Module) -> Tensor | None:  # noqa: D102
+    @override
+    def keeps(self, owner: nn.Module) -> Tensor | None:
         return owner._parameters["feedback"]
 
-    def store(self, owner: nn.Module, value: Tensor) -> None:  # noqa: D102
+    @override
+    def store(self, owner: nn.Module, value: Tensor) -> None:
         # In place, so that an optimizer made before keeps hold of it.
         with torch.no_grad():
             owner._parameters["feedback"].copy_(value)  # type: ignore[union-attr]
 
-    def increment(self, product: Tensor | None) -> Tensor | None:  # noqa: D102
+    @override
+    def increment(self, product: Tensor | None) -> Tensor | None:
         return product if product is None or self.epsilon == 1 else product * spread(self.epsilon, product)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from apical.checks import check_fields
 from apical.noise import Distribution, check_distribution, check_noise, fill
@@ -99,16 +100,20 @@ class Mirror(Plasticity):
                 "batch=1 leaves nothing when the batch mean is subtracted; give more rows, or a scalar baseline"
             )
 
-    def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:  # noqa: D102
+    @override
+    def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:
         keep_buffer(owner, "feedback", draw_for(owner, self.init, shape, generator))
 
-    def keeps(self, owner: nn.Module) -> Tensor | None:  # noqa: D102
+    @override
+    def keeps(self, owner: nn.Module) -> Tensor | None:
         return owner._buffers["feedback"]
 
-    def store(self, owner: nn.Module, value: Tensor) -> None:  # noqa: D102
+    @override
+    def store(self, owner: nn.Module, value: Tensor) -> None:
         keep_buffer(owner, "feedback", value.detach().to(owner._buffers["feedback"], copy=True))
 
-    def adapt(self, phase: Phase) -> None:  # noqa: D102
+    @override
+    def adapt(self, phase: Phase) -> None:
         sites = phase.sites[phase.count % 2 :: 2] if self.alternate and len(phase.sites) > 1 else phase.sites
         rows = self.batch or max(phase.rows, 2 if self.baseline == "batch-mean" else 1)
         for _ in range(self.batches):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from typing_extensions import override
+
 from apical.noise import Distribution, check_distribution, check_noise
 from apical.phases.noisy_pass import estimates
 from apical.plasticity.regression import Learn, Regression
@@ -33,7 +35,8 @@ class Perturbation(Regression):
         check_noise("noise", self.noise)
         check_distribution(self.distribution)
 
-    def visit(self, phase: Phase, learn: Learn) -> None:  # noqa: D102
+    @override
+    def visit(self, phase: Phase, learn: Learn) -> None:
         found = estimates(phase, [site.name for site in phase.sites], self.noise, self.distribution)
         for (place, number), target in found.items():
             learn(place, number, target)

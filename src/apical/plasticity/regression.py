@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from apical.per_copy import PER_COPY
 from apical.phases.noisy_pass import Estimate
@@ -72,7 +73,8 @@ class Regression(Plasticity):
         """Ridge regression solves for all elements at once; a solution with some taken out would be no least squares."""
         return self.solver != "ridge"
 
-    def check(self, owner: nn.Module, name: str, shape: torch.Size) -> None:  # noqa: D102
+    @override
+    def check(self, owner: nn.Module, name: str, shape: torch.Size) -> None:
         if self.solver != "ridge":
             return
         direct = not isinstance(owner, Synapse) or shape != owner.weight.shape
@@ -88,7 +90,8 @@ class Regression(Plasticity):
                 f"{free / 2**30:.1f} GiB are free; use solver='sgd'"
             )
 
-    def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:  # noqa: D102
+    @override
+    def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:
         feedback = draw_for(owner, self.init, shape, generator)
         keep_buffer(owner, "feedback", feedback)
         if self.solver == "ridge":
@@ -99,17 +102,20 @@ class Regression(Plasticity):
             cross = torch.zeros(shape[0], shape[1:].numel(), dtype=torch.float64, device=feedback.device)
             keep_buffer(owner, "cross", cross)
 
-    def keeps(self, owner: nn.Module) -> Tensor | None:  # noqa: D102
+    @override
+    def keeps(self, owner: nn.Module) -> Tensor | None:
         return owner._buffers["feedback"]
 
-    def store(self, owner: nn.Module, value: Tensor) -> None:  # noqa: D102
+    @override
+    def store(self, owner: nn.Module, value: Tensor) -> None:
         keep_buffer(owner, "feedback", value.detach().to(owner._buffers["feedback"], copy=True))
 
     def visit(self, phase: Phase, learn: Learn) -> None:
         """Call learn(place, number of the call, lambda^ there) for every place of the phase."""
         raise NotImplementedError
 
-    def adapt(self, phase: Phase) -> None:  # noqa: D102
+    @override
+    def adapt(self, phase: Phase) -> None:
         if (self.solver == "sgd" and self.rate == 0) or not phase.finite:
             return
         sites = {site.name: site for site in phase.sites}

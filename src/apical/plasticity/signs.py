@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from apical.per_copy import PER_COPY, PerCopy, spread
 from apical.plasticity.base import Plasticity, keep_buffer
@@ -52,15 +53,18 @@ class Signs(Plasticity):
         """True for batchwise magnitudes."""
         return self.magnitudes == "batchwise"
 
-    def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:  # noqa: D102
+    @override
+    def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:
         if self.magnitudes != "uniform":
             keep_buffer(owner, "magnitudes", draw_for(owner, self.init, shape, generator, mirror=False).abs_())
 
-    def keeps(self, owner: nn.Module) -> Tensor:  # noqa: D102
+    @override
+    def keeps(self, owner: nn.Module) -> Tensor:
         weight: Tensor = owner._parameters["weight"].detach()  # type: ignore[union-attr]
         return torch.sign(weight).mul_(owner._buffers["magnitudes"]) if self.redraws else weight  # type: ignore[arg-type]
 
-    def resolve(self, owner: nn.Module, kept: Tensor, out: Tensor | None = None) -> Tensor:  # noqa: D102
+    @override
+    def resolve(self, owner: nn.Module, kept: Tensor, out: Tensor | None = None) -> Tensor:
         if self.redraws:
             return kept
         signs = torch.sign(kept, out=out)
@@ -68,7 +72,8 @@ class Signs(Plasticity):
             return signs.mul_(spread(PerCopy(self._scale(owner, one) for one in self.scale), signs))
         return signs if self.magnitudes == "uniform" else signs.mul_(owner._buffers["magnitudes"])  # type: ignore[arg-type]
 
-    def gain(self, owner: nn.Module) -> float:  # noqa: D102
+    @override
+    def gain(self, owner: nn.Module) -> float:
         if self.magnitudes != "uniform" or isinstance(self.scale, PerCopy):
             return 1.0
         return self._scale(owner, self.scale)
@@ -77,10 +82,12 @@ class Signs(Plasticity):
     def _scale(owner: nn.Module, given: float | None) -> float:
         return given if given is not None else (2 / sum(owner.fans())) ** 0.5  # type: ignore[operator]
 
-    def available(self, owner: nn.Module) -> bool:  # noqa: D102
+    @override
+    def available(self, owner: nn.Module) -> bool:
         return self.magnitudes == "uniform" or super().available(owner)
 
-    def redraw(self, owner: nn.Module, generator: torch.Generator) -> None:  # noqa: D102
+    @override
+    def redraw(self, owner: nn.Module, generator: torch.Generator) -> None:
         # Drawn for every synapse, so that the stream does not depend on which ones a signal leaves.
         shape: torch.Size = owner.weight.shape  # type: ignore[assignment, union-attr]
         magnitudes = draw_for(owner, self.init, shape, generator, mirror=False).abs_()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from apical.plasticity.base import Plasticity
 
@@ -18,5 +19,6 @@ class Transport(Plasticity):
     pathways: ClassVar[frozenset[str]] = frozenset({"layer-wise"})
     names: ClassVar[tuple[str, ...]] = ()
 
-    def keeps(self, owner: nn.Module) -> Tensor:  # noqa: D102
+    @override
+    def keeps(self, owner: nn.Module) -> Tensor:
         return owner._parameters["weight"].detach()  # type: ignore[union-attr, operator]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from typing_extensions import override
 
 from apical.per_copy import mark
 from apical.synapses.registry import register_synapse
@@ -60,17 +61,21 @@ class ReplicatedLinearSynapse(Synapse, ReplicatedLinear):
     fuses = True
     rows = True
 
-    def transmit(self, x, weight, bias, geometry=()):  # noqa: D102
+    @override
+    def transmit(self, x, weight, bias, geometry=()):
         return _transmit(x, weight, bias, self.copies)
 
-    def feed_back(self, delta, feedback, shape, geometry=()):  # noqa: D102
+    @override
+    def feed_back(self, delta, feedback, shape, geometry=()):
         B = feedback.view(self.copies, -1, feedback.shape[1])
         return _level(torch.bmm(B.transpose(1, 2), _upright(delta, self.copies)), delta.shape[:-1])
 
-    def hebbian(self, x, delta, geometry=()):  # noqa: D102
+    @override
+    def hebbian(self, x, delta, geometry=()):
         return torch.bmm(_upright(delta, self.copies), _upright(x, self.copies).transpose(1, 2)).flatten(0, 1)
 
-    def add_hebbian(self, target, x, delta, beta, alpha):  # noqa: D102
+    @override
+    def add_hebbian(self, target, x, delta, beta, alpha):
         own = target.view(self.copies, -1, target.shape[1])
         own.baddbmm_(_upright(delta, self.copies), _upright(x, self.copies).transpose(1, 2), beta=beta, alpha=alpha)
 

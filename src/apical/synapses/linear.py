@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from typing_extensions import override
 
 from apical.synapses.products import affine, product
 from apical.synapses.synapse import Synapse
@@ -19,20 +20,25 @@ class LinearSynapse(Synapse, nn.Linear):
     fuses = True
     rows = True
 
-    def infer(self, input: Tensor, *args: Any) -> Tensor:  # noqa: D102
+    @override
+    def infer(self, input: Tensor, *args: Any) -> Tensor:
         # To the last bit what a pass with a graph gives: node perturbation compares the two.
         return self.transmit(input, self.weight, self.bias)
 
-    def transmit(self, x: Float[Tensor, "*n i"], weight, bias, geometry=()) -> Float[Tensor, "*n o"]:  # noqa: D102
+    @override
+    def transmit(self, x: Float[Tensor, "*n i"], weight, bias, geometry=()) -> Float[Tensor, "*n o"]:
         return affine(x, weight, bias)
 
-    def feed_back(self, delta: Float[Tensor, "*n o"], feedback, shape, geometry=()) -> Float[Tensor, "*n i"]:  # noqa: D102
+    @override
+    def feed_back(self, delta: Float[Tensor, "*n o"], feedback, shape, geometry=()) -> Float[Tensor, "*n i"]:
         return product(delta, feedback) if delta.dim() == 2 else torch.matmul(delta, feedback)
 
-    def add_hebbian(self, target, x, delta, beta, alpha):  # noqa: D102
+    @override
+    def add_hebbian(self, target, x, delta, beta, alpha):
         target.addmm_(delta.t(), x, beta=beta, alpha=alpha)
 
-    def hebbian(self, x: Float[Tensor, "*n i"], delta: Float[Tensor, "*n o"], geometry=()) -> Float[Tensor, "o i"]:  # noqa: D102
+    @override
+    def hebbian(self, x: Float[Tensor, "*n i"], delta: Float[Tensor, "*n o"], geometry=()) -> Float[Tensor, "o i"]:
         if x.dim() != 2:
             x, delta = x.reshape(-1, x.shape[-1]), delta.reshape(-1, delta.shape[-1])
         if not self.large:

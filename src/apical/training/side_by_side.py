@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from apical.attaching.attach import learner_of
 from apical.data import ImageData, Split
@@ -108,7 +109,8 @@ class Together(Session):
         for single in self.singles:
             single.model.to(device=weight.device, dtype=weight.dtype)
 
-    def build(self, rule: Rule) -> nn.Module:  # noqa: D102
+    @override
+    def build(self, rule: Rule) -> nn.Module:
         made = [make(config, rule, config.seed, self.data) for config in self.configs]
         self.singles = [learner for _, learner in made]
         self.replicas = copies_of([model for model, _ in made], self.data)
@@ -120,7 +122,8 @@ class Together(Session):
         own = [self._batches_of(config.seed, epoch) for config in self.configs]
         return (torch.stack(indices, 1) for indices in zip(*own, strict=True))
 
-    def learn(self, index: Tensor) -> None:  # noqa: D102
+    @override
+    def learn(self, index: Tensor) -> None:
         x, y = self.data.train.batch(index.flatten(), device=self.fabric.device)
         x = x.to(self.dtype).unflatten(0, index.shape).transpose(0, 1)
         self.net.train()
@@ -148,7 +151,8 @@ class Together(Session):
         """Copies that have not failed."""
         return [copy for copy in range(self.copies) if copy not in self.failed]
 
-    def measured(self, run: RunFolder) -> dict[str, Any] | None:  # noqa: D102
+    @override
+    def measured(self, run: RunFolder) -> dict[str, Any] | None:
         found = [Session.measured(self, self.runs[copy]) for copy in self.going()]
         return _mean([line for line in found if line is not None]) if all(found) else None
 
@@ -232,10 +236,12 @@ class Together(Session):
             )
         ]
 
-    def save(self, run: RunFolder) -> None:  # noqa: D102
+    @override
+    def save(self, run: RunFolder) -> None:
         run.save({"runs": self.states(), "failed": self.failed})
 
-    def load_state(self, state: dict[str, Any]) -> None:  # noqa: D102
+    @override
+    def load_state(self, state: dict[str, Any]) -> None:
         try:
             runs = state["runs"]
             self.replicas.load_states([own["model"] for own in runs])

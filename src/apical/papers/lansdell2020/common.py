@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from typing_extensions import override
 
 import apical
 from apical.data import ImageData
@@ -40,7 +41,8 @@ class Shared(Experiment):
     family: str
 
     @property
-    def runs(self) -> str:  # noqa: D102
+    @override
+    def runs(self) -> str:
         return self.family
 
 

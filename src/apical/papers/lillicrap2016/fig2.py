@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 import apical
 from apical.data import ImageData
@@ -108,7 +109,8 @@ def reached(curve: Curve, level: float) -> np.ndarray:
 class FourAlgorithms(LinearFunction):
     """Figure 2a: the learning curves."""
 
-    def outcome(self, records: Mapping[str, Record]) -> Outcome:  # noqa: D102
+    @override
+    def outcome(self, records: Mapping[str, Record]) -> Outcome:
         curves = {rule: record.curves[ERROR] for rule, record in records.items()}
         final = {rule: np.asarray(curve.last) for rule, curve in curves.items()}
         # A picture of the preprint's figure, read by eye.
@@ -182,10 +184,12 @@ class FourAlgorithms(LinearFunction):
 class Angle(LinearFunction):
     """Figure 2b: the angle between the modulators of FA and BP in the same runs."""
 
-    def angles(self, students: Students, e: Tensor) -> dict[str, list[float]]:  # noqa: D102
+    @override
+    def angles(self, students: Students, e: Tensor) -> dict[str, list[float]]:
         return {TO_BP: signal_angles(e, students.feedback("1"), students.weight("1"))}
 
-    def outcome(self, records: Mapping[str, Record]) -> Outcome:  # noqa: D102
+    @override
+    def outcome(self, records: Mapping[str, Record]) -> Outcome:
         if "fa" not in records:
             return Outcome()
         curve = records["fa"].curves[TO_BP]

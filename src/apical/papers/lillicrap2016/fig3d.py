@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor, nn
+from typing_extensions import override
 
 import apical
 from apical.data import ImageData
@@ -114,7 +115,8 @@ class Depth(Experiment):
         )
         return Record(curves=found)
 
-    def outcome(self, records: Mapping[str, Record]) -> Outcome:  # noqa: D102
+    @override
+    def outcome(self, records: Mapping[str, Record]) -> Outcome:
         curves = {name: record.curves[ERROR] for name, record in records.items()}
         thousands = {name: Curve([x / 1000 for x in curve.x], curve.y) for name, curve in curves.items()}
         panel = Panel(
@@ -148,7 +150,8 @@ def _told(a: np.ndarray, b: np.ndarray, p: float) -> str:
 class Benefit(Depth):
     """Figure 3d: four layers are better than three."""
 
-    def judged(self, final: Mapping[str, np.ndarray]) -> tuple[list[Row], list[Claim]]:  # noqa: D102
+    @override
+    def judged(self, final: Mapping[str, np.ndarray]) -> tuple[list[Row], list[Claim]]:
         # A picture of the preprint's figure, read by eye.
         ends = {"shallow": 0.13, "bp, 3": 2.1e-3, "fa, 3": 2.1e-3, "bp, 4": 1.05e-3, "fa, 4": 8.8e-4}
         rows = [
@@ -193,7 +196,8 @@ class Benefit(Depth):
 class Control(Depth):
     """Supplementary Figure 6: with the first weights frozen, the fourth layer brings nothing."""
 
-    def judged(self, final: Mapping[str, np.ndarray]) -> tuple[list[Row], list[Claim]]:  # noqa: D102
+    @override
+    def judged(self, final: Mapping[str, np.ndarray]) -> tuple[list[Row], list[Claim]]:
         rows = [Row(f"final {ERROR}, {name}", values.tolist()) for name, values in final.items()]
         claims = []
         for rule in ("fa", "bp"):

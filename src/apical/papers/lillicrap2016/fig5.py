@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from typing_extensions import override
 
 import apical
 from apical.data import ImageData
@@ -113,7 +114,8 @@ class UnitAngles(Quadratic):
         )
         return Record(curves=found)
 
-    def outcome(self, records: Mapping[str, Record]) -> Outcome:  # noqa: D102
+    @override
+    def outcome(self, records: Mapping[str, Record]) -> Outcome:
         if "fa" not in records:
             return Outcome()
         curves = records["fa"].curves
@@ -208,7 +210,8 @@ class Phases(Quadratic):
         )
         return Record(curves=found, arrays={"bounds": bounds})
 
-    def outcome(self, records: Mapping[str, Record]) -> Outcome:  # noqa: D102
+    @override
+    def outcome(self, records: Mapping[str, Record]) -> Outcome:
         rows, claims = [], []
         for name, record in records.items():
             error = ends(record.curves[ERROR], record.arrays["bounds"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from apical.measures.tensors import angles
 from apical.papers.experiment import Task
@@ -43,10 +44,12 @@ def alignments(students: Students, e: Tensor) -> dict[str, list[float]]:
 class PseudoInverse(LinearFunction):
     """FA's signal and weights beside the transpose and the pseudo-inverse of the weights."""
 
-    def angles(self, students: Students, e: Tensor) -> dict[str, list[float]]:  # noqa: D102
+    @override
+    def angles(self, students: Students, e: Tensor) -> dict[str, list[float]]:
         return alignments(students, e)
 
-    def outcome(self, records: Mapping[str, Record]) -> Outcome:  # noqa: D102
+    @override
+    def outcome(self, records: Mapping[str, Record]) -> Outcome:
         if "fa" not in records:
             return Outcome()
         curves = records["fa"].curves
@@ -103,14 +106,17 @@ class ScaleSweep(LinearFunction):
         """The scales."""
         return tuple(f"w = {scale:g}" for scale in self.scales)
 
-    def angles(self, students: Students, e: Tensor) -> dict[str, list[float]]:  # noqa: D102
+    @override
+    def angles(self, students: Students, e: Tensor) -> dict[str, list[float]]:
         return alignments(students, e)
 
-    def run(self, task: Task) -> Record:  # noqa: D102
+    @override
+    def run(self, task: Task) -> Record:
         scale = self.scales[self.conditions.index(task.condition)]
         return self.learned(task, "fa", self.rate, scale)
 
-    def outcome(self, records: Mapping[str, Record]) -> Outcome:  # noqa: D102
+    @override
+    def outcome(self, records: Mapping[str, Record]) -> Outcome:
         scales = [scale for scale, name in zip(self.scales, self.conditions, strict=True) if name in records]
         curves = [records[name].curves for name in self.conditions if name in records]
         rows = [
