@@ -14,8 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import apical
-from apical.networks import ACTIVATIONS, NETWORKS, lansdell2020_cnn, mlp, parse_sizes, resnet20
-from apical.networks import by_name as build
+from apical.networks import ACTIVATIONS, NETWORKS, build, lansdell2020_cnn, mlp, parse_sizes, resnet20
 from apical.networks.resnet import BasicBlock
 
 CIFAR = (3, 32, 32)

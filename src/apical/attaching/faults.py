@@ -12,7 +12,8 @@ from torch.nn.utils import parametrize
 from apical.attaching.by_module import Rules, shared_out
 from apical.per_copy import copies_in
 from apical.rules import Rule, as_rule
-from apical.synapses.registry import ELEMENTWISE, SYNAPSES, added, synapse_type
+from apical.synapses import registry
+from apical.synapses.registry import ELEMENTWISE, added, synapse_type
 from apical.synapses.synapse import Synapse
 
 
@@ -34,8 +35,8 @@ def _fault(module: nn.Module) -> str | None:
     own = [key for key, parameter in module._parameters.items() if parameter is not None]
     if any(module._parameters[key].is_complex() for key in own):  # type: ignore[union-attr]
         return "complex weights are not supported; use pairs of real ones"
-    if kind in SYNAPSES:
-        if SYNAPSES[kind] is None:
+    if kind in registry.SYNAPSES:
+        if registry.SYNAPSES[kind] is None:
             return None
     elif not own and not parametrize.is_parametrized(module):
         return None
@@ -46,7 +47,7 @@ def _fault(module: nn.Module) -> str | None:
             f"{kind.__name__} computes {', '.join(computed)} anew for every forward pass, from values that no synapse covers; "
             f"call {' and '.join(computed.values())} first"
         )
-    if kind in SYNAPSES:
+    if kind in registry.SYNAPSES:
         for key in ("weight", "bias"):
             if key not in own and (key == "weight" or isinstance(getattr(module, key, None), Tensor)):
                 return f"{kind.__name__} has its {key} as no parameter; make it an nn.Parameter"
@@ -74,11 +75,11 @@ def _computed(module: nn.Module) -> dict[str, str]:
 
 def _unknown(module: nn.Module, own: list[str]) -> str:
     kind = type(module)
-    known = next((base for base in kind.__mro__[1:] if SYNAPSES.get(base) is not None), None)
+    known = next((base for base in kind.__mro__[1:] if registry.SYNAPSES.get(base) is not None), None)
     if known is not None:
         return (
             f"{kind.__name__} subclasses {known.__name__} and may compute something else; if it does not, call "
-            f"apical.register_synapse({kind.__name__}, apical.{SYNAPSES[known].__name__}), "  # type: ignore[union-attr]
+            f"apical.register_synapse({kind.__name__}, apical.{registry.SYNAPSES[known].__name__}), "  # type: ignore[union-attr]
             f"else register a Synapse of its own"
         )
     if isinstance(module, nn.MultiheadAttention):
