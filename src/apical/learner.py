@@ -17,15 +17,13 @@ from apical.pathways.base import Pathway
 from apical.pathways.taps import Wiring
 from apical.per_copy import copies_in, generator_from
 from apical.phases.conditions import casting, casts
+from apical.phases.layout import Criterion, Layout, OneNetwork
 from apical.phases.phase import Phase, Site
 from apical.phases.recording import Recorder
 from apical.plasticity import Plasticity
 from apical.rules import Rule
 from apical.step_hooks import watch_optimizers
 from apical.synapses.synapse import Synapse
-
-Criterion = Callable[[Any, Any], Tensor]
-"""criterion(outputs, targets) -> losses [N], one per sample."""
 
 
 class Learner:
@@ -40,6 +38,7 @@ class Learner:
         generator: source of all randomness of the feedback; of copies side by side, `Streams`.
         adapted: how many times `adapt` was called.
         copies: how many networks lie side by side in the model (see `replicate`).
+        layout: how their batches become one, and the losses of each come apart.
     """
 
     def __init__(
@@ -61,8 +60,7 @@ class Learner:
         leading = next((one for one in different if one.pathway.wired), different[0])
         self._adapts = any(one.pathway.adapts or one.plasticity.adapts for one in different)
         self.copies: int = copies_in(model)
-        self._fold: Callable[[Any], Any] | None = None
-        """How the batches of copies that lie side by side become one (see `replicate`)."""
+        self.layout: Layout = OneNetwork()
         self._wiring = Wiring(leading.pathway, output, self.copies)
         self._recorder: Recorder | None = None
         self._features: dict[tuple[torch.Size, ...], dict[str, torch.Size]] = {}
@@ -176,7 +174,7 @@ class Learner:
         self._autocast = self._autocast or casts(self._device_type)
         try:
             with torch.no_grad(), casting(self._device_type, None):
-                phase = Phase(self, inputs if self._fold is None else self._fold(inputs), targets, criterion)
+                phase = Phase(self, self.layout.fold(inputs), targets, criterion)
                 for part, sites in [] if phase.empty else parts:
                     phase.sites = sites
                     part.adapt(phase)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +15,32 @@ from apical.attaching.by_module import Rules
 from apical.attaching.connectivity import Connectivities
 from apical.attaching.dry_run import check_wiring, probe
 from apical.learner import Learner
-from apical.nested import Which, arguments
-from apical.per_copy import Streams, copies_in, streams
-
-if TYPE_CHECKING:
-    from apical.replicas.replicas import Replicas
-
+from apical.nested import Which
+from apical.per_copy import copies_in, streams
 
 ExampleInput = Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+class Attachable(nn.Module, ABC):
+    """A module around another network, which is the one that learns: `attach` leaves the whole call to it."""
+
+    @property
+    @abstractmethod
+    def attached_network(self) -> nn.Module:
+        """The network inside, to which the learner belongs."""
+
+    @abstractmethod
+    def attach_inside(
+        self,
+        rule: Rules | Sequence[Rules],
+        *,
+        example_input: ExampleInput | None,
+        at: Sequence[str] | None,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        output: Which,
+        connectivity: Connectivities | None,
+    ) -> Learner:
+        """Attach the network inside. The arguments are those of `attach`, in terms of this module."""
 
 
 def attach(
@@ -71,23 +90,10 @@ def attach(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    if (replicas := _replicas(model)) is not None:
-        shown = None if example_input is None else replicas.fold(example_input)
-        rules, own = replicas.share_out(rule, at)
-        if example_input is not None:
-            replicas.compare(*arguments(example_input))
-        learner = attach(
-            replicas.model,
-            rules,
-            example_input=shown,
-            at=at,
-            generator=_for_copies(generator, replicas.copies),
-            output=output,
-            connectivity=connectivity,
+    if isinstance(model, Attachable):
+        return model.attach_inside(
+            rule, example_input=example_input, at=at, generator=generator, output=output, connectivity=connectivity
         )
-        vars(replicas).update(_example=example_input, _rules=own)
-        learner._fold = replicas.fold
-        return learner
     rules = faults.layers(model, rule, example_input, at)  # type: ignore[arg-type]
     shares = masks.shared_out(connectivity, [*rules, *(at or ())])
     masks.check(model, rules, shares)
@@ -125,24 +131,4 @@ def learner_of(model: nn.Module) -> Learner:
 
 def attached(model: nn.Module) -> Learner | None:
     """The learner of `model`, if it has one."""
-    replicas = _replicas(model)
-    return vars(model if replicas is None else replicas.model).get(conversion.LEARNER)
-
-
-def _for_copies(
-    given: torch.Generator | Sequence[torch.Generator] | None, copies: int
-) -> torch.Generator | Sequence[torch.Generator] | None:
-    """A list of generators, one for each copy, as one."""
-    if not isinstance(given, list | tuple):
-        return given
-    if len(given) != copies or not all(isinstance(one, torch.Generator) for one in given):
-        raise ValueError(
-            f"generator must be one torch.Generator, or {copies} of them for {copies} copies; got {given!r}"
-        )
-    return Streams(given) if copies > 1 else given[0]
-
-
-def _replicas(model: nn.Module) -> Replicas | None:
-    from apical.replicas.replicas import Replicas
-
-    return model if isinstance(model, Replicas) else None
+    return vars(model.attached_network if isinstance(model, Attachable) else model).get(conversion.LEARNER)

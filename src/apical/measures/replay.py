@@ -13,6 +13,7 @@ from apical.learner import Criterion, Learner
 from apical.losses import check_losses
 from apical.nested import pick, run
 from apical.optim.updates import ordinary
+from apical.phases.layout import as_one_network
 from apical.synapses.synapse import Synapse
 
 
@@ -24,11 +25,6 @@ def replaying(learner: Learner, *, phases: bool = False) -> Iterator[Callable[[]
 
     phases: passes inside are recorded for `Learner.adapt`, and feedback that it changes is put back as well.
     """
-    if learner.copies > 1:
-        raise ValueError(
-            "angles and audits are those of one network, and these are copies side by side; take them apart with "
-            "replicas.split() and ask apical.learner_of(copy)"
-        )
     model = learner.model
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     buffers = [b for m in model.modules() if not isinstance(m, Synapse) for b in m.buffers(recurse=False)]
@@ -59,16 +55,13 @@ def replaying(learner: Learner, *, phases: bool = False) -> Iterator[Callable[[]
 
     for parameter, _ in grads:
         parameter.grad = None
-    # A single copy is asked as the network that it is, with batches [N, *].
-    fold, learner._fold = learner._fold, None
     before = None if recorder is None else (recorder.paused, recorder.newest)
     if recorder is not None:
         recorder.paused = not phases
     try:
-        with ordinary(learner):
+        with as_one_network(learner), ordinary(learner):
             yield again
     finally:
-        learner._fold = fold
         again()
         if recorder is not None and before is not None:
             recorder.paused, recorder.newest = before

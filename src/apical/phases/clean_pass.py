@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from apical.losses import check_losses
-from apical.nested import over_tensors, pick, run
+from apical.nested import pick, run
 from apical.optim.updates import ordinary
 from apical.phases.conditions import casting
 from apical.phases.isolation import learning, unchanged
@@ -24,7 +23,8 @@ from apical.phases.noisy_pass import Perturb, perturbing
 from apical.phases.recording import Pass
 
 if TYPE_CHECKING:
-    from apical.learner import Criterion, Learner
+    from apical.learner import Learner
+    from apical.phases.layout import Criterion
 
 
 class Episode:
@@ -194,13 +194,7 @@ class Episode:
         return self._judge(self._output())
 
     def _judge(self, output: Tensor) -> Tensor:
-        if self.learner._fold is None:
-            return check_losses(self.criterion(output, self.targets), output)
-        # The criterion sees the copies' samples, copy after copy, as one batch.
-        copies = self.learner.copies
-        apart = output.unflatten(1, (copies, -1)).transpose(0, 1).flatten(0, 1)
-        losses = check_losses(self.criterion(apart, over_tensors(self.targets, lambda y: y.flatten(0, 1))), apart)
-        return losses if copies == 1 else losses.view(copies, -1).t()
+        return self.learner.layout.judge(self.criterion, output, self.targets)
 
     def _check_repeatable(self) -> None:
         again = self.perturbed(lambda place, call, activity: None)

@@ -7,17 +7,14 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from apical.nested import over_tensors, tensors
+from apical.phases.layout import SideBySide
 from apical.replicas.layers import widen
-
-if TYPE_CHECKING:
-    from apical.replicas.replicas import Replicas
-
 
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
@@ -27,8 +24,14 @@ class AloneError(Exception):
 
 
 @torch.no_grad()
-def check(replicas: Replicas, singles: Sequence[nn.Module], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Compare copies with the single networks on one batch [n, N, *]; False if it shows nothing.
+def check(
+    model: nn.Module,
+    layout: SideBySide,
+    singles: Sequence[nn.Module],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> bool:
+    """True if copies in `model` compute what the single networks do, seen on one batch [n, N, *]; False if it shows nothing.
 
     In eval mode, and where the output is not random then, in training mode too, with dropout off. The stand-ins have no rule and
     no hooks. Weights and inputs differ from copy to copy, also where the copies' own are equal or zero, which would hide that
@@ -38,22 +41,28 @@ def check(replicas: Replicas, singles: Sequence[nn.Module], args: Sequence[Any],
         ValueError: if they compute something else.
         AloneError: if a single network fails.
     """
-    n, model = replicas.copies, replicas.model
+    n = layout.copies
     args, kwargs = over_tensors((tuple(args), dict(kwargs)), lambda x: _unlike(x, n))
     devices = {tensor.device for tensor in (*model.parameters(), *tensors(args)) if tensor.device.type == "cuda"}
     with torch.random.fork_rng(devices=devices):
-        shows = _compare(replicas, singles, args, kwargs, training=False)
+        shows = _compare(model, layout, singles, args, kwargs, training=False)
         if shows:
             # What fails or is random in training alone, as normalization of one row, can't be told from copies that mix.
             with suppress(AloneError):
-                _compare(replicas, singles, args, kwargs, training=True)
+                _compare(model, layout, singles, args, kwargs, training=True)
         return shows
 
 
 def _compare(
-    replicas: Replicas, singles: Sequence[nn.Module], args: Any, kwargs: Mapping[str, Any], *, training: bool
+    model: nn.Module,
+    layout: SideBySide,
+    singles: Sequence[nn.Module],
+    args: Any,
+    kwargs: Mapping[str, Any],
+    *,
+    training: bool,
 ) -> bool:
-    n, model = replicas.copies, replicas.model
+    n = layout.copies
     together = _moded(copy.deepcopy(singles[0]), training)
     widen(together, n)
     _vary(together, model)
@@ -67,9 +76,7 @@ def _compare(
         theirs = [tensors(output()) for output in alone]
     except Exception as error:
         raise AloneError from error
-    stand_in = type(replicas)(together, n, singles[0])
-    stand_in.compared = True
-    ours = tensors(_named(stand_in, args, kwargs))
+    ours = tensors(_named(together, layout, args, kwargs))
     if all(_alike([mine[index] for mine in ours], its) for index, its in enumerate(theirs)):
         return any(bool(output.isfinite().any()) for output in theirs[0])
     if not _alike(tensors(alone[0](_nudged)), theirs[0]):
@@ -139,14 +146,14 @@ def _nudged(x: Tensor) -> Tensor:
     return x * (1 + 4 * torch.finfo(x.dtype).eps) if x.is_floating_point() else x.clone()
 
 
-def _named(together: Replicas, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def _named(together: nn.Module, layout: SideBySide, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What copies compute; an error inside one of their layers names it."""
     entered: list[tuple[str, nn.Module]] = []
-    for name, module in together.model.named_modules():
+    for name, module in together.named_modules():
         module.register_forward_pre_hook(lambda module, _, name=name: entered.append((name, module)))
         module.register_forward_hook(lambda *_: entered.pop() and None)
     try:
-        return together(*args, **kwargs)
+        return layout.apart(together(*layout.fold(args), **layout.fold(kwargs)))
     except Exception as error:
         if not entered:
             raise

@@ -3,35 +3,59 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from apical.attaching.attach import attach, attached, learner_of
-from apical.attaching.by_module import Rules, shared_out
+from apical.attaching.attach import Attachable, ExampleInput, attach, attached, learner_of
+from apical.attaching.by_module import Rules
+from apical.attaching.connectivity import Connectivities
 from apical.learner import Learner
-from apical.nested import over_tensors, tensors
+from apical.nested import Which, arguments, over_tensors, tensors
 from apical.per_copy import Streams, generator_from
+from apical.phases.layout import SideBySide
 from apical.replicas.equivalence import AloneError, check
-from apical.replicas.optimizers import tune
-from apical.replicas.rules import merged
-from apical.rules import Rule
+from apical.replicas.optimizers import PerCopyRates
+from apical.replicas.rules import merged_by_layer
+from apical.replicas.states import (
+    OptimizerState,
+    join_optimizer_states,
+    join_states,
+    split_optimizer_state,
+    split_states,
+)
+from apical.replicas.transfer import attach_like, catch_up
 from apical.synapses.registry import synapse_type
-from apical.synapses.synapse import Synapse
 
 
-class Replicas(nn.Module):
+@dataclass
+class _Unregistered:
+    """A module that is kept by another without being part of it: it has no parameters to train."""
+
+    module: nn.Module
+
+
+class Replicas(Attachable):
     """n copies of a network that are computed together and have nothing in common.
 
-    Made by `replicate`. Call it with the copies' batches, x [n, N, *]; it returns what the copies return, [n, N, *].
+    One pass of n narrow networks costs less than n passes. Made by `replicate`. Call it with the copies' batches, x [n, N, *]; it
+    returns what the copies return, [n, N, *].
 
     Attributes:
         model: the network that holds all copies, with the names of the single one.
         copies: n.
         compared: whether copies have been seen to compute what they do alone. The first batch that passes shows it.
+
+    >>> replicas = apical.replicate(nn.Linear(4, 2), 3)
+    >>> replicas(torch.ones(3, 8, 4)).shape
+    torch.Size([3, 8, 2])
+    >>> [one.weight.shape for one in replicas.split()]
+    [torch.Size([2, 4]), torch.Size([2, 4]), torch.Size([2, 4])]
     """
 
     compared: bool = False
@@ -39,8 +63,10 @@ class Replicas(nn.Module):
     def __init__(self, model: nn.Module, copies: int, single: nn.Module) -> None:
         super().__init__()
         self.model, self.copies = model, copies
-        vars(self)["_single"] = (single,)  # Not a module of ours: it has no parameters to train.
-        vars(self).update(_example=None, _rules=None)
+        self._layout = SideBySide(copies)
+        self._single = _Unregistered(single)
+        self._example: ExampleInput | None = None
+        self._rules: Sequence[Rules] | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Every copy's output for its own batch: x [n, N, *] -> [n, N, *], for every tensor given and returned.
@@ -52,52 +78,86 @@ class Replicas(nn.Module):
         # Code that is compiled or transformed by torch.func can't branch on values.
         if not (torch.compiler.is_compiling() or self.compared or torch._C._are_functorch_transforms_active()):
             self.compare(args, kwargs)
-        result = self.model(*folded[0], **folded[1])
-        return over_tensors(result, self._apart)
+        return self._layout.apart(self.model(*folded[0], **folded[1]))
 
     def compare(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Raise a ValueError if copies do not compute what the single network does; once, by the first batch that can tell."""
         given = tensors((args, kwargs))
         if self.compared or self.copies == 1 or any(x.is_meta or not x.numel() for x in given):
             return
-        (plain,) = vars(self)["_single"]
         # What fails for a network alone is an error of the batch, which the pass itself tells.
         with suppress(AloneError):
-            self.compared = check(self, [plain] * self.copies, args, kwargs)
+            self.compared = check(self.model, self._layout, [self._single.module] * self.copies, args, kwargs)
 
     def fold(self, inputs: Any) -> Any:
         """Batches [n, N, *] as `model` takes them: [N, n C, *]; for a tensor, or every tensor of a sequence or dict."""
-        return over_tensors(inputs, self._together)
+        return self._layout.fold(inputs)
 
-    def _together(self, x: Tensor) -> Tensor:
-        if x.dim() < 3 or x.shape[0] != self.copies:
-            raise ValueError(
-                f"input must be [copies, N, features, ...] with {self.copies} copies first, got shape {list(x.shape)}; "
-                f"x.expand({self.copies}, *x.shape) shows one batch to all"
-            )
-        # Anew each time: nothing tells whether the same tensor still holds the same batch (a loader may refill its memory).
-        return x.transpose(0, 1).flatten(1, 2)
+    @property
+    @override
+    def attached_network(self) -> nn.Module:
+        return self.model
 
-    def _apart(self, y: Tensor) -> Tensor:
-        if y.dim() < 2 or y.shape[1] % self.copies:
+    @override
+    def attach_inside(
+        self,
+        rule: Rules | Sequence[Rules],
+        *,
+        example_input: ExampleInput | None,
+        at: Sequence[str] | None,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        output: Which,
+        connectivity: Connectivities | None,
+    ) -> Learner:
+        shown = None if example_input is None else self.fold(example_input)
+        rules, own = self.share_out(rule, at)
+        if example_input is not None:
+            self.compare(*arguments(example_input))
+        source = self._source(generator)
+        learner = attach(
+            self.model,
+            rules,
+            example_input=shown,
+            at=at,
+            generator=source,
+            output=output,
+            connectivity=connectivity,
+        )
+        learner.layout = self._layout
+        self._example, self._rules = example_input, own
+        return learner
+
+    def _source(self, given: torch.Generator | Sequence[torch.Generator] | None) -> torch.Generator | None:
+        """A list of generators, one for each copy, as one."""
+        if not isinstance(given, list | tuple):
+            return given  # type: ignore[return-value]
+        if len(given) != self.copies or not all(isinstance(one, torch.Generator) for one in given):
             raise ValueError(
-                f"the output has shape {list(y.shape)}, in which {self.copies} copies do not lie side by side; replicas need "
-                "a network that returns [N, outputs, ...]"
+                f"generator must be one torch.Generator, or {self.copies} of them for {self.copies} copies; got {given!r}"
             )
-        return y.unflatten(1, (self.copies, -1)).transpose(0, 1)
+        return Streams(given) if self.copies > 1 else given[0]
+
+    def share_out(
+        self, rules: Rules | Sequence[Rules], at: Sequence[str] | None = None
+    ) -> tuple[Rules, Sequence[Rules]]:
+        """The rules of `model` with which each copy learns by its own, and these; given one for all, or one for each."""
+        if isinstance(rules, Mapping | str) or not isinstance(rules, Sequence):
+            return rules, [rules] * self.copies
+        if len(rules) != self.copies:
+            raise ValueError(f"rule must be one, or a list of {self.copies} for {self.copies} copies; got {len(rules)}")
+        layers = [name for name, module in self.model.named_modules() if synapse_type(module) is not None]
+        return merged_by_layer(rules, layers, blocks=at is not None), list(rules)
 
     def split(self) -> list[nn.Module]:
         """The copies as networks of their own, with weights, statistics and, where attached, rule, feedback and generator."""
-        (plain,) = vars(self)["_single"]
-        models = [copy.deepcopy(plain) for _ in range(self.copies)]
+        models = [copy.deepcopy(self._single.module) for _ in range(self.copies)]
         learner = attached(self)
         if learner is not None:
-            example, rules = vars(self)["_example"], vars(self)["_rules"] or [dict(learner.rules)] * self.copies
-            shown = None if example is None else over_tensors(example, lambda x: x[0])
+            shown = None if self._example is None else over_tensors(self._example, lambda x: x[0])
+            rules = self._rules or [dict(learner.rules)] * self.copies
             for model, rule, own in zip(models, rules, self.generators, strict=True):
                 drawn = generator_from(own.get_state(), own.device)
-                single = attach_like(learner, model, rule, shown, drawn)
-                catch_up(single, learner, lambda units: units // self.copies)
+                catch_up(attach_like(learner, model, rule, shown, drawn), learner, lambda units: units // self.copies)
                 drawn.set_state(own.get_state())
         for model, state in zip(models, self.states(), strict=True):
             model.load_state_dict(state)
@@ -112,11 +172,7 @@ class Replicas(nn.Module):
 
     def states(self) -> list[dict[str, Tensor]]:
         """Each copy's state dict, with the names and shapes of a single network; views where there is more than a number."""
-        shares = [
-            (name, _over_copies(tensor, self.copies, dimension_of(self.model, name)))
-            for name, tensor in self.model.state_dict().items()
-        ]
-        return [{name: own[index] for name, own in shares} for index in range(self.copies)]
+        return split_states(self.model, self.copies)
 
     def load_states(self, states: Sequence[Mapping[str, Tensor]]) -> None:
         """Take what `states` gave, or the state dicts of single networks, one for each copy.
@@ -124,77 +180,18 @@ class Replicas(nn.Module):
         Raises:
             ValueError: if one of them is of another structure.
         """
-        mine = self.model.state_dict()
-        for number, (own, state) in enumerate(zip(self.states(), states, strict=True), 1):
-            if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
-                raise ValueError(f"state {number} is of a network built otherwise than these copies")
-        for name, tensor in mine.items():
-            put(tensor, [state[name] for state in states], dimension_of(self.model, name))
+        join_states(self.model, self.copies, states)
 
-    def optimizer_states(self, state: Mapping[int, Mapping[str, Any]]) -> list[dict[int, dict[str, Any]]]:
+    def optimizer_states(self, state: OptimizerState) -> list[dict[int, dict[str, Any]]]:
         """Each copy's share of an optimizer's ``state_dict()["state"]``, as an optimizer of the single network would have it.
 
         Numbered as the given one: it counts feedback that was dropped in the first pass if the optimizer was made before.
         """
-        shares: list[dict[int, dict[str, Any]]] = [{} for _ in range(self.copies)]
-        for key, shape, dimension in self._places(state, 1):
-            for name, value in state.get(key, {}).items():
-                whole = isinstance(value, Tensor) and value.shape == shape
-                own = value.chunk(self.copies, dimension) if whole else [value] * self.copies
-                for share, part in zip(shares, own, strict=True):
-                    share.setdefault(key, {})[name] = part
-        return shares
+        return split_optimizer_state(self.model, self.copies, state)
 
-    def optimizer_state(self, states: Sequence[Mapping[int, Mapping[str, Any]]]) -> dict[int, dict[str, Any]]:
+    def optimizer_state(self, states: Sequence[OptimizerState]) -> dict[int, dict[str, Any]]:
         """What `optimizer_states` was given, from what it gave."""
-        found: dict[int, dict[str, Any]] = {}
-        for key, shape, dimension in self._places(states[0], self.copies):
-            for name, value in states[0].get(key, {}).items():
-                own = [state[key][name] for state in states]
-                # As many entries as a copy's share of the parameter: not a number that belongs to all.
-                whole = isinstance(value, Tensor) and value.dim() and value.numel() * self.copies == shape.numel()
-                found.setdefault(key, {})[name] = torch.cat(own, dimension) if whole else value
-        return found
-
-    def _places(self, state: Mapping[int, Mapping[str, Any]], parts: int) -> list[tuple[int, torch.Size, int]]:
-        """Every parameter's number in an optimizer of them all, its shape, and the dimension in which copies lie.
-
-        An optimizer made before the first pass counts feedback that the pass has dropped, one made after does not; which of
-        them `state` is of, in which tensors are one of `parts` of a parameter, the shapes in it tell.
-        """
-        met = [(shape, dimension_of(self.model, name), dropped) for name, shape, dropped in _parameters(self.model)]
-        numberings = [
-            [(key, shape, dimension) for key, (shape, dimension, _) in enumerate(own)]
-            for own in (met, [one for one in met if not one[2]])
-        ]
-
-        def fitting(places: list[tuple[int, torch.Size, int]]) -> int:
-            shares = {key: (*shape[:d], shape[d] // parts, *shape[d + 1 :]) for key, shape, d in places}
-            return sum(
-                key in shares and any(isinstance(x, Tensor) and x.shape == shares[key] for x in own.values())
-                for key, own in state.items()
-            )
-
-        return max(numberings, key=fitting)
-
-    def share_out(
-        self, rules: Rules | Sequence[Rules], at: Sequence[str] | None = None
-    ) -> tuple[dict[str, Rule] | Rules, list[Rules]]:
-        """What `model` is attached to so that each copy learns by its own rule, and these rules; given one, or one for each."""
-        if isinstance(rules, str | Rule | Mapping) or not isinstance(rules, Sequence):
-            return rules, [rules] * self.copies
-        if len(rules) != self.copies:
-            raise ValueError(f"rule must be one, or a list of {self.copies} for {self.copies} copies; got {len(rules)}")
-        layers = [name for name, module in self.model.named_modules() if synapse_type(module) is not None]
-        chosen = [shared_out(one, layers) for one in rules]
-        # Numbers would lie along other dimensions of the feedback of blocks than of the layers inside them.
-        other = None if at is None else next((i for i, one in enumerate(chosen, 1) if one != chosen[0]), None)
-        if other is not None:
-            raise ValueError(
-                f"at= goes with one rule for all copies, and that of copy {other} differs from the first's; give all the same, "
-                "leave at= out, or train those one by one"
-            )
-        return {name: merged([own[name] for own in chosen]) for name in layers}, list(rules)
+        return join_optimizer_states(self.model, self.copies, states)
 
     def tune(
         self,
@@ -215,77 +212,4 @@ class Replicas(nn.Module):
         Raises:
             ValueError: for another optimizer, or numbers that are not one for each copy.
         """
-        dimensions = {id(p): dimension_of(self.model, name) for name, p in self.model.named_parameters()}
-        tune(optimizer, dimensions, self.copies, rates, weight_decay)
-
-
-def _over_copies(tensor: Tensor, copies: int, dimension: int = 0) -> Sequence[Tensor]:
-    """Each copy's share of a tensor in which they lie side by side; numbers belong to all."""
-    return [tensor] * copies if tensor.dim() == 0 else tensor.chunk(copies, dimension)
-
-
-def catch_up(learner: Learner, other: Learner, width: Callable[[int], int]) -> None:
-    """Bring `learner` to where `other` is, of a network whose every activity is `width` of the other's units wide."""
-
-    def alike(shape: torch.Size) -> torch.Size:
-        return torch.Size([width(shape[0]), *shape[1:]])
-
-    silence_like(learner, other)
-    learner.adapted = other.adapted
-    learner._features = {
-        tuple(map(alike, key)): {name: alike(shape) for name, shape in met.items()}
-        for key, met in other._features.items()
-    }
-
-
-def silence_like(learner: Learner, other: Learner) -> None:
-    """Drop the feedback that `other`, of a network of the same structure, has found to be without use."""
-    for name, synapse in other.synapses.items():
-        mine = learner.synapses[name]
-        if mine.sends_back and not (synapse.sends_back or synapse.pathway.wired):
-            learner._silence(mine)
-
-
-def _parameters(model: nn.Module) -> Iterator[tuple[str, torch.Size, bool]]:
-    """Name and shape of every parameter, in the order of `named_parameters`, and whether it is feedback that was dropped."""
-    met: set[nn.Parameter] = set()
-    for path, module in model.named_modules():
-        for leaf, parameter in module._parameters.items():
-            name = f"{path}.{leaf}" if path else leaf
-            if parameter is not None and parameter not in met:
-                met.add(parameter)
-                yield name, parameter.shape, False
-            elif parameter is None and isinstance(module, Synapse) and leaf in module.plasticity.names:
-                yield name, module.weight.shape, True
-
-
-def put(target: Tensor, shares: Sequence[Tensor], dimension: int) -> None:
-    """Fill an entry of the copies' state with that of each; numbers are the first's."""
-    with torch.no_grad():
-        target.copy_(shares[0] if target.dim() == 0 else torch.cat(list(shares), dimension))
-
-
-def attach_like(
-    learner: Learner,
-    model: nn.Module,
-    rule: Rules | Sequence[Rules],
-    example: Any,
-    generator: torch.Generator | Sequence[torch.Generator],
-) -> Learner:
-    """Attach `model`, of the same structure, as `learner` is attached to its own."""
-    return attach(
-        model,
-        rule,
-        example_input=example,
-        at=list(learner.blocks) or None,
-        generator=generator,
-        output=learner._wiring.output,
-        connectivity=dict(learner.connectivity),
-    )
-
-
-def dimension_of(model: nn.Module, name: str) -> int:
-    """In which dimension of an entry of the state dict copies lie: direct feedback is [outputs, n features], the rest [n *]."""
-    path, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(path)
-    return int(leaf in ("feedback", "feedback_mask") and not (isinstance(owner, Synapse) and not owner.pathway.wired))
+        PerCopyRates(self.model, self.copies, rates, weight_decay).watch(optimizer)

@@ -18,9 +18,12 @@ from apical.attaching.attach import attached
 from apical.learner import Learner
 from apical.nested import arguments, over_tensors
 from apical.per_copy import generator_from
+from apical.phases.layout import SideBySide
 from apical.replicas.equivalence import AloneError, check
 from apical.replicas.layers import faults, views, widen
-from apical.replicas.replicas import Replicas, attach_like, catch_up, dimension_of, put, silence_like
+from apical.replicas.replicas import Replicas
+from apical.replicas.states import dimension_of, put
+from apical.replicas.transfer import attach_like, catch_up, silence_like
 
 Models = nn.Module | Callable[[], nn.Module] | Sequence[nn.Module]
 
@@ -71,7 +74,7 @@ def replicate(models: Models, n: int | None = None, *, example_input: Any = None
     if example_input is not None:
         shown = arguments(over_tensors(example_input, lambda x: x.expand(n, *x.shape)))
         try:
-            replicas.compared = check(replicas, plain, *shown)
+            replicas.compared = check(together, SideBySide(n), plain, *shown)
         except AloneError as error:
             raise ValueError(f"example_input does not pass through the network: {error.__cause__}") from error.__cause__
     if learners:

@@ -15,8 +15,9 @@ from typing_extensions import override
 from apical.attaching.attach import learner_of
 from apical.data import ImageData, Split
 from apical.learner import Learner
-from apical.replicas.replicas import Replicas, catch_up
+from apical.replicas.replicas import Replicas
 from apical.replicas.replicate import replicate
+from apical.replicas.transfer import catch_up
 from apical.rules import Rule
 from apical.training.checkpoint import CheckpointError
 from apical.training.config import TrainConfig
