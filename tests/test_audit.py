@@ -112,6 +112,10 @@ def plant(net, learner, name, how):
         synapse.plasticity = apical.Signs()
     elif how == "a backward hook":
         synapse.register_full_backward_hook(lambda module, grad_in, grad_out: (grad_out[0] @ module.weight,))
+    elif how == "transmitting through the weights turned round":
+        synapse.feed_back = lambda delta, B, shape, geometry=(): synapse.transmit(delta, synapse.weight.t(), None)
+    elif how == "transmitting through the feedback":
+        synapse.feed_back = lambda delta, B, shape, geometry=(): synapse.transmit(delta, B.t(), None)
     elif how == "a plain layer put in later":
         net[int(name)] = nn.Linear(6, 6)
     elif how == "a layer that attach never saw":
@@ -123,6 +127,8 @@ PLANTS = {
     "a plasticity that transports": "weights",
     "a plasticity that transports signs": "signs",
     "a backward hook": "weights",
+    "transmitting through the weights turned round": "weights",
+    "transmitting through the feedback": "nothing",
     "a plain layer put in later": "weights",
     "a layer that attach never saw": "weights",
 }
@@ -343,7 +349,7 @@ def test_weights_are_left_bit_for_bit_even_when_the_audit_fails():
     with pytest.raises(RuntimeError, match="planted"):
         apical.audit(learner, x, y, failing)
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
-    assert all(s.clean_weight is None for s in learner.synapses.values())
+    assert all({"transmit", "infer"}.isdisjoint(vars(s)) for s in learner.synapses.values())
 
 
 def test_a_batch_that_can_not_learn_is_refused():

@@ -121,7 +121,6 @@ def to_plain(learner: Learner) -> None:
             "label",
             "_plain_class",
             "sends_back",
-            "clean_weight",
             "large",
         ):
             vars(synapse).pop(name, None)

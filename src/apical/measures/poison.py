@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from apical.learner import Learner
 from apical.measures.replay import own_parameters
 from apical.synapses.registry import NORMALIZATIONS
-from apical.synapses.synapse import Synapse
+from apical.synapses.synapse import Geometry, Synapse
 
 
 @dataclass
@@ -37,19 +38,18 @@ class Poison:
         sharing = [s for s in self.learner.synapses.values() if s.weight is weight and not self.after_forward]
         if self.after_forward:
             self.clean = list(zip(tensors, kept, strict=True))
-        try:
+        with ExitStack() as stack:
             for synapse in sharing:
-                synapse.clean_weight = kept[0]
-            for tensor in tensors:
-                # Through .data, in the same storage: neither aliases nor autograd's saved tensors may tell.
-                tensor.data.copy_(self._poisoned(tensor))
-            yield
-        finally:
-            for tensor, value in zip(tensors, kept, strict=True):
-                tensor.data.copy_(value)
-            for synapse in sharing:
-                vars(synapse).pop("clean_weight", None)
-            self.clean = []
+                stack.enter_context(_transmits(synapse, kept[0]))
+            try:
+                for tensor in tensors:
+                    # Through .data, in the same storage: neither aliases nor autograd's saved tensors may tell.
+                    tensor.data.copy_(self._poisoned(tensor))
+                yield
+            finally:
+                for tensor, value in zip(tensors, kept, strict=True):
+                    tensor.data.copy_(value)
+                self.clean = []
 
     def _tensors(self) -> list[Tensor]:
         if isinstance(self.module, Synapse):
@@ -69,6 +69,39 @@ class Poison:
         generator = torch.Generator().manual_seed(0)
         factor = torch.empty(tensor.shape).log_normal_(0.0, 1.0, generator=generator)
         return tensor.detach() * factor.to(tensor.device, tensor.dtype)
+
+
+@contextmanager
+def _transmits(synapse: Synapse, clean: Tensor) -> Iterator[None]:
+    """While open, the synapse's forward product is made of `clean`, whatever its weights have become.
+
+    The two methods that read weights for it are replaced on the instance, so that a synapse need not know of audits.
+    """
+    poisoned, kept = synapse.weight, nn.Parameter(clean, requires_grad=False)
+    transmit, infer = synapse.transmit, synapse.infer
+
+    def transmit_clean(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry = ()) -> Tensor:
+        # A copy in another precision is the layer's own too; anything else was computed, or is feedback.
+        own = weight is poisoned or weight.dtype != poisoned.dtype
+        return transmit(x, clean.to(weight.dtype) if own else weight, bias, geometry)
+
+    def infer_clean(input: Tensor, *args: Any) -> Tensor:
+        # The plain layer's own pass, so that autocast and borders are as without an audit.
+        synapse._parameters["weight"] = kept
+        try:
+            return infer(input, *args)
+        finally:
+            synapse._parameters["weight"] = poisoned
+
+    before = dict(vars(synapse))
+    vars(synapse).update(transmit=transmit_clean, infer=infer_clean)
+    try:
+        yield
+    finally:
+        for name in ("transmit", "infer"):
+            del vars(synapse)[name]
+            if name in before:
+                vars(synapse)[name] = before[name]
 
 
 @contextmanager

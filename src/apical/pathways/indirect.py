@@ -50,6 +50,5 @@ class Indirect(Direct):
             synapse = here.owner
             assert isinstance(synapse, Synapse)
             delta, geometry = synapse.prepare(delta)
-            weight = weight if synapse.clean_weight is None else synapse.clean_weight
             signals.append(synapse.transmit(delta, weight.to(delta.dtype), None, geometry).view(after.shape))
         return signals

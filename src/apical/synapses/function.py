@@ -28,8 +28,6 @@ class SynapseFunction(Function):
         synapse: Synapse,
         geometry: Geometry,
     ) -> Tensor:
-        if synapse.clean_weight is not None:
-            weight = synapse.clean_weight
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             # Cast by hand: autocast's own cache would keep casts that were made without a graph.
             dtype = torch.get_autocast_dtype(x.device.type)

@@ -55,8 +55,6 @@ class Synapse(nn.Module):
     """How many networks lie side by side in the channels (see `replicate`)."""
     connectivity: Connectivity | None = None
     """Fractions of the connections that exist, or None where all do; `weight_mask` and `feedback_mask` say which."""
-    clean_weight: Tensor | None = None
-    """While `apical.audit` has poisoned `weight`, the values that only `transmit` may read."""
     plain: ClassVar[type[nn.Module]]
     unit_dim: ClassVar[int] = -1
     """Dimension of inputs and outputs that counts units (channels); all but it and the batch share the weights."""
@@ -98,7 +96,7 @@ class Synapse(nn.Module):
         if not torch.is_grad_enabled():
             if self.pathway.wired or self.wiring.current is not None:
                 self.wiring.enter_without_graph(self, input)
-            return self.infer(input, *args) if self.clean_weight is None else self._infer_clean(input, *args)
+            return self.infer(input, *args)
         own = self._parameters  # Read directly: nn.Module's attribute access is slow enough to show on small layers.
         weight, bias = own.get("weight"), own.get("bias")
         if weight is None or (bias is None and "bias" not in own):
@@ -120,14 +118,6 @@ class Synapse(nn.Module):
         """The plain layer's forward pass, where no graph is built."""
         return super().forward(input, *args)
 
-    def _infer_clean(self, input: Tensor, *args: Any) -> Tensor:
-        # The plain layer's own pass, so that autocast and borders are as without an audit.
-        poisoned, self._parameters["weight"] = self._parameters["weight"], self.clean_weight  # type: ignore[assignment]
-        try:
-            return self.infer(input, *args)
-        finally:
-            self._parameters["weight"] = poisoned
-
     def prepare(self, x: Tensor, *args: Any) -> tuple[Tensor, Geometry]:
         """Input as `transmit` takes it, and the call's geometry. Differentiable, and free of weights."""
         return x, ()
@@ -138,9 +128,8 @@ class Synapse(nn.Module):
 
     def conduct(self, x: Tensor, geometry: Geometry = (), *, bias: bool = True) -> Tensor:
         """What the synapse makes of x, without a graph: `transmit` with its own weights."""
-        weight = self._parameters["weight"] if self.clean_weight is None else self.clean_weight
         own = self._parameters.get("bias") if bias else None
-        return self.transmit(x, weight.to(x.dtype), None if own is None else own.to(x.dtype), geometry)  # type: ignore[union-attr]
+        return self.transmit(x, self.weight.to(x.dtype), None if own is None else own.to(x.dtype), geometry)
 
     def unbordered(self, features: torch.Size, positions: int | None = None) -> tuple[torch.Size, Geometry]:
         """Features of an input like one of `features`, and a geometry, with which every weight meets equally many values.
