@@ -1,4 +1,4 @@
-"""What copies side by side may have of their own: streams of random numbers, and a rule's numbers (see `apical.replicate`)."""
+"""Numbers of a rule and streams of random numbers of which copies side by side have one each (see `apical.replicate`)."""
 
 from __future__ import annotations
 
@@ -10,30 +10,38 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 PER_COPY = {"per_copy": True}
-"""Metadata of a hyperparameter that copies side by side may have different values of."""
-
+"""Metadata of a hyperparameter's field, where copies side by side may have different values."""
 
 _COPIES = "_apical_copies"
 
 
 def mark(model: nn.Module, copies: int) -> None:
-    """Say that so many networks lie side by side in `model`."""
+    """Note in `model` how many networks lie side by side in it."""
     vars(model)[_COPIES] = copies
 
 
 def copies_in(model: nn.Module) -> int:
-    """How many networks lie side by side in `model`."""
+    """Number of networks that lie side by side in `model`; 1 if none has noted it."""
     return getattr(model, _COPIES, 1)
 
 
 class Streams(torch.Generator):
-    """One generator for each copy, in `own`, so that each draws what it would alone; and itself, for whoever draws for all."""
+    """A generator that carries one more per copy (`own`), so that each copy draws the numbers it would draw by itself.
+
+    Draws on the object itself are shared by all copies.
+
+    >>> both = Streams([torch.Generator().manual_seed(seed) for seed in (1, 2)])
+    >>> alone = torch.Generator().manual_seed(2)
+    >>> bool(torch.rand((), generator=both.own[1]) == torch.rand((), generator=alone))
+    True
+    """
 
     own: tuple[torch.Generator, ...]
 
     @override
     def __new__(cls, own: Sequence[torch.Generator]) -> Streams:
-        return super().__new__(cls, own[0].device)  # type: ignore[call-arg]
+        new: Any = super().__new__  # Takes the device, which PyTorch's stub does not know.
+        return new(cls, own[0].device)
 
     def __init__(self, own: Sequence[torch.Generator]) -> None:
         self.own = tuple(own)
@@ -43,7 +51,11 @@ class Streams(torch.Generator):
         return torch.stack([super().get_state(), *(one.get_state() for one in self.own)])
 
     def set_state(self, new_state: Tensor) -> None:
-        """Take what `get_state` gave."""
+        """Put all generators where they were when `get_state` gave `new_state`.
+
+        Raises:
+            ValueError: if it is the state of another number of generators.
+        """
         if new_state.dim() != 2 or len(new_state) != 1 + len(self.own):
             raise ValueError(
                 f"not the state of {len(self.own)} copies' generators: it has shape {list(new_state.shape)}"
@@ -55,14 +67,14 @@ class Streams(torch.Generator):
 
 
 def generator_from(state: Tensor, device: torch.device | str) -> torch.Generator:
-    """The generator whose `get_state` gave `state`."""
+    """A generator that goes on from a `state` that `get_state` gave: `Streams` for one of `Streams`, else a plain one."""
     made = torch.Generator(device) if state.dim() == 1 else Streams([torch.Generator(device) for _ in state[1:]])
     made.set_state(state)
     return made
 
 
 def streams(generator: torch.Generator, copies: int) -> torch.Generator:
-    """`generator` itself, or for several copies their own ones, seeded from it."""
+    """`generator` itself for one copy, and `Streams` seeded from it for several."""
     if copies == 1 or isinstance(generator, Streams):
         return generator
     device = generator.device
@@ -73,7 +85,7 @@ def streams(generator: torch.Generator, copies: int) -> torch.Generator:
 
 
 class PerCopy(tuple):
-    """A hyperparameter's values, one for each copy, and the dimension of feedback in which the copies lie."""
+    """Values of a hyperparameter, one for each copy, and the dimension `dim` of feedback in which the copies lie."""
 
     dim: int
 
@@ -85,7 +97,11 @@ class PerCopy(tuple):
 
 
 def spread(value: Any, like: Tensor) -> Any:
-    """A hyperparameter as a factor of `like`: a number as it is; one for each copy as a tensor that broadcasts."""
+    """A hyperparameter as a factor of `like`: one number as it is, one for each copy as a tensor that broadcasts.
+
+    >>> spread(PerCopy([1.0, 2.0]), torch.zeros(4, 3)).flatten()
+    tensor([1., 1., 2., 2.])
+    """
     if not isinstance(value, PerCopy):
         return value
     numbers = torch.tensor(tuple(value), dtype=like.dtype, device=like.device)

@@ -84,6 +84,14 @@ def attach(
     Returns:
         The `Learner`.
 
+    >>> import apical
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> learner = apical.attach(model, "fa", generator=torch.Generator().manual_seed(0))
+    >>> learner
+    Learner(Sequential, rule='fa', synapses=2)
+    >>> learner.synapses["2"].feedback.shape
+    torch.Size([2, 3])
+
     Raises:
         TypeError: model or rule of the wrong kind.
         ValueError: what can't be attached, all faults at once, each with a way out. The model is then as it was.
@@ -120,6 +128,12 @@ def attach(
 def learner_of(model: nn.Module) -> Learner:
     """The learner of an attached model, for instance of a deep copy or after unpickling.
 
+    >>> import apical, copy
+    >>> model = nn.Linear(4, 2)
+    >>> learner = apical.attach(model, "fa")
+    >>> learner_of(model) is learner, learner_of(copy.deepcopy(model)) is learner
+    (True, False)
+
     Raises:
         ValueError: if nothing is attached to `model`.
     """
@@ -130,5 +144,5 @@ def learner_of(model: nn.Module) -> Learner:
 
 
 def attached(model: nn.Module) -> Learner | None:
-    """The learner of `model`, if it has one."""
+    """The learner of `model`; None if nothing is attached to it."""
     return vars(model.attached_network if isinstance(model, Attachable) else model).get(conversion.LEARNER)

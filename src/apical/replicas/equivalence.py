@@ -1,4 +1,4 @@
-"""Whether copies side by side compute what each computes alone, seen on stand-ins: the networks themselves stay untouched."""
+"""Comparison of copies side by side with single networks, made on stand-ins: the networks themselves stay untouched."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,7 +17,16 @@ from apical.synapses.synapse import Synapse
 class ReplicatedLinear(nn.Module):
     """n copies of `nn.Linear` side by side: x [*, n in] -> [*, n out], weight [n out, in], bias [n out].
 
-    Made by `widen`, which swaps the class of an `nn.Linear`.
+    One matrix product for each copy, in one batch, where a full layer of that width would take n times as many. Made by `widen`,
+    which swaps the class of an `nn.Linear`.
+
+    >>> import copy, torch
+    >>> layer = nn.Linear(4, 2)
+    >>> wide = copy.deepcopy(layer)
+    >>> widen(wide, 3)
+    >>> x = torch.randn(8, 4)
+    >>> torch.allclose(wide(x.repeat(1, 3)), layer(x).repeat(1, 3), atol=1e-6)
+    True
     """
 
     in_features: int
@@ -29,7 +40,7 @@ class ReplicatedLinear(nn.Module):
         return _transmit(x, self.weight, self.bias, self.copies)
 
     def extra_repr(self) -> str:
-        """As `nn.Linear` puts it."""
+        """Arguments of `nn.Linear`, and how many copies."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, copies={self.copies}, "
             f"bias={self.bias is not None}"
@@ -37,12 +48,12 @@ class ReplicatedLinear(nn.Module):
 
 
 def _upright(x: Tensor, copies: int) -> Float[Tensor, "copies features rows"]:
-    """Rows of all copies as columns, copy by copy; a view."""
+    """The rows of x [*, n F] as columns, copy by copy: a view that batched matrix products take as it is."""
     return x.reshape(-1, copies, x.shape[-1] // copies).permute(1, 2, 0)
 
 
 def _level(y: Float[Tensor, "copies features rows"], leading: torch.Size) -> Tensor:
-    """What `_upright` came from. Columns stay in place: the next layer wants them upright again."""
+    """Rows [*, n F] of columns that `_upright` could have given. A view too: the next layer wants them upright again."""
     rows = y.flatten(0, 1).t()
     return rows if len(leading) == 1 else rows.reshape(*leading, -1)
 
@@ -55,7 +66,7 @@ def _transmit(x: Tensor, weight: Tensor, bias: Tensor | None, copies: int) -> Te
 
 
 class ReplicatedLinearSynapse(Synapse, ReplicatedLinear):
-    """`ReplicatedLinear`: x [*, n in], W and B [n out, in]."""
+    """Synapse of a `ReplicatedLinear`: x [*, n in], W and B [n out, in], every operation copy by copy."""
 
     plain = ReplicatedLinear
     fuses = True
@@ -93,7 +104,7 @@ _ACROSS = (
 
 
 def faults(model: nn.Module) -> list[str]:
-    """Every layer of `model` that can't hold copies side by side, with the way out."""
+    """One sentence for every layer of `model` that can't hold copies side by side, with the way out."""
     found = []
     for name, module in model.named_modules():
         label = f"{name or '(the model itself)'}: {type(module).__name__}"
@@ -117,7 +128,7 @@ def faults(model: nn.Module) -> list[str]:
 
 
 def views(model: nn.Module) -> list[str]:
-    """Every parameter of `model` that shares another's memory, which a copy of the model would not do."""
+    """One sentence for every parameter of `model` that shares another's memory, which a copy of the model would not do."""
     found = []
     memory: dict[tuple[torch.device, int], str] = {}
     for name, parameter in model.named_parameters():
@@ -132,14 +143,10 @@ def views(model: nn.Module) -> list[str]:
 
 
 def widen(model: nn.Module, n: int) -> None:
-    """Make room for n copies in `model`, in place: modules and tensors that it holds more than once stay one.
-
-    Every copy gets the tensors' values.
-    """
+    """Widen `model` in place to n copies of itself. Modules and tensors that it holds more than once stay one."""
     for module in model.modules():
         if type(module) is nn.Linear:
-            vars(module)["copies"] = n
-            module.__class__ = ReplicatedLinear  # type: ignore[assignment]
+            _replicate(module, n)
         elif isinstance(module, _CONVOLUTIONS):
             module.in_channels, module.out_channels = n * module.in_channels, n * module.out_channels
             module.groups = n * module.groups
@@ -147,8 +154,13 @@ def widen(model: nn.Module, n: int) -> None:
         elif isinstance(module, nn.GroupNorm):
             module.num_groups, module.num_channels = n * module.num_groups, n * module.num_channels
         elif isinstance(module, _SIDE_BY_SIDE):
-            module.num_features = n * module.num_features  # type: ignore[operator]
+            module.num_features = n * module.num_features
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dim():
             tensor.data = tensor.detach().repeat(n, *[1] * (tensor.dim() - 1))
     mark(model, n)
+
+
+def _replicate(layer: Any, n: int) -> None:
+    vars(layer)["copies"] = n
+    layer.__class__ = ReplicatedLinear

@@ -51,6 +51,7 @@ class Replicas(Attachable):
         copies: n.
         compared: whether copies have been seen to compute what they do alone. The first batch that passes shows it.
 
+    >>> import apical
     >>> replicas = apical.replicate(nn.Linear(4, 2), 3)
     >>> replicas(torch.ones(3, 8, 4)).shape
     torch.Size([3, 8, 2])
@@ -127,10 +128,10 @@ class Replicas(Attachable):
         self._example, self._rules = example_input, own
         return learner
 
-    def _source(self, given: torch.Generator | Sequence[torch.Generator] | None) -> torch.Generator | None:
-        """A list of generators, one for each copy, as one."""
+    def _source(self, given: Any) -> torch.Generator | None:
+        """The generator to attach with: `given` itself, or one made of a list with one for each copy."""
         if not isinstance(given, list | tuple):
-            return given  # type: ignore[return-value]
+            return given
         if len(given) != self.copies or not all(isinstance(one, torch.Generator) for one in given):
             raise ValueError(
                 f"generator must be one torch.Generator, or {self.copies} of them for {self.copies} copies; got {given!r}"

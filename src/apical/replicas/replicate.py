@@ -29,8 +29,9 @@ Models = nn.Module | Callable[[], nn.Module] | Sequence[nn.Module]
 
 
 def replicate(models: Models, n: int | None = None, *, example_input: Any = None) -> Replicas:
-    """Several copies of a network, trained in one pass, each with weights and feedback of its own.
+    """Several copies of a network that are trained in one pass, each with weights and feedback of its own.
 
+    For seeds, rules' numbers or learning rates side by side: one pass of n narrow networks costs less than n passes.
     What each copy computes and learns is what it would on its own, to rounding; noise, too, is drawn for each from a generator
     of its own. Modules that a network uses twice, and weights that it has tied, stay so in each copy. Rules that compare losses
     ("np", "sg", "reinforce") call the criterion with the samples of all copies as one batch, [n N, *].
@@ -48,6 +49,15 @@ def replicate(models: Models, n: int | None = None, *, example_input: Any = None
         The `Replicas`; call `apical.attach` on it as on any network. A loss for all copies is
         ``criterion(outputs.flatten(0, 1), y.flatten()).view(n, -1).mean(1).sum()``. `Replicas.tune` gives copies learning rates
         and weight decay of their own.
+
+    >>> import apical
+    >>> replicas = replicate(lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), 5)
+    >>> learner = apical.attach(replicas, "fa")
+    >>> x, y = torch.randn(5, 8, 4), torch.randint(2, (5, 8))
+    >>> outputs = replicas(x)
+    >>> outputs.shape
+    torch.Size([5, 8, 2])
+    >>> nn.functional.cross_entropy(outputs.flatten(0, 1), y.flatten(), reduction="none").view(5, -1).mean(1).sum().backward()
 
     Raises:
         ValueError: networks of different structure or rules, hooks, a layer that mixes channels, or copies that do not compute
@@ -71,23 +81,27 @@ def replicate(models: Models, n: int | None = None, *, example_input: Any = None
     _fill(together, plain)
     replicas = Replicas(together, n, copy.deepcopy(plain[0]))
     replicas.train(plain[0].training)
-    if example_input is not None:
-        shown = arguments(over_tensors(example_input, lambda x: x.expand(n, *x.shape)))
+    shown = None if example_input is None else over_tensors(example_input, lambda x: x.expand(n, *x.shape))
+    if shown is not None:
         try:
-            replicas.compared = check(together, SideBySide(n), plain, *shown)
+            replicas.compared = check(together, SideBySide(n), plain, *arguments(shown))
         except AloneError as error:
             raise ValueError(f"example_input does not pass through the network: {error.__cause__}") from error.__cause__
     if learners:
-        shown = None if example_input is None else over_tensors(example_input, lambda x: x.expand(n, *x.shape))
-        sources = [generator_from(one.generator.get_state(), one.generator.device) for one in learners]
-        learner = attach_like(learners[0], replicas, [dict(one.rules) for one in learners], shown, sources)
-        catch_up(learner, learners[0], lambda units: units * n)
-        for one in learners[1:]:
-            silence_like(learner, one)
-        _fill(together, made)
-        for mine, its in zip(sources, learners, strict=True):
-            mine.set_state(its.generator.get_state())
+        _attach(replicas, learners, shown)
     return replicas
+
+
+def _attach(replicas: Replicas, learners: Sequence[Learner], example: Any) -> None:
+    """Attach copies as the networks they were made of are, and bring them to where those are."""
+    sources = [generator_from(one.generator.get_state(), one.generator.device) for one in learners]
+    learner = attach_like(learners[0], replicas, [dict(one.rules) for one in learners], example, sources)
+    catch_up(learner, learners[0], lambda units: units * replicas.copies)
+    for one in learners[1:]:
+        silence_like(learner, one)
+    _fill(replicas.model, [one.model for one in learners])
+    for mine, its in zip(sources, learners, strict=True):
+        mine.set_state(its.generator.get_state())
 
 
 def _models(models: Models, n: int | None) -> list[nn.Module]:

@@ -36,6 +36,7 @@ def merged_by_layer(rules: Sequence[Rules], layers: Sequence[str], *, blocks: bo
 def merged(rules: Sequence[Rule]) -> Rule:
     """One rule for copies that have one each: where their numbers differ, it holds a `PerCopy` of them.
 
+    >>> import apical
     >>> merged([apical.rule("kp", epsilon=0.1), apical.rule("kp", epsilon=0.2)]).plasticity.epsilon
     (0.1, 0.2)
 

@@ -15,7 +15,7 @@ OptimizerState = Mapping[int, Mapping[str, Any]]
 
 
 def dimension_of(model: nn.Module, name: str) -> int:
-    """In which dimension of an entry of the state dict copies lie: direct feedback is [outputs, n features], the rest [n *]."""
+    """Dimension of a state dict's entry in which copies lie: direct feedback is [outputs, n features], the rest [n out, *]."""
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
     return int(leaf in ("feedback", "feedback_mask") and not (isinstance(owner, Synapse) and not owner.pathway.wired))
