@@ -30,17 +30,8 @@ class Attachable(nn.Module, ABC):
         """The network inside, to which the learner belongs."""
 
     @abstractmethod
-    def attach_inside(
-        self,
-        rule: Rules | Sequence[Rules],
-        *,
-        example_input: ExampleInput | None,
-        at: Sequence[str] | None,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-        output: Which,
-        connectivity: Connectivities | None,
-    ) -> Learner:
-        """Attach the network inside. The arguments are those of `attach`, in terms of this module."""
+    def attach_inside(self, rule: Rules | Sequence[Rules], **options: Any) -> Learner:
+        """Attach the network inside. Rule and options are all those of `attach`, in terms of this module."""
 
 
 def attach(

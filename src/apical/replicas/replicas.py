@@ -14,9 +14,8 @@ from typing_extensions import override
 
 from apical.attaching.attach import Attachable, ExampleInput, attach, attached, learner_of
 from apical.attaching.by_module import Rules
-from apical.attaching.connectivity import Connectivities
 from apical.learner import Learner
-from apical.nested import Which, arguments, over_tensors, tensors
+from apical.nested import arguments, over_tensors, tensors
 from apical.per_copy import Streams, generator_from
 from apical.phases.layout import SideBySide
 from apical.replicas.equivalence import AloneError, check
@@ -101,29 +100,14 @@ class Replicas(Attachable):
 
     @override
     def attach_inside(
-        self,
-        rule: Rules | Sequence[Rules],
-        *,
-        example_input: ExampleInput | None,
-        at: Sequence[str] | None,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-        output: Which,
-        connectivity: Connectivities | None,
+        self, rule, *, example_input: Any = None, at: Sequence[str] | None = None, generator: Any = None, **options: Any
     ) -> Learner:
         shown = None if example_input is None else self.fold(example_input)
         rules, own = self.share_out(rule, at)
         if example_input is not None:
             self.compare(*arguments(example_input))
         source = self._source(generator)
-        learner = attach(
-            self.model,
-            rules,
-            example_input=shown,
-            at=at,
-            generator=source,
-            output=output,
-            connectivity=connectivity,
-        )
+        learner = attach(self.model, rules, example_input=shown, at=at, generator=source, **options)
         learner.layout = self._layout
         self._example, self._rules = example_input, own
         return learner
