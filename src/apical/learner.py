@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -64,8 +64,6 @@ class Learner:
         self._wiring = Wiring(leading.pathway, output, self.copies)
         self._recorder: Recorder | None = None
         self._features: dict[tuple[torch.Size, ...], dict[str, torch.Size]] = {}
-        self._forward: Callable[[], AbstractContextManager[Any]] = nullcontext
-        """What a phase opens around its own forward passes; an audit shows them clean weights."""
         self._autocast: torch.dtype | None = None
         self._handles: list[Any] = []
 

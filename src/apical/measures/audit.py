@@ -21,7 +21,7 @@ and where no error comes by, or nothing that a layer sends back reaches another 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.learner import Criterion, Learner, as_attached
-from apical.measures.poison import Poison, clean, untied, zeros_filled
+from apical.measures.poison import Poison, clean_passes, untied, zeros_filled
 from apical.measures.replay import losses_of, owners_of_weights, replaying
 from apical.nested import Arguments, input_of, with_input
 from apical.synapses.registry import ELEMENTWISE, NORMALIZATIONS, added
@@ -171,13 +171,10 @@ class _Audit:
                     stack.enter_context(poison.applied())
             if total.requires_grad:
                 total.backward()
-            self.learner._forward = lambda: clean(poisons)
             sites = [site for site in self.learner._sites() if site.plasticity.adapts]
             before = [site.feedback.clone() for site in sites]
-            try:
+            with clean_passes(self.learner.model, poisons):
                 self.adapt()
-            finally:
-                self.learner._forward = nullcontext
         updates = self._gradients()
         for site, feedback in zip(sites, before, strict=True):
             name = f"feedback of {site.name}"

@@ -105,17 +105,30 @@ def _transmits(synapse: Synapse, clean: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def clean(poisons: list[Poison]) -> Iterator[None]:
-    """While open, what forward passes may read has its own values again."""
+def clean_passes(model: nn.Module, poisons: list[Poison]) -> Iterator[None]:
+    """While open, what the model's forward passes may read has its own values during each of them, and is poisoned between."""
     pairs = [pair for poison in poisons for pair in poison.clean]
-    poisoned = [tensor.detach().clone() for tensor, _ in pairs]
-    for tensor, value in pairs:
-        tensor.data.copy_(value)
+    poisoned: list[list[Tensor]] = []
+
+    def begin(module: nn.Module, args: Any) -> None:
+        poisoned.append([tensor.detach().clone() for tensor, _ in pairs])
+        for tensor, value in pairs:
+            tensor.data.copy_(value)
+
+    def end(module: nn.Module, args: Any, output: Any) -> None:
+        for (tensor, _), value in zip(pairs, poisoned.pop(), strict=True):
+            tensor.data.copy_(value)
+
+    # First and last, so that the user's own hooks of the model belong to the pass.
+    handles = [
+        model.register_forward_pre_hook(begin, prepend=True),
+        model.register_forward_hook(end, always_call=True),
+    ]
     try:
         yield
     finally:
-        for (tensor, _), value in zip(pairs, poisoned, strict=True):
-            tensor.data.copy_(value)
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -89,8 +89,7 @@ class Episode:
             conditions.again(),
             recorder.recording() as passes,
         ):
-            with learner._forward():
-                output = pick(run(learner.model, self.inputs), learner._wiring.output)
+            output = pick(run(learner.model, self.inputs), learner._wiring.output)
             gradients = torch.autograd.grad(self._judge(output).sum(), parameters, allow_unused=True)
         self._take(passes[0])
         if self.taken.cuts:
@@ -187,8 +186,7 @@ class Episode:
         return passes[0].cuts
 
     def _output(self) -> Tensor:
-        with self.learner._forward():
-            return pick(self.learner.model(*self.taken.args, **self.taken.kwargs), self.learner._wiring.output)
+        return pick(self.learner.model(*self.taken.args, **self.taken.kwargs), self.learner._wiring.output)
 
     def _losses(self) -> Tensor:
         return self._judge(self._output())

@@ -138,7 +138,7 @@ class Phase:
 
         # Modules that hold others may take another way in training; the layers in them are still, and keep their statistics.
         layers = [module for module in self.learner.model.modules() if not module._modules]
-        with self._quiet(layers), perturbing(self.learner, look), self.learner._forward():
+        with self._quiet(layers), perturbing(self.learner, look):
             run(self.learner.model, self._batch[0])
 
     def through(self, site: Site, activity: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class Phase:
         def put(place: str, call: int, found: Tensor) -> Tensor | None:
             return activity.to(found.dtype) if place == site.name else None
 
-        with self._quiet([self.learner.model]), perturbing(self.learner, put, [site.name]), self.learner._forward():
+        with self._quiet([self.learner.model]), perturbing(self.learner, put, [site.name]):
             return pick(run(self.learner.model, inputs), self.learner._wiring.output).flatten(1)
 
     @contextmanager
