@@ -1,4 +1,4 @@
-"""How well a learner's teaching signals and feedback weights align with backpropagation's (reference 1.22)."""
+"""Alignment of a learner's teaching signals and feedback weights with those of backpropagation (reference 1.22)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from apical.synapses.synapse import Synapse
 
 @dataclass(frozen=True)
 class SynapseAlignment:
-    """Alignment at one synapse; None where a measure is not defined (no feedback, or none of the weight's shape; no error).
+    """Alignment of one synapse with backpropagation, by the measures of the papers.
+
+    A measure is None where it is not defined: no feedback, or none of the weight's shape; no error.
 
     Attributes:
         matrix_angle: of W to B, in degrees.
@@ -34,6 +36,9 @@ class SynapseAlignment:
         correlation: Pearson's, over all entries.
 
     Connections that don't exist (see `apical.Connectivity`) are entries of zero like others.
+
+    >>> SynapseAlignment(90.0, None, None, 1.4, 0.5, 0.0).asdict()["matrix_angle"]
+    90.0
     """
 
     matrix_angle: float | None
@@ -50,23 +55,25 @@ class SynapseAlignment:
 
 @dataclass
 class _Call:
-    """One call of a synapse: the shape of its input, whether a signal goes on from there, and the error at its output."""
+    """One call of a synapse: shape of its input, whether a signal goes on from there, and the error at its output."""
 
     shape: torch.Size
     sends: bool
     edge: GradientEdge | None
-    """The output's place in the graph, which stays where it is when an activation function changes the output in place."""
+    """The output's place in the graph, which stays when an activation function changes the output in place."""
     delta: Tensor | None = None
 
 
 def alignment(learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -> dict[str, SynapseAlignment]:
-    """Measure every synapse on one batch, in the model's present mode. Nothing is changed by it.
+    """Alignment of every synapse on one batch, in the model's present mode.
+
+    It shows whether a rule's feedback has come to teach what backpropagation would. Nothing is changed by it.
 
     Args:
         learner: what `attach` returned.
         inputs: a batch, as the model takes it. targets: as the criterion takes them.
-        criterion: criterion(outputs, targets) -> losses [N], one per sample; outputs are the model's, or what `attach` was told
-            to pick of them.
+        criterion: criterion(outputs, targets) -> losses [N], one per sample; outputs are the model's, or what `attach`
+            was told to pick of them.
 
     Returns:
         Module name -> `SynapseAlignment`, in the model's order.
@@ -74,6 +81,16 @@ def alignment(learner: Learner, inputs: Any, targets: Any, criterion: Criterion)
     Raises:
         ValueError: if the criterion does not give one loss per sample, or the learner is detached.
         TypeError: for anything else than a learner, as the model.
+
+    >>> import apical, torch
+    >>> from torch import nn
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
+    >>> learner = apical.attach(model, "fa")
+    >>> x, y = torch.randn(4, 6), torch.tensor([0, 1, 2, 0])
+    >>> found = apical.alignment(learner, x, y, nn.CrossEntropyLoss(reduction="none"))
+    >>> list(found), found["2"].delta_angle  # the last layer's error is the output's own
+    (['0', '2'], 0.0)
     """
     as_attached(learner)
     with replaying(learner) as again, torch.enable_grad():
@@ -108,17 +125,17 @@ def _deltas(learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -
     finally:
         for handle in handles:
             handle.remove()
-    reached = [call for calls in seen.values() for call in calls if call.edge is not None]
+    reached = [(call, call.edge) for calls in seen.values() for call in calls if call.edge is not None]
     # In a frozen network no synapse's output has an error.
     if reached:
-        errors = torch.autograd.grad(losses.sum(), [call.edge for call in reached], allow_unused=True)  # type: ignore[misc]
-        for call, delta in zip(reached, errors, strict=True):
+        errors = torch.autograd.grad(losses.sum(), [edge for _, edge in reached], allow_unused=True)
+        for (call, _), delta in zip(reached, errors, strict=True):
             call.delta, call.edge = delta, None
     return seen
 
 
 def _mean_angle(pairs: list[tuple[Tensor | None, Tensor | None]]) -> float | None:
-    """Mean over samples; calls on the same samples are one vector."""
+    """Mean angle over samples, in degrees; calls on the same samples are one vector."""
     rows: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for a, b in pairs:
         if a is not None and b is not None:

@@ -1,4 +1,4 @@
-"""What an audit does to weights: poison them for all but the forward pass, fill in those that are zero, untie those shared."""
+"""Weights as an audit has them: poisoned for all but the forward pass, filled in where zero, untied where shared."""
 
 from __future__ import annotations
 
@@ -18,20 +18,27 @@ from apical.synapses.synapse import Geometry, Synapse
 
 @dataclass
 class Poison:
-    """Replaces what readers of one module's weights see."""
+    """Wrong values in place of one module's weights, for whoever reads them besides its own forward product.
+
+    Attributes:
+        learner: whose module it is.
+        module: the module; of a synapse only the weight is poisoned, of others all parameters (and running variances).
+        after_forward: whether the forward pass is over when the poison is applied, so that it need not be spared.
+        keep_signs: whether magnitudes are scrambled and signs kept; else all values are NaN.
+        spare_scale: whether a normalization's own scale stays as it is.
+        clean: while applied after the forward pass, what is poisoned, each with its own values.
+    """
 
     learner: Learner
     module: nn.Module
     after_forward: bool = False
     keep_signs: bool = False
     spare_scale: bool = False
-    """Whether a normalization's own scale stays as it is."""
     clean: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """While applied: what is poisoned, with its own values."""
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """While open, they see NaN, or magnitudes scrambled with their signs kept."""
+        """While open, readers see NaN, or magnitudes scrambled with their signs kept."""
         tensors = self._tensors()
         kept = [tensor.detach().clone() for tensor in tensors]
         weight = self.module._parameters.get("weight")
@@ -106,7 +113,7 @@ def _transmits(synapse: Synapse, clean: Tensor) -> Iterator[None]:
 
 @contextmanager
 def clean_passes(model: nn.Module, poisons: list[Poison]) -> Iterator[None]:
-    """While open, what the model's forward passes may read has its own values during each of them, and is poisoned between."""
+    """While open, what is poisoned has its own values during each forward pass of the model, and the poison between."""
     pairs = [pair for poison in poisons for pair in poison.clean]
     poisoned: list[list[Tensor]] = []
 
@@ -133,7 +140,10 @@ def clean_passes(model: nn.Module, poisons: list[Poison]) -> Iterator[None]:
 
 @contextmanager
 def zeros_filled(model: nn.Module) -> Iterator[None]:
-    """While open, parameters that are zero throughout have small random values: zeros carry nothing, whoever reads them."""
+    """While open, parameters that are zero throughout have small random values.
+
+    Zeros carry nothing, whoever reads them, so a transport of them would not show.
+    """
     generator = torch.Generator().manual_seed(0)
     zeros = [p for p in model.parameters() if p.is_floating_point() and p.numel() and not bool(p.detach().any())]
     for parameter in zeros:
@@ -148,9 +158,9 @@ def zeros_filled(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def untied(model: nn.Module) -> Iterator[None]:
-    """While open, modules that share a synapse's weights without being one, as an embedding may, hold equal ones of their own.
+    """While open, modules that share a synapse's weights without being one hold equal ones of their own (an embedding).
 
-    A synapse keeps clean values for its `transmit`; another layer's forward pass would meet the poison.
+    A synapse's forward product is made of clean values; another layer's forward pass would meet the poison.
     """
     synapses = {id(m.weight) for m in model.modules() if isinstance(m, Synapse)}
     shared = [

@@ -16,14 +16,24 @@ from apical.optim.updates import ordinary
 from apical.phases.layout import as_one_network
 from apical.synapses.synapse import Synapse
 
+Again = Callable[[], None]
+"""again(): puts all that a pass changes back to where it was, for the next one under equal conditions."""
+
 
 @contextmanager
-def replaying(learner: Learner, *, phases: bool = False) -> Iterator[Callable[[], None]]:
-    """Hold everything a pass changes besides gradients; the value given out puts it all back at once, for the next pass.
+def replaying(learner: Learner, *, phases: bool = False) -> Iterator[Again]:
+    """While open, passes may be made at will; afterwards everything is as before.
 
-    That is: PyTorch's and the learner's random state, running statistics, redrawn feedback, and `.grad` of all parameters.
+    Held are PyTorch's and the learner's random state, running statistics, redrawn feedback and `.grad` of all
+    parameters. The function given out puts all but the gradients back at once, so that two passes can be compared.
 
-    phases: passes inside are recorded for `Learner.adapt`, and feedback that it changes is put back as well.
+    Args:
+        learner: whose model passes.
+        phases: whether passes inside are recorded for `Learner.adapt`, and feedback that it changes is put back as
+            well.
+
+    Raises:
+        ValueError: if the learner holds several copies side by side.
     """
     model = learner.model
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})

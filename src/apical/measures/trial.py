@@ -1,0 +1,89 @@
+"""One batch learned from again and again, each time with other weights poisoned: the experiment of an audit."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apical.learner import Criterion, Learner
+from apical.measures.poison import Poison, clean_passes
+from apical.measures.replay import Again, losses_of
+
+
+class Trial:
+    """What a learner learns from one batch, with and without poisoned weights.
+
+    Attributes:
+        learner: whose updates are compared.
+        again: puts random state, statistics and feedback back to where they were (see `replaying`).
+        clean: parameter or "feedback of ..." -> its update without poison; None where there is none.
+    """
+
+    def __init__(self, learner: Learner, again: Again, inputs: Any, targets: Any, criterion: Criterion) -> None:
+        self.learner, self.again = learner, again
+        self._batch = inputs, targets, criterion
+        self._rounding: dict[str, float] = {}
+        """Of feedback, below which steps of it may differ by the order of sums alone."""
+        self.clean = self.updates([])
+        bad = [name for name, update in self.clean.items() if update is not None and not bool(update.isfinite().all())]
+        if bad:
+            raise ValueError(
+                f"updates of {bad} are not finite even before the audit; audit a model and batch that can learn"
+            )
+
+    def losses(self) -> Tensor:
+        """Losses [N] of one more forward pass."""
+        return losses_of(self.learner, *self._batch)
+
+    def changes(self, poisons: list[Poison]) -> bool:
+        """Whether any update differs from the clean one while `poisons` are applied."""
+        updates = self.updates(poisons)
+        return any(differ(clean, updates[name], self._rounding.get(name, 0.0)) for name, clean in self.clean.items())
+
+    def updates(self, poisons: list[Poison]) -> dict[str, Tensor | None]:
+        """Updates while `poisons` are applied: gradients of parameters, steps of feedback that learns in a phase."""
+        self.learner.model.zero_grad()
+        self.again()
+        with ExitStack() as stack:
+            for poison in poisons:
+                if not poison.after_forward:
+                    stack.enter_context(poison.applied())
+            losses = self.losses()
+            if not len(losses):
+                raise ValueError("the batch is empty, so there is nothing to learn from; audit with a batch of samples")
+            total = losses.sum()
+            for poison in poisons:
+                if poison.after_forward:
+                    stack.enter_context(poison.applied())
+            if total.requires_grad:
+                total.backward()
+            sites = [site for site in self.learner._sites() if site.plasticity.adapts]
+            before = [site.feedback.clone() for site in sites]
+            with clean_passes(self.learner.model, poisons):
+                # Without `adapt` around it, which drops all gradients during a warmup.
+                self.learner._learn(self.learner._phases(), *self._batch)
+        updates = self.gradients()
+        for site, feedback in zip(sites, before, strict=True):
+            name = f"feedback of {site.name}"
+            updates[name] = site.feedback - feedback
+            self._rounding.setdefault(name, torch.finfo(feedback.dtype).eps * float(feedback.abs().max()))
+        self.again()
+        return updates
+
+    def gradients(self) -> dict[str, Tensor | None]:
+        """Parameter -> the gradient that it has now."""
+        named = self.learner.model.named_parameters()
+        return {name: None if p.grad is None else p.grad.detach() for name, p in named}
+
+
+def differ(clean: Tensor | None, update: Tensor | None, rounding: float = 0.0) -> bool:
+    """Whether `update` is another one than `clean`: by more than rounding, or by not being finite."""
+    if clean is None or update is None:
+        return clean is not update
+    if not bool(update.isfinite().all()):
+        return True
+    # Far above the rounding of kernels that sum in varying order, far below the effect of another weight matrix.
+    return bool((update - clean).abs().max() > 1e-4 * clean.abs().max() + rounding) if clean.numel() else False
