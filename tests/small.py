@@ -36,10 +36,10 @@ def convolutions() -> nn.Sequential:
     ).double()  # fmt: skip
 
 
-def exactly(phase, places, c, distribution, calls) -> dict[tuple[str, int], Estimate]:
+def exactly(phase, places, c, distribution, calls=None) -> dict[tuple[str, int], Estimate]:
     """In place of `estimates`: what they are on average for small noise."""
     found: dict[tuple[str, int], Estimate] = {}
-    phase.episode.true_signals(
+    phase.clean.true_signals(
         list(places), lambda place, call, signal: found.update({(place, call): Estimate(signal.clone())})
     )
-    return {place: estimate for place, estimate in found.items() if place in calls}
+    return {place: estimate for place, estimate in found.items() if calls is None or place in calls}

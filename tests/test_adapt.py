@@ -34,7 +34,7 @@ class Recurrent(nn.Module):
 
 def test_reinforce_pairs_noise_with_the_call_it_was_put_on(monkeypatch):
     """With exact estimates it is backpropagation."""
-    monkeypatch.setattr("apical.pathways.scalar.estimates", exactly)
+    monkeypatch.setattr("apical.phases.phase.estimates", exactly)
     x, y = torch.randn(9, 4, dtype=torch.float64), torch.randint(3, (9,))
     plain, net = Recurrent(), Recurrent()
     learner = apical.attach(net, "reinforce", example_input=x)
@@ -65,7 +65,7 @@ def test_reinforce_puts_no_noise_where_nothing_learns_from_it(shown, monkeypatch
 
 @pytest.mark.parametrize("below", ["kp", "np", "sg"])
 def test_feedback_below_a_cut_learns_from_the_errors_that_reinforce_sends_there(below, monkeypatch):
-    monkeypatch.setattr("apical.pathways.scalar.estimates", exactly)
+    monkeypatch.setattr("apical.phases.phase.estimates", exactly)
     torch.manual_seed(0)
     x, y = torch.randn(9, 4, dtype=torch.float64), torch.randint(3, (9,))
     net = nn.Sequential(*[m for _ in range(3) for m in (nn.Linear(4, 4), nn.Tanh())], nn.Linear(4, 3)).double()

@@ -75,9 +75,7 @@ IMAGES = torch.randn(8, 2, 6, 6, generator=seed(7))
 def attach(model: nn.Module, rule="fa", example=X, n: int = 1, **options) -> apical.Learner:
     """With example_input only where the rule asks for it."""
     chosen = apical.rule(rule) if isinstance(rule, str) else rule
-    return apical.attach(
-        model, rule, example_input=example if chosen.pathway.wired else None, generator=seed(n), **options
-    )
+    return apical.attach(model, rule, example_input=example if chosen.direct else None, generator=seed(n), **options)
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, x: Tensor = X, y: Tensor = Y) -> Tensor:
@@ -212,7 +210,7 @@ def test_signals_made_with_the_error_are_those_made_when_autograd_comes_by(rule,
     """Direct signals of small activities are made at once; none, some and all of them here."""
     found = []
     for limit in (0, small):
-        monkeypatch.setattr("apical.pathways.taps._SMALL", limit)
+        monkeypatch.setattr("apical.pathways.taps.SMALL", limit)
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 5), nn.Linear(5, 3))
         attach(model, rule)
@@ -394,7 +392,7 @@ def test_a_copy_learns_independently_and_exactly_like_the_original(rule, make, w
     for name, synapse in other.synapses.items():
         assert synapse is twin.get_submodule(name)
         assert synapse is not learner.synapses[name]
-        assert synapse.wiring is other._wiring
+        assert synapse.circuit is other.circuit
     assert not {id(p) for p in model.parameters()} & {id(p) for p in twin.parameters()}
     assert not {id(b) for b in model.buffers()} & {id(b) for b in twin.buffers()}
 
@@ -928,7 +926,7 @@ def test_an_initialization_that_fails_midway_leaves_the_model_as_it_was(init):
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("shown", [True, False])
 def test_the_first_synapse_has_no_feedback_once_its_input_is_known_to_be_data(rule, shown):
-    if not shown and apical.rule(rule).pathway.wired:
+    if not shown and apical.rule(rule).direct:
         pytest.skip("needs example_input")
     model = chain()
     learner = apical.attach(model, rule, example_input=X if shown else None, generator=seed())
@@ -1010,7 +1008,7 @@ def test_a_module_used_twice_sums_both_uses(rule, shown):
     x = torch.randn(8, 5, dtype=torch.float64)
     model = Twice().double()
     learner = apical.attach(
-        model, rule, example_input=x if shown or apical.rule(rule).pathway.wired else None, generator=seed()
+        model, rule, example_input=x if shown or apical.rule(rule).direct else None, generator=seed()
     )
     for _ in range(2):  # The second time with whatever the first has decided.
         got = gradients(model, x)

@@ -135,7 +135,11 @@ def test_modules_by_name():
     def masked(**options):
         learner = attach(convolutions(), "fa", **options)
         return {
-            name: (s.connectivity, "weight_mask" in s._buffers, "feedback_mask" in s._buffers)
+            name: (
+                learner.connectivity[name] if s.sparse else None,
+                "weight_mask" in s._buffers,
+                "feedback_mask" in s._buffers,
+            )
             for name, s in learner.synapses.items()
         }
 

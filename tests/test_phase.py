@@ -399,7 +399,7 @@ class Bypass(nn.Module):
 @pytest.mark.parametrize("own", [False, True], ids=["the loop's pass", "a pass of its own"])
 def test_reinforce_adds_to_the_error_that_a_skip_brings_around_a_cut(head, optimizer, own, monkeypatch):
     """With exact estimates both together are backpropagation."""
-    monkeypatch.setattr("apical.pathways.scalar.estimates", exactly)
+    monkeypatch.setattr("apical.phases.phase.estimates", exactly)
     x, plain, net = X.double(), Bypass(), Bypass()
     learner = apical.attach(net, {"": "reinforce", "o": head}, example_input=x)
     if head == "dfa":
@@ -570,7 +570,7 @@ class Named(nn.Module):
 @pytest.mark.parametrize("shown", [True, False])
 @pytest.mark.parametrize("rule", ["fa", "dfa", "wm", "np", "np-direct", "sg", "reinforce"])
 def test_layers_called_by_name_learn_as_those_called_by_position(rule, shown):
-    shown = shown or apical.rule(rule).pathway.wired
+    shown = shown or apical.rule(rule).direct
     found = []
     for net in (Named(False), Named(True)):
         noise = apical.NoisyActivations(net, 0.1)
@@ -596,7 +596,7 @@ def test_normalizations_called_by_name_are_recorded():
     net = Net(nn.Linear(72, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
     learner = apical.attach(net, "np")
     net(X).sum().backward()
-    (found,) = learner._recorder.newest.conditions.normalized[net[1]]
+    (found,) = learner.phases.recorder.newest.conditions.normalized[net[1]]
     torch.testing.assert_close(found.mean, net[0](X.flatten(1)).mean(0))
 
 
@@ -810,7 +810,7 @@ def test_ranks_draw_noise_of_their_own(monkeypatch):
     learner = attach(net, "wm")
     draws = []
     for rank in range(2):
-        monkeypatch.setattr("apical.phases.phase.together", lambda: True)
+        monkeypatch.setattr("apical.distributed.together", lambda: True)
         monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
         monkeypatch.setattr(dist, "get_world_size", lambda: 2)
         learner.generator.manual_seed(0)

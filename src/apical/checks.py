@@ -1,9 +1,13 @@
-"""Whether a value is of the kind that an annotation asks for: options come from text, and configs from files."""
+"""What a value has to be, and the sentence that says so: kinds from annotations, numbers within bounds, names of a table.
+
+Options come from text and configurations from files, so kinds are checked when values are made.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 from collections.abc import Callable, Iterable
 from numbers import Integral, Real
@@ -60,9 +64,51 @@ def _told(kind: Any) -> list[str]:
     return ["a function" if outer is Callable else _WORDS.get(outer, f"a {outer.__name__}")]
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Words that offer what `name` may have meant."""
-    names = list(names)
+def number(
+    name: str,
+    value: object,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    whole: bool = False,
+    otherwise: str = "",
+) -> None:
+    """Raise a ValueError unless `value` is a finite number within the bounds. True and False are no numbers.
+
+    Args:
+        name: of the argument. least: smallest value allowed. above: value that it has to exceed.
+        whole: whether it has to be a whole number. otherwise: what follows in the sentence, e.g. a reason or a way out.
+
+    >>> number("rate", -0.1, least=0)
+    Traceback (most recent call last):
+    ValueError: rate must be a number of at least 0, got -0.1
+    """
+    kind = Integral if whole else Real
+    fine = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    if fine and (least is None or value >= least) and (above is None or value > above):  # type: ignore[operator]
+        return
+    noun = "whole number" if whole else "number"
+    if above == 0:
+        told = f"a positive {noun}"
+    elif above is not None:
+        told = f"a {noun} above {above:g}"
+    else:
+        told = f"a {noun}" if least is None else f"a {noun} of at least {least:g}"
+    raise ValueError(f"{name} must be {told}, got {value!r}{otherwise}")
+
+
+def near(name: str, names: Iterable[str], *, cutoff: float = 0.5) -> list[str]:
+    """Up to three of `names` that are spelled like `name`, whatever the case, the nearest first."""
     folded = {n.lower(): n for n in names}
-    near = [folded[n] for n in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.5)]
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"the names are {', '.join(names)}"
+    return [folded[n] for n in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=cutoff)]
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Words that offer the names that `name` may have meant, or all of them.
+
+    >>> nearest("rsnet20", ["resnet20", "mlp"])
+    "did you mean 'resnet20'?"
+    """
+    names = list(names)
+    found = near(name, names)
+    return f"did you mean {' or '.join(map(repr, found))}?" if found else f"the names are {', '.join(names)}"

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from apical.attaching import connectivity as masks
-from apical.attaching import conversion
-from apical.attaching.connectivity import Connectivity
+from apical import step_hooks
 from apical.nested import Which
-from apical.pathways.base import Pathway
-from apical.pathways.taps import Wiring
+from apical.pathways.base import WholePass
+from apical.pathways.direct import Direct
 from apical.per_copy import copies_in, generator_from
-from apical.phases.conditions import casting, casts
 from apical.phases.layout import Criterion, Layout, OneNetwork
-from apical.phases.phase import Phase, Site
-from apical.phases.recording import Recorder
-from apical.plasticity import Plasticity
+from apical.phases.phases import Phases
+from apical.plasticity.base import Trained
 from apical.rules import Rule
-from apical.step_hooks import watch_optimizers
+from apical.synapses.circuit import Circuit
 from apical.synapses.synapse import Synapse
+
+if TYPE_CHECKING:
+    from apical.attaching.connectivity import Connectivity
 
 
 class Learner:
-    """A model attached to a rule.
+    """A model that learns by a rule, as `apical.attach` returns it.
 
     Attributes:
         model: the model, changed in place.
@@ -35,10 +33,21 @@ class Learner:
         synapses: module name -> synapse, with `weight`, `bias` and `feedback` (None where never used).
         blocks: module name -> module, for direct signals that enter at blocks; its `feedback` is [outputs, *features].
         connectivity: module name -> `Connectivity` of that synapse or block.
-        generator: source of all randomness of the feedback; of copies side by side, `Streams`.
-        adapted: how many times `adapt` was called.
-        copies: how many networks lie side by side in the model (see `replicate`).
-        layout: how their batches become one, and the losses of each come apart.
+        generator: source of all randomness of the feedback; of copies side by side, `apical.per_copy.Streams`.
+        output: which tensor of the model's output the loss is made of, as given to `attach`.
+        copies: how many networks lie side by side in the model (see `apical.replicate`).
+        layout: how the batches of copies become one, and the losses of each come apart.
+        circuit: what the synapses share. phases: what learns in phases of its own.
+        passes: what follows passes of the whole model, for rules that need it.
+        undo: what `detach` calls, the last first: each step of the conversion leaves its own way back.
+
+    >>> import apical, torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    >>> learner = apical.attach(net, "kp")
+    >>> learner
+    Learner(Sequential, rule='kp', synapses=2)
+    >>> learner.detach() is net
+    True
     """
 
     def __init__(
@@ -52,20 +61,16 @@ class Learner:
         self.model = model
         self.rules = rules
         self.generator = generator
+        self.output = output
         self.connectivity = connectivity
         self.synapses: dict[str, Synapse] = {}
         self.blocks: dict[str, nn.Module] = {}
-        self.adapted = 0
-        different = list(dict.fromkeys(rules.values()))
-        leading = next((one for one in different if one.pathway.wired), different[0])
-        self._adapts = any(one.pathway.adapts or one.plasticity.adapts for one in different)
         self.copies: int = copies_in(model)
+        self.circuit = Circuit()
+        self.phases = Phases(self)
+        self.passes: list[WholePass] = []
+        self.undo: list[Callable[[], Any]] = []
         self.layout: Layout = OneNetwork()
-        self._wiring = Wiring(leading.pathway, output, self.copies)
-        self._recorder: Recorder | None = None
-        self._features: dict[tuple[torch.Size, ...], dict[str, torch.Size]] = {}
-        self._autocast: torch.dtype | None = None
-        self._handles: list[Any] = []
 
     def __repr__(self) -> str:
         return f"Learner({type(self.model).__name__}, rule='{self.name}', synapses={len(self.synapses)})"
@@ -84,8 +89,23 @@ class Learner:
 
     @property
     def name(self) -> str:
-        """The rule's name, or the names of all."""
+        """The rule's name, or the names of all, with commas."""
         return ", ".join(dict.fromkeys(one.name for one in self.rules.values()))
+
+    @property
+    def owners(self) -> dict[str, nn.Module]:
+        """Module name -> whatever may own feedback: synapses and blocks."""
+        return {**self.synapses, **self.blocks}
+
+    @property
+    def sparse(self) -> bool:
+        """Whether some connections don't exist."""
+        return any(share.weight < 1 or share.feedback < 1 for share in self.connectivity.values())
+
+    @property
+    def adapted(self) -> int:
+        """The number of phases that there have been: calls of `adapt` for rules that have one."""
+        return self.phases.adapted
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "generator": (str(self.generator.device), self.generator.get_state())}
@@ -94,45 +114,10 @@ class Learner:
         device, random_state = state.pop("generator")
         self.__dict__.update(state)
         self.generator = generator_from(random_state, device)
-        watch_optimizers(self)
-        masks.watch(self)
-
-    def _silence(self, synapse: Synapse) -> None:
-        """No signal ever leaves this synapse: keep no feedback for it."""
-        synapse.sends_back = False
-        synapse.plasticity.forget(synapse)
-        if "feedback_mask" in synapse._buffers:
-            synapse._buffers["feedback_mask"] = None
-
-    def _begin(self, module: nn.Module, args: Any) -> None:
-        self._wiring.begin()
-        again = torch._C._current_graph_task_id() != -1  # Activation checkpointing computes the same pass anew.
-        if torch.is_grad_enabled() and not (again or self._wiring.muted):
-            for synapse in self.synapses.values():
-                if synapse.plasticity.redraws:
-                    synapse.plasticity.redraw(synapse, self.generator)
-                    synapse.plasticity.thin(synapse)
-
-    @property
-    def _device_type(self) -> str:
-        # Not by way of the model's parameters: finding the first takes as long as a small layer's product.
-        return next(iter(self.synapses.values()))._parameters["weight"].device.type  # type: ignore[union-attr]
-
-    def _casting(self) -> AbstractContextManager[Any]:
-        """While open, autocast is as it was in the newest pass that learns."""
-        return casting(self._device_type, self._autocast)
-
-    def _see_autocast(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return
-        if torch._C._current_graph_task_id() == -1:  # Else activation checkpointing computes the pass anew.
-            self._autocast = casts(self._device_type)
-
-    def _end(self, module: nn.Module, args: Any, output: Any) -> Any:
-        return self._wiring.end(output)
+        step_hooks.watch(self)
 
     def adapt(self, inputs: Any, targets: Any, criterion: Criterion) -> None:
-        """Let what learns in a phase of its own learn. Call it between ``backward`` and ``optimizer.step``.
+        """Let the feedback that learns in a phase of its own learn. Call it between ``backward`` and ``optimizer.step``.
 
         A no-op for every rule without such a phase, so one training loop serves all rules. Feedback changes in place; the
         gradients of weights are left as they are, except by "reinforce", which fills in those of hidden layers, and
@@ -150,71 +135,14 @@ class Learner:
                 phase is detached.
             RuntimeError: if a rule compares passes, and the model is random beyond PyTorch's global generator.
         """
-        if not self._adapts:
-            return
-        self._require_synapses()
-        parts = self._phases()
-        if not parts:
-            return
-        self._learn(parts, inputs, targets, criterion)
-        self.adapted += 1
-        if self.adapted <= max(getattr(part, "warmup", 0) for part, _ in parts):
-            for parameter in self.model.parameters():
-                parameter.grad = None
-            if self._wiring.local is not None:
-                self._wiring.local.drop()
+        if self.phases.learns:
+            self.require_synapses()
+            self.phases.adapt(inputs, targets, criterion)
 
-    def _learn(
-        self, parts: list[tuple[Plasticity | Pathway, list[Site]]], inputs: Any, targets: Any, criterion: Criterion
-    ) -> None:
-        """One phase of all `parts`, from the pass before or one of its own."""
-        # What is learned is computed in full; the passes of a phase are made as the loop's was.
-        self._autocast = self._autocast or casts(self._device_type)
-        try:
-            with torch.no_grad(), casting(self._device_type, None):
-                phase = Phase(self, self.layout.fold(inputs), targets, criterion)
-                for part, sites in [] if phase.empty else parts:
-                    phase.sites = sites
-                    part.adapt(phase)
-                    for site in sites:
-                        site.plasticity.thin(site.owner)
-        finally:
-            if self._recorder is not None:
-                self._recorder.newest = None
-
-    def _require_synapses(self) -> None:
+    def require_synapses(self) -> None:
+        """Raise a ValueError if the learner is detached."""
         if not self.synapses:
             raise ValueError("the learner is detached, so its model has no synapses any more; call apical.attach again")
-
-    def _phases(self) -> list[tuple[Plasticity | Pathway, list[Site]]]:
-        """Everything that has a phase of its own, with the places where its signal enters."""
-        found: dict[Plasticity | Pathway, list[Site]] = {}
-        for site in self._sites():
-            pathway = None if site.name in self.blocks else site.synapse.pathway
-            for part in (pathway, site.plasticity):
-                if part is not None and part.adapts:
-                    found.setdefault(part, []).append(site)
-        # Pathways first: plasticities may wait for the errors that they bring.
-        return sorted(found.items(), key=lambda pair: not isinstance(pair[0], Pathway))
-
-    def _sites(self) -> list[Site]:
-        """All places where a teaching signal enters."""
-        synapses = [
-            Site(name, synapse, synapse.plasticity, direct=synapse.pathway.wired)
-            for name, synapse in self.synapses.items()
-            if synapse.sends_back and synapse.plasticity.available(synapse)
-        ]
-        return synapses + [Site(name, block, self.rule.plasticity, direct=True) for name, block in self.blocks.items()]
-
-    def _buffers(self) -> list[Tensor]:
-        """The model's own buffers, without feedback."""
-        return [
-            buffer
-            for module in self.model.modules()
-            if not isinstance(module, Synapse)
-            for name, buffer in module._buffers.items()
-            if buffer is not None and not (name in ("feedback", "feedback_mask") and module in self.blocks.values())
-        ]
 
     def forward_parameters(self) -> list[nn.Parameter]:
         """Every parameter of the model that is not feedback."""
@@ -222,15 +150,15 @@ class Learner:
         return [p for p in self.model.parameters() if id(p) not in feedback]
 
     def feedback_parameters(self) -> list[nn.Parameter]:
-        """Trainable feedback; empty for rules whose feedback no optimizer moves."""
-        owners = [*self.synapses.values(), *self.blocks.values()]
-        plasticities = [s.plasticity for s in self.synapses.values()] + [self.rule.plasticity for _ in self.blocks]
-        pairs = zip(owners, plasticities, strict=True)
-        found = (owner._parameters.get("feedback") for owner, plasticity in pairs if plasticity.trainable)
+        """Feedback that the optimizer trains; empty for rules whose feedback no optimizer moves."""
+        owners: list[nn.Module] = [s for s in self.synapses.values() if isinstance(s.plasticity, Trained)]
+        if self.blocks and self.rule.trains:
+            owners += self.blocks.values()
+        found = (owner._parameters.get("feedback") for owner in owners)
         return [p for p in found if p is not None]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs besides ``model.state_dict()``, which holds the feedback.
+        """The learner's own state, which a checkpoint needs besides ``model.state_dict()``; that holds the feedback.
 
         The generator's state, the names of the synapses that no signal leaves, how often `adapt` was called, and the shapes of
         the activities that its phases have met.
@@ -240,7 +168,7 @@ class Learner:
             "generator": self.generator.get_state(),
             "silent": silent,
             "adapted": self.adapted,
-            "features": {key: dict(met) for key, met in self._features.items()},
+            "features": {key: dict(met) for key, met in self.phases.features.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -260,18 +188,20 @@ class Learner:
         if unknown:
             raise ValueError(f"the state is of another model: it names {unknown}, which are no synapses here")
         self.generator.set_state(state["generator"].cpu())
-        self.adapted = int(state["adapted"])
-        self._features = {key: dict(met) for key, met in state.get("features", {}).items()}
+        self.phases.adapted = int(state["adapted"])
+        self.phases.features = {key: dict(met) for key, met in state.get("features", {}).items()}
         for name in state["silent"]:
-            if not self.synapses[name].pathway.wired:
-                self._silence(self.synapses[name])
+            if not isinstance(self.synapses[name].pathway, Direct):
+                self.synapses[name].silence()
 
     def detach(self) -> nn.Module:
         """Give the plain model back: its layers' own classes, no feedback, no hooks. Weights stay as learned.
 
         Absent connections (see `Connectivity`) stay at zero until the plain model is trained: nothing holds them any more.
         """
-        conversion.to_plain(self)
+        while self.undo:
+            self.undo.pop()()
+        self.synapses, self.blocks, self.passes, self.phases.recorder = {}, {}, [], None
         return self.model
 
 
@@ -296,5 +226,5 @@ def as_attached(value: object) -> Learner:
         ValueError: if the learner is detached.
     """
     learner = as_learner(value)
-    learner._require_synapses()
+    learner.require_synapses()
     return learner

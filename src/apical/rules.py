@@ -1,29 +1,35 @@
 """The named rules: pairs of a pathway and a plasticity, with their sources.
 
-A new rule is one line here, and one file in `plasticity` (or a class in `pathway`) if it answers a question anew.
+A new rule is one line here, and one file in `plasticity` or `pathways` if it answers a question anew.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
-from apical.checks import fits, told
+from apical.checks import fits, near, told
 from apical.citations import CITATIONS
-from apical.pathways import PATHWAYS
-from apical.pathways.base import Pathway
-from apical.pathways.direct import Direct
-from apical.pathways.indirect import Indirect
-from apical.pathways.layer_wise import LayerWise
-from apical.pathways.none import NoPathway
-from apical.pathways.scalar import Scalar
-from apical.plasticity import PLASTICITIES, Fixed, Gradient, Hebbian, Mirror, Perturbation, Plasticity, Signs, Transport
-from apical.plasticity.none import NO_PLASTICITY
+from apical.pathways import PATHWAYS, Direct, Indirect, LayerWise, NoPathway, Pathway, Scalar
+from apical.plasticity import (
+    PLASTICITIES,
+    Fixed,
+    Gradient,
+    Hebbian,
+    Mirror,
+    NoPlasticity,
+    Perturbation,
+    Plasticity,
+    Signs,
+    Trained,
+    Transport,
+)
+
+Part = TypeVar("Part", Pathway, Plasticity)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Rule:
     """A learning rule: how a teaching signal reaches a synapse, and how its feedback weights come to be.
 
@@ -31,70 +37,65 @@ class Rule:
         pathway: a `Pathway`, or its name: "layer-wise", "direct", "indirect", "scalar", "none".
         plasticity: a `Plasticity`, or its name: "fixed", "transport", "signs", "hebbian", "mirror", "perturbation",
             "gradient"; None with pathways "scalar" and "none", which need no feedback weights.
-        name: short name; title: what the field calls it; cites: keys of `CITATIONS`.
+        name: short name; title: what the field calls it; cites: keys of `apical.citations.CITATIONS`.
         where: paper and equation; weight_decay: what the paper's optimizer applies to W and B alike, where it matters.
 
     Raises:
         ValueError: for a pair without meaning, or an unknown name.
+
+    >>> Rule("direct", "hebbian").name
+    'direct/hebbian'
     """
 
     pathway: Pathway
-    plasticity: Plasticity = None  # type: ignore[assignment]
+    plasticity: Plasticity
     name: str = field(default="", kw_only=True)
     title: str = field(default="", kw_only=True)
     cites: tuple[str, ...] = field(default=(), kw_only=True)
     where: str = field(default="", kw_only=True)
     weight_decay: float = field(default=0.0, kw_only=True)
 
-    if TYPE_CHECKING:
+    def __init__(
+        self,
+        pathway: Pathway | str,
+        plasticity: Plasticity | str | None = None,
+        *,
+        name: str = "",
+        title: str = "",
+        cites: tuple[str, ...] = (),
+        where: str = "",
+        weight_decay: float = 0.0,
+    ) -> None:
+        signal = _part(pathway, PATHWAYS, Pathway, "pathway")
+        feedback = _plasticity(plasticity, signal)
+        # A frozen dataclass is filled by way of its dictionary.
+        vars(self).update(
+            pathway=signal,
+            plasticity=feedback,
+            name=name or f"{signal.name}/{feedback.name}",
+            title=title or f"{feedback.name} feedback, {signal.name}".capitalize(),
+            cites=cites,
+            where=where,
+            weight_decay=weight_decay,
+        )
 
-        def __init__(
-            self,
-            pathway: Pathway | str,
-            plasticity: Plasticity | str | None = None,
-            *,
-            name: str = "",
-            title: str = "",
-            cites: tuple[str, ...] = (),
-            where: str = "",
-            weight_decay: float = 0.0,
-        ) -> None: ...
+    @property
+    def direct(self) -> bool:
+        """Whether signals come from the output's error, so that `attach` needs `example_input` for their feedback's shapes."""
+        return isinstance(self.pathway, Direct)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "pathway", _named(self.pathway, PATHWAYS, Pathway, "pathway"))
-        pathway = self.pathway
-        if isinstance(pathway, NoPathway | Scalar):
-            if self.plasticity not in (None, "none", NO_PLASTICITY):
-                raise ValueError(
-                    f"pathway '{pathway.name}' has no feedback weights, so plasticity {_label(self.plasticity)} would never be "
-                    "used; leave plasticity out"
-                )
-            object.__setattr__(self, "plasticity", NO_PLASTICITY)
-        else:
-            if self.plasticity in (None, "none"):
-                raise ValueError(
-                    f"pathway '{pathway.name}' needs feedback weights; give plasticity=, one of {', '.join(PLASTICITIES)}"
-                )
-            object.__setattr__(self, "plasticity", _named(self.plasticity, PLASTICITIES, Plasticity, "plasticity"))
-        plasticity = self.plasticity
-        if pathway.name not in plasticity.pathways:
-            why = _WHY_NOT.get(plasticity.name)
-            raise ValueError(
-                f"pathway '{pathway.name}' with plasticity '{plasticity.name}' has no meaning{f': {why}' if why else ''}; "
-                f"'{plasticity.name}' goes with {' or '.join(sorted(plasticity.pathways))}"
-            )
-        if not self.name:
-            object.__setattr__(self, "name", f"{pathway.name}/{plasticity.name}")
-        if not self.title:
-            object.__setattr__(self, "title", f"{plasticity.name} feedback, {pathway.name}".capitalize())
+    @property
+    def trains(self) -> bool:
+        """Whether the user's optimizer moves the feedback."""
+        return isinstance(self.plasticity, Trained)
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """Name -> value of everything `apical.rule(name, ...)` may set."""
+        """Name -> value of everything that `apical.rule(name, ...)` may set."""
         return {
             f.name: getattr(part, f.name)
             for part in (self.pathway, self.plasticity)
-            for f in dataclasses.fields(part)  # type: ignore[arg-type]
+            for f in dataclasses.fields(part)
             if not f.metadata.get("settled_by_name")
         }
 
@@ -102,6 +103,30 @@ class Rule:
     def citations(self) -> list[str]:
         """The works to cite for this rule."""
         return [CITATIONS[key] for key in self.cites]
+
+
+def _plasticity(given: Plasticity | str | None, pathway: Pathway) -> Plasticity:
+    """The plasticity that goes with a pathway."""
+    absent = given in (None, "none") or isinstance(given, NoPlasticity)
+    if isinstance(pathway, NoPathway | Scalar):
+        if absent:
+            return NoPlasticity()
+        raise ValueError(
+            f"pathway '{pathway.name}' has no feedback weights, so plasticity {_label(given)} would never be used; leave "
+            "plasticity out"
+        )
+    if absent:
+        raise ValueError(
+            f"pathway '{pathway.name}' needs feedback weights; give plasticity=, one of {', '.join(PLASTICITIES)}"
+        )
+    plasticity = _part(given, PLASTICITIES, Plasticity, "plasticity")
+    if pathway.name not in plasticity.pathways:
+        why = _WHY_NOT.get(plasticity.name)
+        raise ValueError(
+            f"pathway '{pathway.name}' with plasticity '{plasticity.name}' has no meaning{f': {why}' if why else ''}; "
+            f"'{plasticity.name}' goes with {' or '.join(sorted(plasticity.pathways))}"
+        )
+    return plasticity
 
 
 _WHY_NOT = {
@@ -119,130 +144,64 @@ def _label(value: Any) -> str:
     return repr(value if isinstance(value, str) else getattr(value, "name", value))
 
 
-def _named(value: Any, table: dict[str, Any], kind: type, argument: str) -> Any:
+def _part(value: Any, table: dict[str, type[Part]], kind: type[Part], argument: str) -> Part:
+    """A pathway or plasticity, from itself or its name."""
     if isinstance(value, kind):
         return value
-    if isinstance(value, str):
-        key = value.lower().replace("_", "-")
-        if key in table:
-            return table[key]()
+    if isinstance(value, str) and (key := value.lower().replace("_", "-")) in table:
+        return table[key]()
     if isinstance(value, type) and issubclass(value, kind):
         raise ValueError(f"{argument} got the class {value.__name__}; give an instance, {value.__name__}()")
     raise ValueError(f"unknown {argument} {value!r}; give one of {', '.join(table)}, or an instance of {kind.__name__}")
 
 
-_RULES: dict[str, Rule] = {
-    rule.name: rule
-    for rule in (
-        Rule(LayerWise(), Transport(), name="bp", title="Backpropagation", cites=("rumelhart1986",)),
-        Rule(NoPathway(), name="shallow", title="Shallow learning", cites=("lillicrap2016",), where="Fig. 2a"),
-        Rule(
-            LayerWise(),
-            Fixed(),
-            name="fa",
-            title="Feedback alignment",
-            cites=("lillicrap2016",),
-            where="Fig. 3c, Methods",
-        ),
-        Rule(
-            LayerWise(),
-            Fixed("amit2019"),
-            name="frfb",
-            title="Fixed random feedback",
-            cites=("amit2019",),
-            where="section 3",
-        ),
-        Rule(Direct(), Fixed(), name="dfa", title="Direct feedback alignment", cites=("nokland2016",)),
-        Rule(
-            Indirect(), Fixed(), name="ifa", title="Indirect feedback alignment", cites=("nokland2016",), where="eq. 9"
-        ),
-        Rule(
-            LayerWise(), Signs(), name="usf", title="Uniform sign-concordant feedback", cites=("liao2016", "akrout2019")
-        ),
-        Rule(
-            LayerWise(),
-            Signs("batchwise"),
-            name="brsf",
-            title="Batchwise random sign-concordant feedback",
-            cites=("liao2016",),
-        ),
-        Rule(
-            LayerWise(), Signs("fixed"), name="frsf", title="Fixed random sign-concordant feedback", cites=("liao2016",)
-        ),
-        Rule(
-            LayerWise(),
-            Hebbian(),
-            name="kp",
-            title="Kolen-Pollack",
-            cites=("kolen1994", "akrout2019"),
-            where="eqs 16-17",
-            weight_decay=1e-4,
-        ),
-        Rule(
-            LayerWise(),
-            Hebbian(),
-            name="matched",
-            title="Matched updates with weight decay",
-            cites=("lansdell2020",),
-            weight_decay=1e-4,  # [R] the paper says weight decay and prints no value.
-        ),
-        Rule(
-            LayerWise(),
-            Hebbian(init="amit2019"),
-            name="urfb",
-            title="Updated random feedback",
-            cites=("amit2019",),
-            where="section 3",
-        ),
-        Rule(Direct(), Hebbian(), name="kp-direct", title="Direct Kolen-Pollack", cites=("akrout2019", "nokland2016")),
-        Rule(
-            LayerWise(),
-            Mirror(),
-            name="wm",
-            title="Weight mirror",
-            cites=("akrout2019",),
-            where="eqs 5-7, 19-25, Algorithm 1",
-        ),
-        Rule(
-            LayerWise(),
-            Perturbation(),
-            name="np",
-            title="Feedback learned from node perturbation",
-            cites=("lansdell2020",),
-            where="eqs 1, 2, 8, 9",
-        ),
-        Rule(
-            Direct(),
-            Perturbation(),
-            name="np-direct",
-            title="Direct feedback learned from node perturbation",
-            cites=("lansdell2020",),
-            where="section 3.1",
-        ),
-        Rule(
-            LayerWise(), Gradient(), name="sg", title="Synthetic gradients", cites=("lansdell2020",), where="Table 2a"
-        ),
-        Rule(
-            Direct(),
-            Gradient(),
-            name="sg-direct",
-            title="Direct synthetic gradients",
-            cites=("lansdell2020",),
-            where="Table 2b",
-        ),
-        Rule(
-            Scalar(),
-            name="reinforce",
-            title="Node perturbation",
-            cites=("lillicrap2016", "lansdell2020"),
-            where="Fig. 2a, fast RL; eq. 2",
-        ),
+def _line(
+    name: str,
+    pathway: Pathway,
+    plasticity: Plasticity | None,
+    title: str,
+    cites: str,
+    where: str = "",
+    decay: float = 0.0,
+) -> Rule:
+    return Rule(
+        pathway, plasticity, name=name, title=title, cites=tuple(cites.split()), where=where, weight_decay=decay
     )
-}
+
+
+# fmt: off
+_TABLE = (
+    _line("bp", LayerWise(), Transport(), "Backpropagation", "rumelhart1986"),
+    _line("shallow", NoPathway(), None, "Shallow learning", "lillicrap2016", "Fig. 2a"),
+    _line("fa", LayerWise(), Fixed(), "Feedback alignment", "lillicrap2016", "Fig. 3c, Methods"),
+    _line("frfb", LayerWise(), Fixed("amit2019"), "Fixed random feedback", "amit2019", "section 3"),
+    _line("dfa", Direct(), Fixed(), "Direct feedback alignment", "nokland2016"),
+    _line("ifa", Indirect(), Fixed(), "Indirect feedback alignment", "nokland2016", "eq. 9"),
+    _line("usf", LayerWise(), Signs(), "Uniform sign-concordant feedback", "liao2016 akrout2019"),
+    _line("brsf", LayerWise(), Signs("batchwise"), "Batchwise random sign-concordant feedback", "liao2016"),
+    _line("frsf", LayerWise(), Signs("fixed"), "Fixed random sign-concordant feedback", "liao2016"),
+    _line("kp", LayerWise(), Hebbian(), "Kolen-Pollack", "kolen1994 akrout2019", "eqs 16-17", decay=1e-4),
+    # [R] the paper says weight decay and prints no value.
+    _line("matched", LayerWise(), Hebbian(), "Matched updates with weight decay", "lansdell2020", decay=1e-4),
+    _line("urfb", LayerWise(), Hebbian(init="amit2019"), "Updated random feedback", "amit2019", "section 3"),
+    _line("kp-direct", Direct(), Hebbian(), "Direct Kolen-Pollack", "akrout2019 nokland2016"),
+    _line("wm", LayerWise(), Mirror(), "Weight mirror", "akrout2019", "eqs 5-7, 19-25, Algorithm 1"),
+    _line("np", LayerWise(), Perturbation(), "Feedback learned from node perturbation", "lansdell2020", "eqs 1, 2, 8, 9"),
+    _line("np-direct", Direct(), Perturbation(), "Direct feedback learned from node perturbation", "lansdell2020", "section 3.1"),
+    _line("sg", LayerWise(), Gradient(), "Synthetic gradients", "lansdell2020", "Table 2a"),
+    _line("sg-direct", Direct(), Gradient(), "Direct synthetic gradients", "lansdell2020", "Table 2b"),
+    _line("reinforce", Scalar(), None, "Node perturbation", "lillicrap2016 lansdell2020", "Fig. 2a, fast RL; eq. 2"),
+)
+# fmt: on
+_RULES = {one.name: one for one in _TABLE}
 
 
 def rules() -> dict[str, Rule]:
-    """Every named rule, by name, with its defaults."""
+    """Every named rule, by name, with its defaults.
+
+    >>> rules()["fa"].title
+    'Feedback alignment'
+    """
     return dict(_RULES)
 
 
@@ -257,14 +216,7 @@ def rule(name: str, **hyperparameters: Any) -> Rule:
             of a wrong kind.
     """
     if not isinstance(name, str) or name not in _RULES:
-        # By its title, too: "feedback-alignment" is 'fa'.
-        known = {**{one.title.lower(): key for key, one in _RULES.items()}, **{key: key for key in _RULES}}
-        wanted = str(name).lower().replace("_", " ").strip()
-        close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
-        close += difflib.get_close_matches(wanted.replace("-", " "), known, n=3, cutoff=0.8)
-        near = list(dict.fromkeys(known[key] for key in close))[:3]
-        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-        raise ValueError(f"unknown rule {name!r}; {hint}the rules are {', '.join(_RULES)}")
+        raise ValueError(f"unknown rule {name!r}; {_hint(str(name))}the rules are {', '.join(_RULES)}")
     found = _RULES[name]
     known = found.hyperparameters
     unknown = [key for key in hyperparameters if key not in known]
@@ -285,8 +237,21 @@ def rule(name: str, **hyperparameters: Any) -> Rule:
     return dataclasses.replace(found, **changed) if changed else found
 
 
-def as_rule(value: str | Rule) -> Rule:
-    """A `Rule` from what `attach` takes."""
+def _hint(name: str) -> str:
+    """Rules that a name may have meant; by their titles, too: "feedback-alignment" is 'fa'."""
+    known = {**{one.title.lower(): key for key, one in _RULES.items()}, **{key: key for key in _RULES}}
+    wanted = name.lower().replace("_", " ").strip()
+    close = [*near(wanted, known), *near(wanted.replace("-", " "), known, cutoff=0.8)]
+    offered = list(dict.fromkeys(known[key] for key in close))[:3]
+    return f"did you mean {' or '.join(map(repr, offered))}? " if offered else ""
+
+
+def as_rule(value: object) -> Rule:
+    """A `Rule` from what `attach` takes.
+
+    Raises:
+        TypeError: for anything but a name or a rule.
+    """
     if isinstance(value, Rule):
         return value
     if isinstance(value, str):

@@ -14,7 +14,7 @@ from torch import nn
 import apical
 from apical.losses import squared_error
 from apical.noise import POOL, Supply
-from apical.phases.clean_pass import Episode
+from apical.phases.clean_pass import CleanPass
 
 
 def half_square(outputs, targets):
@@ -360,7 +360,7 @@ def test_the_variance_of_reinforce_follows_the_number_of_units(width):
     linear_loss(net(x), None).sum().backward()
     with torch.no_grad():
         phase = Phase(learner, x, None, linear_loss)
-        phase.sites = learner._sites()
+        phase.sites = learner.phases.sites()
         found = estimates(phase, ["2", "4"], 0.1, "gaussian")
     for name, own, other in (("2", lower, upper), ("4", upper, lower)):
         squares = found[name, 0].tensor.square().sum(1)
@@ -403,7 +403,7 @@ def test_noise_in_one_sample_does_not_reach_another_through_batch_normalization(
     learner = attach(net, "np", x)
     half_square(net(x), y).mean().backward()
     with torch.no_grad():
-        episode = Episode(learner, x, y, half_square)
+        episode = CleanPass(learner, x, y, half_square)
 
         def one(place, call, activity):
             changed = activity.clone()

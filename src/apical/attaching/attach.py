@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical.attaching import connectivity as masks
+from apical.attaching import connectivity as connections
 from apical.attaching import conversion, faults
 from apical.attaching.by_module import Rules
 from apical.attaching.connectivity import Connectivities
-from apical.attaching.dry_run import check_wiring, probe
+from apical.attaching.dry_run import check_wiring, dry_run
 from apical.learner import Learner
 from apical.nested import Which
 from apical.per_copy import copies_in, streams
@@ -94,8 +94,8 @@ def attach(
             rule, example_input=example_input, at=at, generator=generator, output=output, connectivity=connectivity
         )
     rules = faults.layers(model, rule, example_input, at)  # type: ignore[arg-type]
-    shares = masks.shared_out(connectivity, [*rules, *(at or ())])
-    masks.check(model, rules, shares)
+    shares = connections.shared_out(connectivity, [*rules, *(at or ())])
+    connections.check(model, rules, shares)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
             f"generator must be a torch.Generator, got {generator!r}; torch.Generator().manual_seed(0) makes one"
@@ -104,12 +104,12 @@ def attach(
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
     learner = Learner(model, rules, streams(generator, copies_in(model)), output, shares)
     # On the plain model, so that whatever fails leaves it as it was.
-    wired = any(one.pathway.wired for one in rules.values())
-    shown = None if example_input is None else probe(model, list(rules), example_input, at, output, wired=wired)
+    direct = any(one.direct for one in rules.values())
+    shown = None if example_input is None else dry_run(model, list(rules), example_input, at, output, direct=direct)
     if shown is not None:
         check_wiring(rules, shown, at)
     try:
-        conversion.to_synapses(learner, shown, at)
+        conversion.convert(learner, shown, at)
     except Exception:
         learner.detach()
         raise

@@ -6,21 +6,20 @@ teaching signals, measures and audits need to know nothing: only what changes a 
 
 from __future__ import annotations
 
-import math
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from apical.attaching.by_module import by_nearest
+from apical.checks import fits
+from apical.pathways import Direct
 from apical.per_copy import Streams
-from apical.plasticity.base import Plasticity, keep_buffer
+from apical.plasticity.regression import Regression
 from apical.rules import Rule
-from apical.synapses.masks import MASKS
+from apical.synapses.storage import mask_feedback, names_kept
 from apical.synapses.synapse import Synapse
 
 if TYPE_CHECKING:
@@ -50,8 +49,7 @@ class Connectivity:
     def __post_init__(self) -> None:
         for name in ("weight", "feedback"):
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or not 0 < value <= 1:
+            if not fits(value, float) or not 0 < value <= 1:
                 raise ValueError(
                     f"connectivity of {name} must be the fraction of connections that exist, above 0 and at most 1, "
                     f"got {value!r}"
@@ -93,7 +91,7 @@ def check(model: nn.Module, rules: Mapping[str, Rule], shares: Mapping[str, Conn
     found = []
     for name, share in shares.items():
         rule = rules.get(name) or next(iter(rules.values()))
-        if share.feedback < 1 and not rule.plasticity.thins:
+        if share.feedback < 1 and isinstance(rule.plasticity, Regression) and rule.plasticity.solves_as_a_whole:
             found.append(
                 f"the feedback of '{name}' is solved for as a whole by rule '{rule.name}' as it is set up; use solver='sgd', or "
                 f"leave its feedback whole with connectivity={{'{name}': apical.Connectivity(weight={share.weight:g})}}"
@@ -126,88 +124,39 @@ def _draw(shape: torch.Size, share: float, generator: torch.Generator, like: Ten
 
 
 def draw_weight_masks(learner: Learner) -> None:
-    """A mask for the weights of every synapse that is thinned; one for all that share them.
+    """Draw a mask for the weights of every synapse that is sparse; one for all that share them.
 
-    Drawn before any feedback, so that all rules that start from one seed have the same forward connections.
+    They are drawn before any feedback, so that all rules that start from one seed have the same forward connections.
     """
     drawn: dict[int, Tensor] = {}
     for name, synapse in learner.synapses.items():
         share, weight = learner.connectivity[name], synapse.weight
-        if share != FULL:
-            vars(synapse)["connectivity"] = share
+        synapse.sparse = share != FULL
         if share.weight == 1:
             continue
         if id(weight) not in drawn:
             drawn[id(weight)] = _draw(weight.shape, share.weight, learner.generator, weight)
-        keep_buffer(synapse, "weight_mask", drawn[id(weight)])
+        synapse.register_buffer("weight_mask", drawn[id(weight)])
 
 
-def draw_feedback_mask(
-    owner: nn.Module, plasticity: Plasticity, share: Connectivity, shape: torch.Size, generator: torch.Generator
-) -> None:
-    """A mask for feedback of `shape` on `owner`, and the feedback thinned by it; nothing where it is the weights themselves."""
-    if share.feedback == 1 or not (plasticity.names or plasticity.computes):
+def draw_feedback_mask(learner: Learner, owner: nn.Module, name: str, shape: torch.Size) -> None:
+    """Draw a mask for feedback of `shape` on `owner`, and apply it; none where feedback is the weights themselves."""
+    share = learner.connectivity[name]
+    computed = isinstance(owner, Synapse) and owner.connection.resolve is not None
+    if share.feedback == 1 or not (names_kept(owner) or computed):
         return
     like = next(iter(owner.parameters()), None)
     like = torch.empty(0) if like is None else like
-    layerwise = isinstance(owner, Synapse) and not owner.pathway.wired
-    keep_buffer(owner, "feedback_mask", _draw(shape, share.feedback, generator, like, dimension=0 if layerwise else 1))
-    plasticity.thin(owner)
+    layerwise = isinstance(owner, Synapse) and not isinstance(owner.pathway, Direct)
+    mask = _draw(shape, share.feedback, learner.generator, like, dimension=0 if layerwise else 1)
+    owner.register_buffer("feedback_mask", mask)
+    mask_feedback(owner)
 
 
 @torch.no_grad()
-def thin_weights(learner: Learner) -> None:
-    """Take absent connections out of the weights, and keep them out whatever an optimizer does."""
+def mask_weights(learner: Learner) -> None:
+    """Take absent connections out of the weights."""
     for synapse in learner.synapses.values():
         mask = synapse._buffers.get("weight_mask")
         if mask is not None:
             synapse.weight.mul_(mask)
-    watch(learner)
-
-
-def release(owner: nn.Module) -> None:
-    """Forget the masks."""
-    vars(owner).pop("connectivity", None)
-    for name in MASKS:
-        owner._buffers.pop(name, None)
-
-
-# Optimizers that treat every element on its own keep zeros at zero, since their gradients are masked. Others (Muon), and
-# gradients from elsewhere (a penalty on weights), do not.
-_learners: weakref.WeakSet[Learner] = weakref.WeakSet()
-_moved: weakref.WeakKeyDictionary[Optimizer, tuple[int, list[tuple[weakref.ref[nn.Module], str]]]] = (
-    weakref.WeakKeyDictionary()
-)
-_hook: list[Any] = []
-
-
-def watch(learner: Learner) -> None:
-    """Thin the learner's weights and trainable feedback again after every step of an optimizer that holds them."""
-    if all(share == FULL for share in learner.connectivity.values()):
-        return
-    _learners.add(learner)
-    _moved.clear()
-    if not _hook:
-        _hook.append(register_optimizer_step_post_hook(_after_step))
-
-
-@torch.no_grad()
-def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    held = sum(len(group["params"]) for group in optimizer.param_groups)
-    known = _moved.get(optimizer)
-    if known is None or known[0] != held:
-        ids = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        owners = [owner for one in _learners for owner in (*one.synapses.values(), *one.blocks.values())]
-        found = [
-            (weakref.ref(owner), name)
-            for owner in owners
-            for name in ("weight", "feedback")
-            if f"{name}_mask" in owner._buffers and id(owner._parameters.get(name)) in ids
-        ]
-        known = _moved[optimizer] = (held, found)
-    for reference, name in known[1]:
-        owner = reference()
-        mask = None if owner is None else owner._buffers.get(f"{name}_mask")
-        parameter = None if owner is None else owner._parameters.get(name)
-        if mask is not None and parameter is not None:
-            parameter.mul_(mask)

@@ -1,78 +1,82 @@
-"""A model's layers become synapses, and plain layers again."""
+"""A model's layers become synapses, and plain layers again. Each step leaves its own way back in `learner.undo`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from apical.attaching import connectivity as masks
-from apical.attaching.dry_run import Probed
-from apical.attaching.first_pass import FirstForward
-from apical.pathways.base import Pathway
-from apical.pathways.layer_wise import LayerWise
-from apical.pathways.taps import Wiring
-from apical.phases.recording import Recorder
+from apical import step_hooks
+from apical.attaching import connectivity
+from apical.attaching.first_pass import FirstPass
+from apical.pathways import Direct, Indirect, LayerWise, Pathway
 from apical.plasticity import Plasticity
-from apical.step_hooks import watch_optimizers
 from apical.synapses import memory
 from apical.synapses.registry import synapse_type
+from apical.synapses.storage import kept, mask_feedback, release
 from apical.synapses.synapse import Synapse
 
 if TYPE_CHECKING:
+    from apical.attaching.dry_run import Shown
     from apical.learner import Learner
-
 
 LEARNER = "_apical_learner"
 """Under which name an attached model holds its learner."""
 
 
-def to_synapses(learner: Learner, shown: Probed | None, at: Sequence[str] | None) -> None:
-    """Synapses with feedback, masks and hooks, for the learner's rules; shown: what a dry run has shown."""
+def convert(learner: Learner, shown: Shown | None, at: Sequence[str] | None) -> None:
+    """Make the layers of a learner's model synapses, with feedback, masks and hooks.
+
+    Args:
+        learner: new, with rules for all layers. shown: by a dry run. at: names of blocks at which direct signals enter.
+    """
     for name, rule in learner.rules.items():
         # Inside blocks the signal travels layer by layer.
         _swap(learner, name, rule.pathway if at is None else LayerWise(), rule.plasticity)
-    masks.draw_weight_masks(learner)
+    connectivity.draw_weight_masks(learner)
     for name, synapse in learner.synapses.items():
-        _prepare(learner, name, synapse, shown)
+        _give_feedback(learner, name, synapse, shown)
     for name in at or ():
         assert shown is not None
-        block, plasticity = learner.model.get_submodule(name), learner.rule.plasticity
-        shape = shown.feedback_shape(shown.blocks[name], learner.copies)
-        plasticity.check(block, name, shape)
-        plasticity.prepare(block, shape, learner.generator)
-        block.register_load_state_dict_post_hook(_ignore_missing_feedback)
-        learner.blocks[name] = block
-        masks.draw_feedback_mask(block, plasticity, learner.connectivity[name], shape, learner.generator)
-    _hook(learner, undecided=shown is None)
-    learner.model.__dict__[LEARNER] = learner
-    watch_optimizers(learner)
+        _give_block_feedback(learner, name, shown)
+    _install_hooks(learner, undecided=shown is None)
+    vars(learner.model)[LEARNER] = learner
+    learner.undo.append(partial(_forget_learner, learner.model))
+    step_hooks.watch(learner)
     # Last: feedback may be drawn from the weights as they were, and what fails before leaves them alone.
-    masks.thin_weights(learner)
+    connectivity.mask_weights(learner)
 
 
 def _swap(learner: Learner, name: str, pathway: Pathway, plasticity: Plasticity) -> None:
+    """Turn one layer into a synapse, by its class."""
     module = learner.model.get_submodule(name)
-    kind = synapse_type(module)
+    kind, plain = synapse_type(module), type(module)
     assert kind is not None
-    vars(module).update(
-        pathway=pathway, plasticity=plasticity, wiring=learner._wiring, label=name, _plain_class=type(module)
-    )
-    weight = module._parameters["weight"]
-    assert weight is not None
-    vars(module)["large"] = weight.numel() * weight.element_size() >= memory.SMALLEST
+    before = set(vars(module))
     module.__class__ = kind
-    learner.synapses[name] = module  # type: ignore[assignment]
+    assert isinstance(module, Synapse)
+    learner.synapses[name] = module
+    learner.undo.append(partial(_swap_back, module, plain, frozenset(before)))
+    module.circuit, module.label, module.pathway, module.plasticity = learner.circuit, name, pathway, plasticity
+    module.large = module.weight.numel() * module.weight.element_size() >= memory.SMALLEST
 
 
-def _prepare(learner: Learner, name: str, synapse: Synapse, shown: Probed | None) -> None:
+def _swap_back(module: nn.Module, plain: type[nn.Module], before: frozenset[str]) -> None:
+    release(module)
+    # Attributes that make it a synapse; a user's own stay.
+    for name in vars(module).keys() & (Synapse.__annotations__.keys() - before):
+        del vars(module)[name]
+    module.__class__ = plain
+
+
+def _give_feedback(learner: Learner, name: str, synapse: Synapse, shown: Shown | None) -> None:
     signal = None if shown is None else shown.signal(name)
     shape = synapse.weight.shape
-    if synapse.pathway.wired:
+    if isinstance(synapse.pathway, Direct):
         assert shown is not None
-        synapse.sends_back = signal is not None and name in shown.receivers(chained=synapse.pathway.chained)
+        synapse.sends_back = signal is not None and name in shown.receivers(isinstance(synapse.pathway, Indirect))
         if signal is None or not synapse.sends_back:
             return
         shape = shown.feedback_shape(signal, learner.copies)
@@ -82,83 +86,45 @@ def _prepare(learner: Learner, name: str, synapse: Synapse, shown: Probed | None
         synapse.plasticity.check(synapse, name, shape)
     # Drawn in any case, so that the stream does not depend on which ones a signal leaves.
     synapse.plasticity.prepare(synapse, shape, learner.generator)
-    masks.draw_feedback_mask(synapse, synapse.plasticity, learner.connectivity[name], shape, learner.generator)
+    connectivity.draw_feedback_mask(learner, synapse, name, shape)
     if silent:
-        learner._silence(synapse)
+        synapse.silence()
 
 
-def _hook(learner: Learner, *, undecided: bool) -> None:
-    model, wiring = learner.model, learner._wiring
+def _give_block_feedback(learner: Learner, name: str, shown: Shown) -> None:
+    block, plasticity = learner.model.get_submodule(name), learner.rule.plasticity
+    shape = shown.feedback_shape(shown.blocks[name], learner.copies)
+    plasticity.check(block, name, shape)
+    learner.undo.append(partial(release, block))
+    plasticity.prepare(block, shape, learner.generator)
+    learner.undo.append(block.register_load_state_dict_post_hook(_after_loading).remove)
+    learner.blocks[name] = block
+    connectivity.draw_feedback_mask(learner, block, name, shape)
+
+
+def _install_hooks(learner: Learner, *, undecided: bool) -> None:
+    pathways = dict.fromkeys([rule.pathway for rule in learner.rules.values()])
+    pathways |= dict.fromkeys(synapse.pathway for synapse in learner.synapses.values())
+    handles = [handle for pathway in pathways for handle in pathway.install(learner)]
+    handles += learner.phases.install()
     owners = learner.synapses.values()
-    if wiring.pathway.wired or any(s.plasticity.redraws for s in owners):
-        learner._handles.append(model.register_forward_pre_hook(learner._begin))
-        learner._handles.append(model.register_forward_hook(learner._end, always_call=True))
-    if wiring.pathway.chained:
-        learner._handles += [s.register_forward_hook(wiring.see_output) for s in owners]
-    for name, block in learner.blocks.items():
-        learner._handles.append(block.register_forward_hook(_BlockTap(wiring, name, learner.rule.plasticity)))
-    if learner._adapts:
-        learner._handles.append(model.register_forward_pre_hook(learner._see_autocast))
-    if any(one.pathway.listens or one.plasticity.listens for one in learner.rules.values()):
-        learner._recorder = Recorder(learner)
-        learner._handles += learner._recorder.handles
-    if undecided and not wiring.pathway.wired and not all(_tracks(s) for s in owners):
-        learner._handles += FirstForward(learner).handles
+    if undecided and not any(isinstance(one, Direct) for one in pathways) and not all(map(_tracks, owners)):
+        handles += FirstPass(learner).handles
+    learner.undo += [handle.remove for handle in handles]
 
 
-def to_plain(learner: Learner) -> None:
-    """Plain layers, without feedback and hooks; weights stay as they are."""
-    for handle in learner._handles:
-        handle.remove()
-    for synapse in learner.synapses.values():
-        synapse.plasticity.release(synapse)
-        masks.release(synapse)
-        plain = vars(synapse)["_plain_class"]
-        for name in (
-            "pathway",
-            "plasticity",
-            "wiring",
-            "label",
-            "_plain_class",
-            "sends_back",
-            "large",
-        ):
-            vars(synapse).pop(name, None)
-        synapse.__class__ = plain
-    for block in learner.blocks.values():
-        learner.rule.plasticity.release(block)
-        masks.release(block)
-        hooks = block._load_state_dict_post_hooks
-        for key in [key for key, hook in hooks.items() if hook is _ignore_missing_feedback]:
-            del hooks[key]
-    learner._handles, learner.synapses, learner.blocks, learner._recorder = [], {}, {}, None
-    if learner.model.__dict__.get(LEARNER) is learner:
-        del learner.model.__dict__[LEARNER]
+def _forget_learner(model: nn.Module) -> None:
+    vars(model).pop(LEARNER, None)
 
 
 def _tracks(synapse: Synapse) -> bool:
     return isinstance(synapse.pathway, LayerWise) and synapse.pathway.track
 
 
-class _BlockTap:
-    """Forward hook of a block named in ``at=``: cuts its output and leaves it as a tap. A class, so that models pickle."""
-
-    def __init__(self, wiring: Wiring, label: str, plasticity: Plasticity) -> None:
-        self.wiring, self.label, self.plasticity = wiring, label, plasticity
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        if self.wiring.muted or not torch.is_grad_enabled():
-            return None
-        self.wiring.tap(module, self.label, self.plasticity, output)
-        return output.detach()
-
-
-def _ignore_missing_feedback(module: nn.Module, incompatible: Any) -> None:
+def _after_loading(module: nn.Module, incompatible: Any) -> None:
+    """Hook of a block's `load_state_dict`: a plain model's state carries no feedback, and what is loaded may need its mask."""
     # Keys are full names by now; a block's own feedback is the only key that ends so without being a synapse's.
     own = ("feedback", "feedback_mask")
     incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if key.rpartition(".")[2] not in own]
-    feedback, mask = module._parameters.get("feedback"), module._buffers.get("feedback_mask")
-    feedback = module._buffers.get("feedback") if feedback is None else feedback
-    if feedback is not None and mask is not None:
-        with torch.no_grad():
-            feedback.mul_(mask)
+    if kept(module, "feedback") is not None:
+        mask_feedback(module)

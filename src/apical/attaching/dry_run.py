@@ -11,40 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from apical.nested import Which, input_of, pick, run, substitute
-from apical.pathways.taps import graph_comes_later
+from apical.pathways import Indirect
+from apical.pathways.checkpointing import graph_comes_later
+from apical.phases.isolation import learning, preserved
 from apical.rules import Rule
-
-
-def check_wiring(rules: dict[str, Rule], shown: Probed, at: Sequence[str] | None) -> None:
-    """What the dry run showed, for rules whose signal comes from the output."""
-    rule = next((one for one in rules.values() if one.pathway.wired), None)
-    if rule is None:
-        return
-    if shown.outputs is None:
-        raise ValueError(
-            "the output that the loss is made of depends on no weights"
-            + (f"; is one of at={list(at)} the output itself? Name modules before it" if at else "")
-        )
-    folded = next((c for c in shown.calls if c.signal and c.rows != shown.rows and rules[c.name].pathway.wired), None)
-    if folded is not None and not at:
-        raise ValueError(
-            f"activity at '{folded.name}' has {folded.rows} rows, but the output has {shown.rows}; a direct signal needs the "
-            "batch in the first dimension throughout (name whole blocks with at=[...], or keep positions in dimensions of "
-            "their own)"
-        )
-    never = [name for name in (at or ()) if name not in shown.blocks]
-    if never:
-        raise ValueError(
-            f"at= names {never}, which example_input never reaches; name modules that the forward pass calls"
-        )
-    if not rule.pathway.chained:
-        return
-    for before, after in pairwise(shown.calls):
-        if after.signal and before.output != after.input:
-            raise ValueError(
-                f"rule '{rule.name}' sends its signal forward through the layers, so what lies between two synapses has to keep "
-                f"shape, but '{before.name}' gives {list(before.output)} and '{after.name}' takes {list(after.input)}; use 'dfa'"
-            )
 
 
 @dataclass
@@ -60,10 +30,12 @@ class Call:
 
 
 @dataclass
-class Probed:
-    """What a dry run showed.
+class Shown:
+    """Everything that a dry run has shown.
 
-    outputs: values per sample of the output that the loss is made of, None if it needs no gradient. rows: its samples.
+    Attributes:
+        calls: of synapses, in order. blocks: name of a block -> shape of its output, without the batch.
+        outputs: values per sample of the output that the loss is made of, None if it needs no gradient. rows: its samples.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -80,7 +52,7 @@ class Probed:
         """Shape of the signal that leaves synapse `name` at its input, or None."""
         return next((call.input for call in self.calls if call.name == name and call.signal), None)
 
-    def receivers(self, *, chained: bool) -> list[str]:
+    def receivers(self, chained: bool) -> list[str]:
         """Names of the synapses at whose input the output's error enters: all that a signal leaves; in a chain, the first."""
         names = [call.name for call in self.calls if call.signal]
         return names[:1] if chained else names
@@ -91,21 +63,26 @@ class Probed:
         return torch.Size([self.outputs // copies, *features])
 
 
-def probe(
+def dry_run(
     model: nn.Module,
     names: Sequence[str],
     example_input: Any,
     at: Sequence[str] | None,
     output: Which,
     *,
-    wired: bool,
-) -> Probed:
-    """Run plain `model` once on `example_input`, leaving parameters, modes, statistics and random state as they were.
+    direct: bool,
+) -> Shown:
+    """Run a plain model once on `example_input`, in eval mode and without a trace.
+
+    Args:
+        model: not attached yet. names: of the layers that become synapses. example_input: a batch as `attach` takes it.
+        at: names of blocks that cut the graph. output: which tensor the loss is made of.
+        direct: whether signals come from that tensor, which is then looked at.
 
     Raises:
         ValueError: if the input does not pass through the model, or the output can't be picked.
     """
-    shown = Probed()
+    shown = Shown()
     handles = []
 
     def see(name: str):
@@ -128,17 +105,12 @@ def probe(
 
         return hook
 
-    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
-    modes = [(module, module.training) for module in model.modules()]
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
         handles += [model.get_submodule(name).register_forward_hook(see(name), with_kwargs=True) for name in names]
         handles += [model.get_submodule(name).register_forward_hook(cut(name)) for name in at or ()]
         # A layer that is frozen now may learn later: what counts is whether the input depends on weights at all.
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        model.eval()
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        with preserved(model, modes=True, random=True), learning(model, True), torch.enable_grad():
+            model.eval()
             result = run(model, example_input)
     except _AtError as error:
         raise ValueError(str(error)) from None
@@ -150,16 +122,12 @@ def probe(
     finally:
         for handle in handles:
             handle.remove()
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        for module, mode in modes:
-            module.training = mode
-    if wired:
+    if direct:
         _see_output(shown, result, output)
     return shown
 
 
-def _see_output(shown: Probed, result: Any, output: Which) -> None:
+def _see_output(shown: Shown, result: Any, output: Which) -> None:
     tensor = pick(result, output)
     substitute(result, tensor, tensor)
     if tensor.dim() == 0 or not len(tensor):
@@ -184,3 +152,35 @@ def _describe(example: Any) -> str:
     if isinstance(example, tuple | list):
         return "(" + ", ".join(map(_describe, example)) + ")"
     return repr(example)
+
+
+def check_wiring(rules: dict[str, Rule], shown: Shown, at: Sequence[str] | None) -> None:
+    """Raise a ValueError if a direct signal can't reach the places that a dry run has shown."""
+    rule = next((one for one in rules.values() if one.direct), None)
+    if rule is None:
+        return
+    if shown.outputs is None:
+        raise ValueError(
+            "the output that the loss is made of depends on no weights"
+            + (f"; is one of at={list(at)} the output itself? Name modules before it" if at else "")
+        )
+    folded = next((c for c in shown.calls if c.signal and c.rows != shown.rows and rules[c.name].direct), None)
+    if folded is not None and not at:
+        raise ValueError(
+            f"activity at '{folded.name}' has {folded.rows} rows, but the output has {shown.rows}; a direct signal needs the "
+            "batch in the first dimension throughout (name whole blocks with at=[...], or keep positions in dimensions of "
+            "their own)"
+        )
+    never = [name for name in (at or ()) if name not in shown.blocks]
+    if never:
+        raise ValueError(
+            f"at= names {never}, which example_input never reaches; name modules that the forward pass calls"
+        )
+    if not isinstance(rule.pathway, Indirect):
+        return
+    for before, after in pairwise(shown.calls):
+        if after.signal and before.output != after.input:
+            raise ValueError(
+                f"rule '{rule.name}' sends its signal forward through the layers, so what lies between two synapses has to keep "
+                f"shape, but '{before.name}' gives {list(before.output)} and '{after.name}' takes {list(after.input)}; use 'dfa'"
+            )

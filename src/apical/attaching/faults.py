@@ -10,7 +10,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from apical.attaching.by_module import Rules, shared_out
+from apical.pathways import Indirect
 from apical.per_copy import copies_in
+from apical.plasticity import Phased
 from apical.rules import Rule, as_rule
 from apical.synapses import registry
 from apical.synapses.registry import ELEMENTWISE, added, synapse_type
@@ -97,7 +99,11 @@ def _unknown(module: nn.Module, own: list[str]) -> str:
 
 
 def layers(model: nn.Module, rule: Rules, example_input: Any, at: Sequence[str] | None) -> dict[str, Rule]:
-    """Layers that become synapses, each with its rule, or an error with every fault found."""
+    """The layers that become synapses, each with its rule.
+
+    Raises:
+        ValueError: with every fault found, each with a way out.
+    """
     modules = dict(model.named_modules())
     attached = [name for name, module in modules.items() if isinstance(module, Synapse)]
     if attached:
@@ -113,21 +119,19 @@ def layers(model: nn.Module, rule: Rules, example_input: Any, at: Sequence[str] 
     given = [as_rule(one) for one in (rule.values() if isinstance(rule, Mapping) else [rule])]
     chosen = shared_out(rule, names) if names else {}
     different = list(dict.fromkeys(chosen.values() if chosen else given))
-    wired = next((one for one in different if one.pathway.wired), None)
-    if wired is not None and example_input is None:
+    direct = next((one for one in different if one.direct), None)
+    if direct is not None and example_input is None:
         found.append(
-            f"rule '{wired.name}' needs example_input, one batch as the model takes it: its feedback has the shape of the "
+            f"rule '{direct.name}' needs example_input, one batch as the model takes it: its feedback has the shape of the "
             "activities it reaches"
         )
     if copies_in(model) > 1:
         found += [
             f"rule '{one.name}' compares losses of whole networks, which copies side by side would share; train them one by one"
             for one in different
-            if (one.pathway.listens and not one.pathway.replicates)
-            or (one.plasticity.listens and not one.plasticity.replicates)
-            or (one.pathway.wired and one.plasticity.adapts)
+            if one.direct and isinstance(one.plasticity, Phased)
         ]
-    chained = next((one for one in different if one.pathway.chained), None)
+    chained = next((one for one in different if isinstance(one.pathway, Indirect)), None)
     if chained is not None and len(different) > 1:
         found.append(
             f"rule '{chained.name}' sends its signal through all layers in turn, so it can't be mixed with others"

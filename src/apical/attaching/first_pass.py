@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from apical.distributed import together
 from apical.nested import input_of
 
 if TYPE_CHECKING:
     from apical.learner import Learner
 
 
-class FirstForward:
-    """Without an example input, the first pass that learns shows which synapses no signal leaves."""
+class FirstPass:
+    """Hooks that look at the first pass that learns, and then drop the feedback of synapses that no signal leaves."""
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
@@ -30,7 +31,7 @@ class FirstForward:
         return (
             torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
-            and not (torch.distributed.is_available() and torch.distributed.is_initialized())
+            and not together()
             and all(p.requires_grad for p in self.learner.model.parameters())
         )
 
@@ -49,6 +50,6 @@ class FirstForward:
             return
         for name, leaves in self.signal.items():
             if not leaves:
-                self.learner._silence(self.learner.synapses[name])
+                self.learner.synapses[name].silence()
         for handle in self.handles:
             handle.remove()

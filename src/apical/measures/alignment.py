@@ -15,6 +15,7 @@ from apical.learner import Criterion, Learner, as_attached
 from apical.measures import tensors
 from apical.measures.replay import losses_of, replaying
 from apical.nested import input_of
+from apical.pathways import Direct
 from apical.phases.backpropagation import backpropagating
 from apical.synapses.synapse import Synapse
 
@@ -149,7 +150,7 @@ def _mean_angle(pairs: list[tuple[Tensor | None, Tensor | None]]) -> float | Non
 
 def _layer_angle(synapse: Synapse, calls: list[_Call]) -> float | None:
     feedback = synapse.feedback
-    if feedback is None or feedback.shape != synapse.weight.shape or synapse.pathway.wired:
+    if feedback is None or feedback.shape != synapse.weight.shape or isinstance(synapse.pathway, Direct):
         return None
     with torch.no_grad():
         return _mean_angle(

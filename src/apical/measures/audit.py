@@ -37,6 +37,7 @@ from apical.measures.poison import Poison, untied, zeros_filled
 from apical.measures.replay import owners_of_weights, replaying
 from apical.measures.trial import Trial, differ
 from apical.nested import Arguments, input_of, with_input
+from apical.plasticity import Phased
 from apical.synapses.registry import ELEMENTWISE, NORMALIZATIONS, added
 from apical.synapses.synapse import Synapse
 
@@ -159,7 +160,7 @@ class _Audit:
             )
         order = [name or "(model)" for name, _ in self.learner.model.named_modules()]
         parts = (part for rule in self.learner.rules.values() for part in (rule.pathway, rule.plasticity))
-        broadcast = "; ".join(dict.fromkeys(part.broadcasts for part in parts if part.broadcasts))
+        broadcast = "; ".join(dict.fromkeys(p.broadcast for p in parts if isinstance(p, Phased) and p.broadcast))
         return AuditReport(self.learner.name, {name: found[name] for name in order if name in found}, broadcast)
 
     def _sensitive(self, modules: Mapping[str, nn.Module], poison: Callable[[nn.Module], list[Poison]]) -> list[str]:

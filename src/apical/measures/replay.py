@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from apical.learner import Criterion, Learner
 from apical.losses import check_losses
 from apical.nested import pick, run
-from apical.optim.updates import ordinary
+from apical.phases.isolation import preserved
 from apical.phases.layout import as_one_network
+from apical.plasticity import Computed, Phased, Plasticity
 from apical.synapses.synapse import Synapse
 
 Again = Callable[[], None]
@@ -36,51 +36,36 @@ def replaying(learner: Learner, *, phases: bool = False) -> Iterator[Again]:
         ValueError: if the learner holds several copies side by side.
     """
     model = learner.model
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     buffers = [b for m in model.modules() if not isinstance(m, Synapse) for b in m.buffers(recurse=False)]
-    kept = [b.detach().clone() for b in buffers]
-    redrawn = [(s, dict(s._buffers)) for s in learner.synapses.values() if s.plasticity.redraws]
+    redrawn = [(s, dict(s._buffers)) for s in learner.synapses.values() if _redraws(s.plasticity)]
     learned = [b for owner in _adapting(learner) if phases for b in owner._buffers.values() if b is not None]
-    feedback = [b.clone() for b in learned]
-    adapted, recorder = learner.adapted, learner._recorder
-    grads = [(p, p.grad) for p in model.parameters()]
-    drawn = learner.generator.get_state()
-    seeds = (torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices])
+    adapted, drawn = learner.adapted, learner.generator.get_state()
+    with (
+        preserved(model, random=True, gradients=True, buffers=[*buffers, *learned]) as before,
+        learner.phases.unheard(paused=not phases),
+        as_one_network(learner),
+        learner.circuit.ordinary(),
+    ):
 
-    def again() -> None:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, kept, strict=True):
-                if not torch.equal(buffer, value):
-                    # Through .data: a graph of the loop's own may hold on to it.
-                    buffer.data.copy_(value)
-            for tensor, value in zip(learned, feedback, strict=True):
-                tensor.copy_(value)
-        learner.adapted = adapted
-        for synapse, stored in redrawn:
-            synapse._buffers.update(stored)
-        learner.generator.set_state(drawn)
-        torch.set_rng_state(seeds[0])
-        for device, state in zip(devices, seeds[1], strict=True):
-            torch.cuda.set_rng_state(state, device)
+        def again() -> None:
+            before.restore()
+            learner.phases.adapted = adapted
+            for synapse, stored in redrawn:
+                synapse._buffers.update(stored)
+            learner.generator.set_state(drawn)
 
-    for parameter, _ in grads:
-        parameter.grad = None
-    before = None if recorder is None else (recorder.paused, recorder.newest)
-    if recorder is not None:
-        recorder.paused = not phases
-    try:
-        with as_one_network(learner), ordinary(learner):
+        try:
             yield again
-    finally:
-        again()
-        if recorder is not None and before is not None:
-            recorder.paused, recorder.newest = before
-        for parameter, grad in grads:
-            parameter.grad = grad
+        finally:
+            again()
+
+
+def _redraws(plasticity: Plasticity) -> bool:
+    return isinstance(plasticity, Computed) and plasticity.redraws
 
 
 def _adapting(learner: Learner) -> list[nn.Module]:
-    return [site.owner for site in learner._sites() if site.plasticity.adapts]
+    return [site.owner for site in learner.phases.sites() if isinstance(site.plasticity, Phased)]
 
 
 def losses_of(learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -> Tensor:
@@ -89,7 +74,7 @@ def losses_of(learner: Learner, inputs: Any, targets: Any, criterion: Criterion)
     Raises:
         ValueError: if the criterion does not give one loss per sample.
     """
-    output = pick(run(learner.model, inputs), learner._wiring.output)
+    output = pick(run(learner.model, inputs), learner.output)
     return check_losses(criterion(output, targets), output)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from apical.learner import Criterion, Learner
 from apical.measures.poison import Poison, clean_passes
 from apical.measures.replay import Again, losses_of
+from apical.plasticity import Phased
 
 
 class Trial:
@@ -60,11 +61,11 @@ class Trial:
                     stack.enter_context(poison.applied())
             if total.requires_grad:
                 total.backward()
-            sites = [site for site in self.learner._sites() if site.plasticity.adapts]
+            sites = [site for site in self.learner.phases.sites() if isinstance(site.plasticity, Phased)]
             before = [site.feedback.clone() for site in sites]
             with clean_passes(self.learner.model, poisons):
                 # Without `adapt` around it, which drops all gradients during a warmup.
-                self.learner._learn(self.learner._phases(), *self._batch)
+                self.learner.phases.learn(*self._batch)
         updates = self.gradients()
         for site, feedback in zip(sites, before, strict=True):
             name = f"feedback of {site.name}"

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.optim.sgd import sgd
 
 from apical import step_hooks
-from apical.attaching import connectivity
-from apical.checks import fits
+from apical.checks import number
+from apical.distributed import world
 from apical.learner import Learner, as_learner
 from apical.optim.updates import Updates
 
@@ -53,14 +51,11 @@ class LocalSGD(Optimizer):
         params: Any = None,
     ) -> None:
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
-        # Of either sign, as in torch.optim.SGD.
-        if not fits(dampening, float) or not math.isfinite(dampening):
-            raise ValueError(f"dampening must be a number, got {dampening!r}")
+            number(name, value, least=0)
+        number("dampening", dampening)  # Of either sign, as in torch.optim.SGD.
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError(f"nesterov needs a momentum above 0 and no dampening, got {momentum!r} and {dampening!r}")
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        if world() > 1:
             raise RuntimeError(
                 "LocalSGD applies updates before they could be averaged over processes; use torch.optim.SGD under "
                 "DistributedDataParallel"
@@ -79,8 +74,8 @@ class LocalSGD(Optimizer):
     def _connect(self, learner: Learner) -> None:
         # Synapses reach this optimizer, and must not reach the learner by it: that keeps graphs, which hold synapses.
         self._learner = weakref.ref(learner)
-        self._updates = Updates(self, learner, waits=learner._adapts)
-        learner._wiring.local = self._updates
+        self._updates = Updates(self, learner, waits=learner.phases.learns)
+        learner.circuit.updater = self._updates
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "learner": self._learner()}
@@ -115,7 +110,7 @@ class LocalSGD(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move all that has not been moved in the backward pass, and close the step."""
-        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or _watched():
+        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or step_hooks.others():
             return _with_hooks(self, closure)
         return self._step(closure)
 
@@ -153,13 +148,6 @@ class LocalSGD(Optimizer):
         if group["momentum"]:
             for parameter, buffer in zip(parameters, buffers, strict=True):
                 self.state[parameter]["momentum_buffer"] = buffer
-
-
-def _watched() -> bool:
-    """Whether anybody but apical, whose own hooks are for other optimizers, has hooks at the steps of all."""
-    return len(_global_optimizer_pre_hooks) > len(step_hooks._hook) or len(_global_optimizer_post_hooks) > len(
-        connectivity._hook
-    )
 
 
 _with_hooks = Optimizer.profile_hook_step(LocalSGD._step)

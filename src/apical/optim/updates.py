@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from apical.pathways.checkpointing import recomputing
+from apical.plasticity.base import Trained
 from apical.step_hooks import require_optimizer
 
 if TYPE_CHECKING:
@@ -48,11 +48,10 @@ class Updates:
     def __init__(self, optimizer: LocalSGD, learner: Learner, *, waits: bool) -> None:
         # Weakly, so that an optimizer that the user has let go of is gone, and the weights' gradients are ordinary again.
         self._optimizer, self.waits = weakref.ref(optimizer), waits
-        self.paused = False
         self.sites: dict[Synapse, _Site] = {synapse: _Site(synapse) for synapse in learner.synapses.values()}
         self._groups: dict[int, dict[str, Any]] = {}
         self._seen: list[dict[str, Any]] = []
-        self._owners: dict[str, nn.Module] = {**learner.synapses, **learner.blocks}
+        self._owners = learner.owners
         self._rule = learner.name
         # Weights that several modules hold hear from all of them before they may move.
         held = [id(p) for module in learner.model.modules() for p in module._parameters.values() if p is not None]
@@ -80,9 +79,9 @@ class Updates:
         # A state that is loaded brings groups of its own.
         if len(groups) != len(self._seen) or groups[0] is not self._seen[0]:
             self._regroup(groups)
-        if self.paused or id(synapse._parameters["weight"]) not in self._groups:
+        if id(synapse._parameters["weight"]) not in self._groups:
             return None
-        if torch._C._current_graph_task_id() == -1:  # Else activation checkpointing computes a pass anew.
+        if not recomputing():
             self.sites[synapse].expected += 1
         return self
 
@@ -164,7 +163,7 @@ class Updates:
         delta, x, product = waiting[0]
         moves = feedback is not None and site.feedback and id(feedback) in self._groups
         forth = back = None
-        if synapse.connectivity is not None:
+        if synapse.sparse:
             forth, back = synapse._buffers.get("weight_mask"), synapse._buffers.get("feedback_mask")
         together = moves and forth is back and self._together(synapse)
         if feedback is not None and not together:
@@ -175,7 +174,8 @@ class Updates:
             product = sum(made[1:], made[0]).to(weight.dtype)
         waiting.clear()
         if moves and not together:
-            increment = synapse.plasticity.increment(product)
+            assert synapse.connection.increment is not None
+            increment = synapse.connection.increment(product)
             if increment is not None:
                 self._move(feedback, synapse, delta, x, increment, back)  # type: ignore[arg-type]
         self._move(weight, synapse, delta, x, product, forth)
@@ -197,13 +197,13 @@ class Updates:
         if not (one["momentum"] or other["momentum"]):
             return False
         state = self.optimizer.state
-        none = synapse.weight.detach()[:0]  # Whether the product would be taken as it is; which one does not matter.
         return (
             state[weight].get("momentum_buffer") is state[feedback].get("momentum_buffer")  # type: ignore[index]
             and one["momentum"] == other["momentum"]
             and one["dampening"] == other["dampening"]
             and not (one["weight_decay"] or other["weight_decay"] or one["nesterov"] or other["nesterov"])
-            and synapse.plasticity.increment(none) is none
+            and isinstance(synapse.plasticity, Trained)
+            and synapse.plasticity.follows_weights
         )
 
     def part(self) -> None:
@@ -294,17 +294,3 @@ def _add(
         target.add_(product, alpha=alpha)
     if mask is not None:
         target.mul_(mask)
-
-
-@contextmanager
-def ordinary(learner: Learner) -> Iterator[None]:
-    """While open, backward passes give gradients and move nothing."""
-    local = learner._wiring.local
-    if local is None:
-        yield
-        return
-    paused, local.paused = local.paused, True
-    try:
-        yield
-    finally:
-        local.paused = paused

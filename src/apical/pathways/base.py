@@ -2,57 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from apical.pathways.taps import Tap
-from apical.synapses.synapse import Synapse
+from apical.pathways.checkpointing import recomputing
 
 if TYPE_CHECKING:
-    from apical.phases.phase import Phase
+    from torch.utils.hooks import RemovableHandle
+
+    from apical.learner import Learner
+    from apical.synapses.synapse import Synapse
 
 
 @dataclass(frozen=True)
 class Pathway:
-    """How a teaching signal reaches a synapse."""
+    """How a teaching signal reaches a synapse.
+
+    A value without state; what it needs of a model while it learns, it installs there. Fields of a subclass, a frozen dataclass,
+    are the rule's hyperparameters. A pathway whose signal is found in a phase of its own is `apical.plasticity.Phased` as well.
+    """
 
     name: ClassVar[str]
-    wired: ClassVar[bool] = False
-    """Whether taps and a broadcast node are needed, and so `example_input`, which shows the taps' shapes."""
-    adapts: ClassVar[bool] = False
-    """Whether the signal is found in a phase of its own, `adapt`."""
-    listens: ClassVar[bool] = False
-    """Whether that phase wants to know what went through the synapses in the pass before."""
-    replicates: ClassVar[bool] = False
-    """Whether a phase that listens knows copies of a network side by side apart (see `apical.replicate`)."""
-    broadcasts: ClassVar[str] = ""
-    """What that phase sends to every synapse alike, in words."""
-    chained: ClassVar[bool] = False
-    """Whether the signal needs the synapses' outputs too, in the order of one chain."""
 
     def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The input as the synapse takes it, and what its backward keeps of the feedback (None: no signal goes back)."""
         raise NotImplementedError
 
-    def adapt(self, phase: Phase) -> None:
-        """Let the synapses at ``phase.sites`` learn from what their own phase finds."""
-        raise NotImplementedError
+    def install(self, learner: Learner) -> Iterable[RemovableHandle]:
+        """Put hooks on the learner's model, once its synapses are there; the handles by which they are removed."""
+        return ()
 
-    def signals(
-        self,
-        e: Tensor,
-        taps: list[Tap],
-        xs: Sequence[Tensor],
-        feedbacks: Sequence[Tensor | None],
-        weights: Sequence[Tensor],
-    ) -> list[Tensor]:
-        """For a chained pathway: the teaching signal at every tap.
 
-        Args:
-            e: the output's error [N, outputs]. taps: in the order of the forward pass.
-            xs: each tap's activity, with its graph. feedbacks: each tap's D, or None. weights: of each tap's synapse.
+class WholePass:
+    """A forward pass of the whole model that learns, from its begin to its end.
+
+    Signals that come from the output, or numbers that are drawn anew with every batch, are lost on parts of the model that are
+    called alone; so synapses ask `within`. `begin` and `end` are hooks of the model.
+
+    Args:
+        reason: why a synapse can't be called on its own, as the end of a sentence.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        self.open = False
+        self.muted = False
+        """Whether passes are none that learn, as while `apical.phases.backpropagation` goes through the synapses."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "open": False}
+
+    def begin(self, module: nn.Module, args: Any) -> None:
+        """Open a pass; a pre-hook of the model."""
+        self.open = torch.is_grad_enabled() and not self.muted
+
+    def end(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Close the pass; a hook of the model, which also runs when the pass has failed."""
+        self.open = False
+
+    def within(self, label: str) -> bool:
+        """Whether activation checkpointing computes the pass again, inside the backward.
+
+        Raises:
+            RuntimeError: if no pass of the whole model is open.
         """
-        raise NotImplementedError
+        again = not self.open and recomputing()
+        if not self.open and not again:
+            raise RuntimeError(
+                f"'{label}' was called on its own, but {self.reason}: call the model that was given to apical.attach, or attach "
+                "to the part you call"
+            )
+        return again
+
+    def call_without_graph(self, synapse: Synapse, x: Tensor) -> None:
+        """Refuse a call that builds no graph, where a signal would be lost. Here none is."""

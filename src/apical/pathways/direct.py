@@ -2,24 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from typing_extensions import override
 
 from apical.pathways.base import Pathway
+from apical.pathways.taps import Taps
 from apical.synapses.synapse import Synapse
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+    from apical.learner import Learner
+    from apical.plasticity.base import Plasticity
 
 
 @dataclass(frozen=True)
 class Direct(Pathway):
-    """Signal e D at the input of every synapse, from the output error e (nokland2016 eq. 8)."""
+    """Signal e D at the input of every synapse, from the output error e (nokland2016 eq. 8).
+
+    Every synapse takes ``x.detach()`` and leaves ``x`` as a tap, to which the output's error comes; see
+    `apical.pathways.taps`.
+
+    >>> import apical
+    >>> apical.Rule("direct", "hebbian").direct
+    True
+    """
 
     name: ClassVar[str] = "direct"
-    wired: ClassVar[bool] = True
 
     @override
     def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        synapse.wiring.tap(synapse, synapse.label, synapse.plasticity, x)
+        assert isinstance(synapse.whole_pass, Taps)
+        synapse.whole_pass.leave(synapse, synapse.label, synapse.plasticity, x)
         return x.detach(), None
+
+    def taps(self, learner: Learner) -> Taps:
+        """Where the signals of a learner's synapses enter."""
+        return Taps(self.name, learner.output, learner.copies)
+
+    @override
+    def install(self, learner: Learner) -> Iterable[RemovableHandle]:
+        model, taps = learner.model, self.taps(learner)
+        learner.passes.append(taps)
+        handles = [
+            model.register_forward_pre_hook(taps.begin),
+            model.register_forward_hook(taps.end, always_call=True),
+        ]
+        for synapse in learner.synapses.values():
+            if synapse.pathway == self:
+                synapse.whole_pass = taps
+                handles += taps.follow(synapse)
+        for name, block in learner.blocks.items():
+            handles.append(block.register_forward_hook(_BlockTap(taps, name, learner.rule.plasticity)))
+        return handles
+
+
+class _BlockTap:
+    """Forward hook of a block named in ``at=``: cuts its output and leaves it as a tap. A class, so that models pickle."""
+
+    def __init__(self, taps: Taps, label: str, plasticity: Plasticity) -> None:
+        self.taps, self.label, self.plasticity = taps, label, plasticity
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
+        if self.taps.muted or not torch.is_grad_enabled():
+            return None
+        self.taps.leave(module, self.label, self.plasticity, output)
+        return output.detach()

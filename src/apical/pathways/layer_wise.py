@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from typing_extensions import override
 
-from apical.pathways.base import Pathway
+from apical.pathways.base import Pathway, WholePass
+from apical.pathways.checkpointing import recomputing
+from apical.plasticity.base import Computed
+from apical.synapses.storage import complete, mask_feedback
 from apical.synapses.synapse import Synapse
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+    from apical.learner import Learner
 
 
 @dataclass(frozen=True)
 class LayerWise(Pathway):
     """Signal delta B at the input of every synapse (reference 1.1, 1.3).
 
-    track: keep feedback on synapses that no signal leaves, so that Hebbian feedback is learned there too (amit2019 fig. 10).
+    Args:
+        track: keep feedback on synapses that no signal leaves, so that Hebbian feedback is learned there too (amit2019 fig. 10).
+
+    >>> import apical
+    >>> apical.Rule(apical.LayerWise(track=True), apical.Hebbian()).name
+    'layer-wise/hebbian'
     """
 
     name: ClassVar[str] = "layer-wise"
@@ -25,15 +40,51 @@ class LayerWise(Pathway):
     @override
     def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if x.requires_grad:
-            if not (synapse.sends_back or synapse.plasticity.available(synapse)):
+            if not (synapse.sends_back or complete(synapse)):
                 raise RuntimeError(
                     f"the input of '{synapse.label}' now requires a gradient, but its feedback was dropped because its first "
                     "input was data; attach with apical.rule(name, track=True) to keep it, or detach the input"
                 )
-            if synapse.plasticity.redraws:  # Else they would silently stay as they are.
-                synapse.wiring.within(
-                    synapse.label, "batchwise magnitudes are drawn with every pass of the whole model"
-                )
+            if synapse.whole_pass is not None:  # Else magnitudes would silently stay as they are.
+                synapse.whole_pass.within(synapse.label)
             return x, synapse.plasticity.keeps(synapse)
         # Trainable feedback that is still there gets its gradient in any case: DDP waits for every parameter.
-        return x, synapse.feedback if synapse.plasticity.trainable else None
+        return x, synapse.feedback if synapse.connection.increment is not None else None
+
+    @override
+    def install(self, learner: Learner) -> Iterable[RemovableHandle]:
+        redrawn = [s for s in learner.synapses.values() if s.pathway == self and _redraws(s)]
+        if not redrawn:
+            return ()
+        redraw = Redraw(learner)
+        learner.passes.append(redraw)
+        for synapse in redrawn:
+            synapse.whole_pass = redraw
+        model = learner.model
+        return (
+            model.register_forward_pre_hook(redraw.begin),
+            model.register_forward_hook(redraw.end, always_call=True),
+        )
+
+
+def _redraws(synapse: Synapse) -> bool:
+    return isinstance(synapse.plasticity, Computed) and synapse.plasticity.redraws
+
+
+class Redraw(WholePass):
+    """Draws numbers that change with every batch, such as batchwise magnitudes, before every pass that learns."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__("batchwise magnitudes are drawn with every pass of the whole model")
+        self.learner = learner
+
+    @override
+    def begin(self, module: nn.Module, args: Any) -> None:
+        super().begin(module, args)
+        if not torch.is_grad_enabled() or recomputing() or self.muted:
+            return
+        for synapse in self.learner.synapses.values():
+            plasticity = synapse.plasticity
+            if isinstance(plasticity, Computed) and plasticity.redraws:
+                plasticity.redraw(synapse, self.learner.generator)
+                mask_feedback(synapse)

@@ -1,4 +1,4 @@
-"""What a phase of its own may know of the pass before it, and passing the same batch again under the same conditions.
+"""The clean pass that a noisy one is compared with: the user's own last pass where it can be used, else one made here.
 
 A phase compares a noisy pass with a clean one. The clean pass is the one that the user's loop has just made: its output, the
 errors that went back in it, its random state and the statistics of its batch normalizations are kept until `Learner.adapt`.
@@ -16,18 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from apical.nested import pick, run
-from apical.optim.updates import ordinary
+from apical.pathways.checkpointing import recomputing
+from apical.phases.backpropagation import backpropagating
 from apical.phases.conditions import casting
 from apical.phases.isolation import learning, unchanged
 from apical.phases.noisy_pass import Perturb, perturbing
 from apical.phases.recording import Pass
+from apical.plasticity.base import Phased
 
 if TYPE_CHECKING:
     from apical.learner import Learner
     from apical.phases.layout import Criterion
 
 
-class Episode:
+class CleanPass:
     """A clean pass with per-sample losses, ready to be compared with others of the same batch.
 
     Attributes:
@@ -38,10 +40,11 @@ class Episode:
 
     def __init__(self, learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -> None:
         self.learner, self.inputs, self.targets, self.criterion = learner, inputs, targets, criterion
-        recorder = learner._recorder
+        recorder = learner.phases.recorder
         assert recorder is not None
         found = recorder.heard
-        whole = learner._wiring.pathway.adapts or all(s.weight.requires_grad for s in learner.synapses.values())
+        self._cut = any(isinstance(s.pathway, Phased) for s in learner.synapses.values())
+        whole = self._cut or all(s.weight.requires_grad for s in learner.synapses.values())
         if whole and found is not None and _same(found, inputs):
             self._take(found)
         else:
@@ -76,20 +79,20 @@ class Episode:
 
     def _make_own_pass(self) -> None:
         """Take a pass that is made here, without a trace in gradients, statistics or random state."""
-        learner, recorder = self.learner, self.learner._recorder
+        learner, recorder = self.learner, self.learner.phases.recorder
         assert recorder is not None
-        with learner._casting():
-            heard, conditions = recorder.heard, recorder._conditions()
+        with learner.phases.casting():
+            heard, conditions = recorder.heard, recorder.conditions()
         # Frozen layers carry errors as well; but only those that learn may get gradients out of "reinforce".
         with (
             unchanged(learner),
-            ordinary(learner),
-            learning(learner, None if learner._wiring.pathway.adapts else True) as parameters,
+            learner.circuit.ordinary(),
+            learning(learner.model, None if self._cut else True) as parameters,
             torch.enable_grad(),
             conditions.again(),
             recorder.recording() as passes,
         ):
-            output = pick(run(learner.model, self.inputs), learner._wiring.output)
+            output = pick(run(learner.model, self.inputs), learner.output)
             gradients = torch.autograd.grad(self._judge(output).sum(), parameters, allow_unused=True)
         self._take(passes[0])
         if self.taken.cuts:
@@ -136,8 +139,6 @@ class Episode:
 
         Not all at once, because together they are as large as all activities.
         """
-        from apical.phases.backpropagation import backpropagating
-
         roots: list[Tensor] = []
 
         def hear(place: str, call: int, signal: Tensor) -> None:
@@ -147,7 +148,7 @@ class Episode:
 
         def look(place: str, call: int, activity: Tensor) -> Tensor:
             # Activation checkpointing calls this again inside the backward, for values only.
-            again = torch._C._current_graph_task_id() != -1
+            again = recomputing()
             if not activity.requires_grad:
                 activity = activity.detach().requires_grad_()
                 if not again:
@@ -162,7 +163,7 @@ class Episode:
         with (
             self._again(),
             backpropagating(self.learner),
-            learning(self.learner, False),
+            learning(self.learner.model, False),
             torch.enable_grad(),
             perturbing(self.learner, look, places),
         ):
@@ -177,7 +178,7 @@ class Episode:
 
     def cuts(self) -> dict[tuple[str, int], Tensor]:
         """Place and number of the call -> activity, with the graph of what lies before it, for the scalar pathway."""
-        recorder = self.learner._recorder
+        recorder = self.learner.phases.recorder
         assert recorder is not None
         if not self.taken.bypassed:
             return self.taken.cuts
@@ -186,7 +187,7 @@ class Episode:
         return passes[0].cuts
 
     def _output(self) -> Tensor:
-        return pick(self.learner.model(*self.taken.args, **self.taken.kwargs), self.learner._wiring.output)
+        return pick(self.learner.model(*self.taken.args, **self.taken.kwargs), self.learner.output)
 
     def _losses(self) -> Tensor:
         return self._judge(self._output())

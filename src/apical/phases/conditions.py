@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from apical.phases.isolation import RandomState
+
 
 def casts(kind: str) -> torch.dtype | None:
     """What autocast turns values into on devices of `kind`; None where it is off."""
@@ -26,8 +28,7 @@ def casting(kind: str, dtype: torch.dtype | None) -> AbstractContextManager[Any]
 class Conditions:
     """Under which a pass can be made again: random state, autocast, and statistics of the normalizations that mix samples."""
 
-    random: Tensor
-    random_cuda: list[tuple[int, Tensor]]
+    random: RandomState
     kind: str
     autocast: torch.dtype | None
     normalized: dict[nn.Module, list[Statistics]] = field(default_factory=dict)
@@ -36,8 +37,7 @@ class Conditions:
     @classmethod
     def now(cls, devices: list[int], kind: str) -> Conditions:
         """Those at this moment, for a model on devices of `kind`."""
-        cuda = [(device, torch.cuda.get_rng_state(device)) for device in devices]
-        return cls(torch.get_rng_state(), cuda, kind, casts(kind))
+        return cls(RandomState(devices), kind, casts(kind))
 
     def casting(self) -> AbstractContextManager[Any]:
         """While open, autocast is as it was."""
@@ -47,10 +47,8 @@ class Conditions:
     def again(self) -> Iterator[None]:
         """While open, random numbers and autocast are as they were; after it, random numbers go on as before it."""
         with ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(devices=[device for device, _ in self.random_cuda]))
-            torch.set_rng_state(self.random)
-            for device, state in self.random_cuda:
-                torch.cuda.set_rng_state(state, device)
+            stack.callback(RandomState([device for device, _ in self.random.cuda]).restore)
+            self.random.restore()
             stack.enter_context(self.casting())
             yield
 

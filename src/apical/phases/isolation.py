@@ -1,40 +1,113 @@
-"""Passes that leave no trace: buffers, random state, modes, gradients and recordings are put back."""
+"""Passes that leave no trace: whatever a pass may change in a model is put back.
+
+Dry runs, noisy passes, measurements and audits call a user's model beside his own loop; nothing of that may be seen afterwards.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from apical.synapses.synapse import Synapse
 
 if TYPE_CHECKING:
     from apical.learner import Learner
 
 
-@contextmanager
-def unchanged(learner: Learner) -> Iterator[None]:
-    """Statistics and other buffers of the model are put back afterwards; nothing that happens inside is recorded."""
-    recorder = learner._recorder
-    buffers = learner._buffers()
-    kept = [buffer.clone() for buffer in buffers]
-    before = None if recorder is None else (recorder.paused, recorder.newest)
-    if recorder is not None:
-        recorder.paused = True
-    try:
-        yield
-    finally:
-        if recorder is not None and before is not None:
-            recorder.paused, recorder.newest = before
-        for buffer, value in zip(buffers, kept, strict=True):
-            # Through .data: graphs of the passes inside may hold on to these buffers without reading their values.
+def cuda_devices(model: nn.Module) -> list[int]:
+    """Indices of the GPUs on which parameters of the model lie."""
+    return sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+
+
+class RandomState:
+    """PyTorch's global random state, on the CPU and on some GPUs."""
+
+    def __init__(self, devices: Iterable[int]) -> None:
+        self.cpu = torch.get_rng_state()
+        self.cuda = [(device, torch.cuda.get_rng_state(device)) for device in devices]
+
+    def restore(self) -> None:
+        """Let random numbers go on as from the moment when this was made."""
+        torch.set_rng_state(self.cpu)
+        for device, state in self.cuda:
+            torch.cuda.set_rng_state(state, device)
+
+
+class Snapshot:
+    """What a pass may change in a model, as it is now; `restore` puts it back, as often as it is called."""
+
+    def __init__(
+        self, model: nn.Module, *, modes: bool = False, random: bool = False, buffers: Iterable[Tensor] = ()
+    ) -> None:
+        self._modes = [(module, module.training) for module in model.modules()] if modes else []
+        self._random = RandomState(cuda_devices(model)) if random else None
+        self._buffers = [(buffer, buffer.detach().clone()) for buffer in buffers]
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for module, mode in self._modes:
+            module.training = mode
+        if self._random is not None:
+            self._random.restore()
+        for buffer, value in self._buffers:
+            # Through .data: graphs may hold on to these buffers without reading their values.
             buffer.data.copy_(value)
 
 
 @contextmanager
-def learning(learner: Learner, wanted: bool | None) -> Iterator[list[nn.Parameter]]:
+def preserved(
+    model: nn.Module,
+    *,
+    modes: bool = False,
+    random: bool = False,
+    gradients: bool = False,
+    buffers: Iterable[Tensor] = (),
+) -> Iterator[Snapshot]:
+    """While open, passes through the model leave no trace; the snapshot given out can put all back in between.
+
+    Args:
+        model: any module. modes: whether each module was in training mode. random: PyTorch's global random state.
+        gradients: `.grad` of all parameters, which is None while this is open. buffers: tensors whose values are put back.
+    """
+    grads = [(p, p.grad) for p in model.parameters()] if gradients else []
+    snapshot = Snapshot(model, modes=modes, random=random, buffers=buffers)
+    for parameter, _ in grads:
+        parameter.grad = None
+    try:
+        yield snapshot
+    finally:
+        snapshot.restore()
+        for parameter, grad in grads:
+            parameter.grad = grad
+
+
+@contextmanager
+def unchanged(learner: Learner) -> Iterator[None]:
+    """While open, passes change no buffers of the learner's model besides feedback, and none is recorded."""
+    with learner.phases.unheard(), preserved(learner.model, buffers=own_buffers(learner)):
+        yield
+
+
+def own_buffers(learner: Learner) -> list[Tensor]:
+    """The model's own buffers, without feedback."""
+    fed = {id(block) for block in learner.blocks.values()}
+    return [
+        buffer
+        for module in learner.model.modules()
+        if not isinstance(module, Synapse)
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not (name in ("feedback", "feedback_mask") and id(module) in fed)
+    ]
+
+
+@contextmanager
+def learning(model: nn.Module, wanted: bool | None) -> Iterator[list[nn.Parameter]]:
     """While open, all parameters, or none, require a gradient; with None, those that do. Gives those that do."""
-    parameters = [p for p in learner.model.parameters() if p.is_floating_point()]
+    parameters = [p for p in model.parameters() if p.is_floating_point()]
     before = [p.requires_grad for p in parameters]
     for parameter, own in zip(parameters, before, strict=True):
         parameter.requires_grad_(own if wanted is None else wanted)

@@ -34,11 +34,11 @@ class Estimate:
 
     @property
     def tensor(self) -> Tensor:
-        """In full."""
+        """The gradient in full [N, *features]."""
         return self.values if self.factors is None else self.values * self.factors
 
     def taken_from(self, signal: Tensor, scale: float = 1.0, *, own: bool = False) -> Tensor:
-        """Signal - scale * estimate, in one pass over memory; own: into the signal's."""
+        """The difference signal - scale * estimate, in one pass over memory; own: into the signal's."""
         out = signal if own else None
         if self.factors is None:
             return torch.sub(signal, self.values, alpha=scale, out=out)
@@ -54,8 +54,8 @@ def estimates(
         phase: whose batch passes again. places: where noise c xi is added, in all of them at once.
         c: standard deviation of the noise. calls: those that get noise; None: all.
     """
-    episode = phase.episode
-    rows = len(episode.losses)
+    clean = phase.clean
+    rows = len(clean.losses)
     shapes = [phase.features(site) for site in phase.sites if site.name in places]
     sizes = [rows * shape.numel() for shape in shapes if shape is not None]
     supply = phase.supply(distribution, sizes)
@@ -76,7 +76,7 @@ def estimates(
         )
         return noisy.to(activity.dtype)
 
-    change = (episode.perturbed(add) - episode.losses).to(phase.dtype) / c
+    change = (clean.perturbed(add) - clean.losses).to(phase.dtype) / c
 
     def estimate(values: Tensor, signs: Tensor | None) -> Estimate:
         own = change
@@ -111,7 +111,7 @@ def perturbing(learner: Learner, perturb: Perturb, places: list[str] | None = No
     def after(place: str) -> Callable[..., Any]:
         return lambda module, args, output: changed(place, output)
 
-    wanted = [site.name for site in learner._sites()] if places is None else places
+    wanted = [site.name for site in learner.phases.sites()] if places is None else places
     handles = [
         learner.synapses[p].register_forward_pre_hook(before(p), with_kwargs=True)
         for p in wanted

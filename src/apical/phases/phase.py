@@ -1,34 +1,38 @@
-"""A phase of its own: what a plasticity or pathway gets to work with when `Learner.adapt` is called."""
+"""One call of `Learner.adapt`: all that a plasticity or pathway gets to learn from in a phase of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-from apical.distributed import together
+from apical import distributed
 from apical.nested import over_tensors, pick, run, tensors
 from apical.noise import Distribution, Supplies, Supply
 from apical.per_copy import Streams
-from apical.phases.clean_pass import Episode
-from apical.phases.isolation import unchanged
-from apical.phases.noisy_pass import perturbing
+from apical.phases.clean_pass import CleanPass
+from apical.phases.isolation import preserved, unchanged
+from apical.phases.noisy_pass import Estimate, Place, estimates, perturbing
+from apical.plasticity.base import feedback_at
+from apical.synapses.synapse import Synapse
 
 if TYPE_CHECKING:
-    from apical.learner import Criterion, Learner
+    from apical.learner import Learner
+    from apical.phases.layout import Criterion
     from apical.plasticity import Plasticity
-    from apical.synapses.synapse import Synapse
 
 
 @dataclass(frozen=True)
 class Site:
     """A place where a teaching signal enters: the input of a synapse, or the output of a block named in ``at=``.
 
-    direct: whether the signal there comes from the output's error, through feedback [outputs, *features].
+    Attributes:
+        name: of the module. owner: the module, which holds the feedback. plasticity: of that feedback.
+        direct: whether the signal there comes from the output's error, through feedback [outputs, *features].
     """
 
     name: str
@@ -39,22 +43,24 @@ class Site:
     @property
     def synapse(self) -> Synapse:
         """The owner, where the signal is layer-wise."""
-        return self.owner  # type: ignore[return-value]
+        assert isinstance(self.owner, Synapse)
+        return self.owner
 
     @property
     def feedback(self) -> Tensor:
-        """Feedback weights, to be changed in place."""
-        return self.owner._buffers["feedback"]  # type: ignore[return-value]
+        """The feedback weights, to be changed in place."""
+        return feedback_at(self.owner)
 
 
 class Phase:
-    """One call of `Learner.adapt`.
+    """One call of `Learner.adapt`: the batch, the clean pass of it, noisy ones, noise, and means over processes.
 
     Attributes:
-        learner: whose. sites: those of the part at work. count: how many calls came before.
-        generator: of this call, on the model's device; another one on every process of a distributed training.
-        generators: one for each of the copies that lie side by side; else that one.
-        rows: samples in the batch.
+        learner: whose feedback learns. sites: places of the part at work. count: how many calls came before.
+        device, dtype: of what is computed; float32 at least.
+        generators: one for each of the copies that lie side by side, on the model's device, seeded anew for this call; other
+            ones on every process of a distributed training.
+        world: how many processes learn together.
     """
 
     def __init__(self, learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -> None:
@@ -62,22 +68,25 @@ class Phase:
         self.sites: list[Site] = []
         self.count = learner.adapted
         self._batch = (inputs, targets, criterion)
-        self._episode: Episode | None = None
+        self._clean: CleanPass | None = None
         self._looked = False
         weight = next(learner.model.parameters())
         self.device = weight.device
         self.dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
-        self.world = distributed.get_world_size() if together() else 1
+        self.world, rank = distributed.world(), distributed.rank()
         # Drawn by all processes alike, so that the learner's own stream stays common.
         source = learner.generator
-        rank = distributed.get_rank() if together() else 0
         self.generators = [
             torch.Generator(self.device).manual_seed(
                 int(torch.randint(2**62, (), generator=one, device=one.device)) + rank
             )
             for one in (source.own if isinstance(source, Streams) else (source,))
         ]
-        self.generator = self.generators[0]
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The source of noise, where there is one network."""
+        return self.generators[0]
 
     @property
     def rows(self) -> int:
@@ -99,19 +108,31 @@ class Phase:
     @property
     def finite(self) -> bool:
         """Whether all losses and errors are finite numbers, on all processes; nothing can be learned from others."""
-        finite = self.episode.finite
-        if self.world > 1:
-            flag = torch.tensor(float(finite), device=self.device)
-            distributed.all_reduce(flag, distributed.ReduceOp.MIN)
-            finite = bool(flag)
-        return finite
+        return distributed.everywhere(self.clean.finite, self.device)
 
     @property
-    def episode(self) -> Episode:
+    def clean(self) -> CleanPass:
         """The clean pass of this batch."""
-        if self._episode is None:
-            self._episode = Episode(self.learner, *self._batch)
-        return self._episode
+        if self._clean is None:
+            self._clean = CleanPass(self.learner, *self._batch)
+        return self._clean
+
+    def estimates(
+        self, places: Container[str], c: float, distribution: Distribution, calls: Container[Place] | None = None
+    ) -> dict[Place, Estimate]:
+        """The gradient at every call of the places, as one noisy pass estimates it: (L~ - L) xi / c.
+
+        Args:
+            places: names where noise c xi is added, in all of them at once. c: standard deviation of the noise.
+            distribution: of xi. calls: places with numbers of calls that get noise; None: all.
+        """
+        return estimates(self, places, c, distribution, calls)
+
+    def true_gradients(self, places: list[str], sink: Callable[[Place, Estimate], None]) -> None:
+        """Backpropagate the losses' sum: sink((name, call), its gradient there through that place alone), as it comes."""
+        self.clean.true_signals(
+            places, lambda place, call, signal: sink((place, call), Estimate(signal.to(self.dtype)))
+        )
 
     def features(self, site: Site) -> torch.Size | None:
         """Shape of the activity at a site, without the batch; None if neither this batch nor one before it gets there.
@@ -119,7 +140,7 @@ class Phase:
         Raises:
             RuntimeError: for such a site under torch.distributed, where all processes have to learn the same feedback.
         """
-        known = self.learner._features.setdefault(tuple(t.shape[1:] for t in tensors(self._batch[0])), {})
+        known = self.learner.phases.features.setdefault(tuple(t.shape[1:] for t in tensors(self._batch[0])), {})
         if site.name not in known and not self._looked:
             self._look(known)
             self._looked = True
@@ -149,22 +170,17 @@ class Phase:
             return activity.to(found.dtype) if place == site.name else None
 
         with self._quiet([self.learner.model]), perturbing(self.learner, put, [site.name]):
-            return pick(run(self.learner.model, inputs), self.learner._wiring.output).flatten(1)
+            return pick(run(self.learner.model, inputs), self.learner.output).flatten(1)
 
     @contextmanager
     def _quiet(self, still: list[nn.Module]) -> Iterator[None]:
         """Eval mode of the modules `still`, autocast as the loop has it, and no trace in random state and buffers."""
-        modes = [(module, module.training) for module in self.learner.model.modules()]
-        devices = [self.device] if self.device.type == "cuda" else []
-        for module in still:
-            module.eval()
-        try:
-            fork = torch.random.fork_rng(devices=devices)
-            with torch.no_grad(), fork, unchanged(self.learner), self.learner._casting():
+        learner = self.learner
+        with torch.no_grad(), preserved(learner.model, modes=True, random=True), unchanged(learner):
+            for module in still:
+                module.eval()
+            with learner.phases.casting():
                 yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
     def supply(self, distribution: Distribution, sizes: list[int]) -> Supply | Supplies:
         """Noise for places that take so many numbers each."""
@@ -176,15 +192,7 @@ class Phase:
 
     def average(self, tensors: list[Tensor]) -> None:
         """Replace tensors by their means over all processes."""
-        if self.world == 1:
-            return
-        for dtype in dict.fromkeys(t.dtype for t in tensors):
-            group = [t for t in tensors if t.dtype == dtype]
-            flat = torch.cat([t.flatten() for t in group])
-            distributed.all_reduce(flat)
-            flat /= self.world
-            for tensor, part in zip(group, flat.split([t.numel() for t in group]), strict=True):
-                tensor.copy_(part.view(tensor.shape))
+        distributed.average(tensors)
 
 
 def _zeros(inputs: Any, rows: int) -> Any:

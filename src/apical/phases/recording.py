@@ -14,11 +14,14 @@ from torch.autograd.graph import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from apical.nested import input_of, pick
+from apical.pathways.checkpointing import graph_comes_later, recomputing
 from apical.phases.conditions import Conditions, statistics_of
+from apical.phases.isolation import cuda_devices
+from apical.plasticity.base import Phased
 
 if TYPE_CHECKING:
     from apical.learner import Learner
-    from apical.synapses.synapse import Geometry
+    from apical.synapses.synapse import Geometry, Synapse
 
 
 @dataclass
@@ -44,30 +47,75 @@ class Pass:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     conditions: Conditions
+    listeners: Listeners
     calls: dict[tuple[str, int], Call] = field(default_factory=dict)
     """Place and number of the call -> what went through there, of the synapses whose plasticity listens."""
     cuts: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     """For the scalar pathway: place and number of the call -> activity, with the graph of what lies before it."""
     counts: dict[str, int] = field(default_factory=dict)
     bypassed: bool = False
-    """Whether ways lead around cuts to the output: the loop's backward goes through that graph as well, and frees it."""
+    """True if a skip connection joins a cut activity to the output.
+
+    Then the user's backward pass frees the graph below the cut, and the phase has to rebuild it.
+    """
     output: Tensor | None = None
     error: Tensor | None = None
     """Gradient at the output, times whatever the loss was multiplied with."""
     number: int = 0
     """How many passes were recorded before."""
     weights: int = 0
-    """Counts what has been written to the parameters until the end of the pass."""
+    """Sum of the parameters' version counters when the pass ended; another sum now means that the weights have moved."""
 
     def count(self, place: str) -> int:
-        """Number of a new call of the synapse at `place`."""
+        """The number of a new call of the synapse at `place`."""
         number = self.counts[place] = self.counts.get(place, -1) + 1
         return number
 
-    def call(self, place: str) -> Call:
-        """What a new call of the synapse at `place` is to tell."""
-        found = self.calls[place, self.count(place)] = Call()
+    def call(self, synapse: Synapse) -> Call | None:
+        """The record of a new call of `synapse`; None where its plasticity does not learn from the pass."""
+        if synapse.label not in self.listeners.plasticities:
+            return None
+        found = self.calls[synapse.label, self.count(synapse.label)] = Call()
         return found
+
+    def cut(self, synapse: Synapse, x: Tensor) -> None:
+        """Keep the activity x at whose place a scalar pathway cuts the graph."""
+        number = self.count(synapse.label)
+        if x.requires_grad:
+            self.cuts[synapse.label, number] = x
+
+    def call_without_graph(self, synapse: Synapse, x: Tensor) -> None:
+        """Count a call that builds no graph.
+
+        Raises:
+            RuntimeError: if its graph comes later, as in reentrant checkpoints, and what the phase listens for would be lost.
+        """
+        if synapse.label in self.listeners.all and x.requires_grad and graph_comes_later():
+            raise RuntimeError(
+                f"'{synapse.label}' is computed without a graph, by reentrant activation checkpointing, inside a forward pass "
+                "that learns in a phase of its own; use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+            )
+        self.count(synapse.label)
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Names of the synapses whose plasticity, or whose pathway or plasticity, learns from the pass before."""
+
+    plasticities: frozenset[str]
+    all: frozenset[str]
+
+    @classmethod
+    def of(cls, learner: Learner) -> Listeners:
+        """Those of a learner."""
+        own = {name for name, synapse in learner.synapses.items() if listens(synapse.plasticity)}
+        entering = {name for name, synapse in learner.synapses.items() if listens(synapse.pathway)}
+        return cls(frozenset(own), frozenset(own | entering))
+
+
+def listens(part: object) -> bool:
+    """Whether a plasticity or pathway learns from the pass before its phase."""
+    return isinstance(part, Phased) and part.needs == "the pass before"
 
 
 def _bypassed(output: Tensor, cuts: list[Tensor]) -> bool:
@@ -97,15 +145,18 @@ class Recorder:
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
+        self.listeners = Listeners.of(learner)
         self.newest: Pass | None = None
         self.paused = False
         self._own: list[Pass] | None = None
+        self._open: Pass | None = None
         self._passes = 0
         self.checked = False
         """Whether this model has been seen to give the same output under the same conditions."""
         model = learner.model
         self.handles = [
-            # First of all: what is kept goes through the user's own hooks again.
+            # Registered first, so that the arguments recorded here pass through the user's own pre-hooks when the pass is
+            # repeated.
             model.register_forward_pre_hook(self.begin, with_kwargs=True, prepend=True),
             model.register_forward_hook(self.end, always_call=True),
         ]
@@ -116,28 +167,28 @@ class Recorder:
         ]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "newest": None, "_own": None}
+        return {**self.__dict__, "newest": None, "_own": None, "_open": None}
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the model."""
         if self.paused or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return
-        if torch._C._current_graph_task_id() != -1:
-            return  # Activation checkpointing computes the pass anew inside the backward.
+        if recomputing():
+            return
         self._passes += 1
-        self.learner._wiring.current = Pass(args, kwargs, self._conditions(), number=self._passes)
+        self._open = Pass(args, kwargs, self.conditions(), self.listeners, number=self._passes)
+        self.learner.circuit.record = self._open
 
-    def _conditions(self) -> Conditions:
-        devices = sorted({p.device.index for p in self.learner.model.parameters() if p.device.type == "cuda"})
-        return Conditions.now(devices, self.learner._device_type)
+    def conditions(self) -> Conditions:
+        """The conditions of a pass that is made now."""
+        return Conditions.now(cuda_devices(self.learner.model), self.learner.phases.device_type)
 
     def end(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Hook of the model; runs after the wiring's, whose output is what the user gets."""
-        wiring = self.learner._wiring
-        found, wiring.current = wiring.current, None
+        """Hook of the model; runs after those of the pathways, whose output is what the user gets."""
+        found, self._open, self.learner.circuit.record = self._open, None, None
         if found is None or output is None:
             return
-        picked = pick(output, wiring.output)
+        picked = pick(output, self.learner.output)
         if found.cuts:
             found.bypassed = _bypassed(picked, list(found.cuts.values()))
         if picked.requires_grad:
@@ -177,7 +228,7 @@ class Recorder:
     ) -> None:
         """Hook of every batch normalization."""
         mixes = module.training or module.running_mean is None
-        current = self.learner._wiring.current
+        current = self._open
         if current is not None and mixes and not torch.compiler.is_compiling():
             found = statistics_of(input_of(args, kwargs), output)
             current.conditions.normalized.setdefault(module, []).append(found)

@@ -5,20 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from apical.per_copy import PER_COPY
-from apical.plasticity.base import Plasticity, keep_buffer
-from apical.plasticity.initialization import Init, draw_for
+from apical.plasticity.base import Stored, feedback_at
+from apical.plasticity.initialization import Init
+from apical.synapses.storage import keep
 
 
 @dataclass(frozen=True)
-class Fixed(Plasticity):
+class Fixed(Stored):
     """Feedback drawn once and never changed (lillicrap2016, feedback alignment; nokland2016, direct feedback alignment).
 
-    init: "weights", a name in `INITS`, or a function that fills a tensor in place.
+    Args:
+        init: "weights", a name in `apical.plasticity.INITS`, or a function that fills a tensor in place.
+
+    >>> import apical
+    >>> apical.Rule("layer-wise", apical.Fixed("lillicrap2016")).plasticity.init
+    'lillicrap2016'
     """
 
     name: ClassVar[str] = "fixed"
@@ -26,14 +31,6 @@ class Fixed(Plasticity):
     init: Init = field(default="weights", metadata=PER_COPY)
 
     @override
-    def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:
-        keep_buffer(owner, "feedback", draw_for(owner, self.init, shape, generator))
-
-    @override
-    def keeps(self, owner: nn.Module) -> Tensor | None:
-        return owner._buffers["feedback"]
-
-    @override
     def store(self, owner: nn.Module, value: Tensor) -> None:
         # Like any buffer that is set, an alias; audit tells if it is one of the weights.
-        keep_buffer(owner, "feedback", value.detach().to(owner._buffers["feedback"]))
+        keep(owner, "feedback", value.detach().to(feedback_at(owner)))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.per_copy import PerCopy, Streams
+from apical.synapses.synapse import Synapse
 
 Init = str | Callable[..., Any]
 """A name in `INITS`, or a function that fills a tensor in place, such as those of `torch.nn.init`."""
@@ -106,24 +107,26 @@ def _fill(init: Callable[..., Any], tensor: Tensor, generator: torch.Generator) 
 def draw_for(
     owner: nn.Module, init: Init, shape: torch.Size, generator: torch.Generator, *, mirror: bool = True
 ) -> Tensor:
-    """Feedback of `shape` for `owner`, on its weights' device and dtype.
+    """Feedback weights of `shape` for `owner`, on its weights' device and in their dtype.
 
-    `mirror`: whether "weights" may look at the weights' values; sign rules, which carry no magnitudes, may not.
+    Args:
+        owner: a synapse, or a block named in ``at=``. init: see `draw`. shape: of the feedback.
+        generator: source of randomness; of copies side by side `Streams`, so that each draws as it would alone.
+        mirror: whether "weights" may look at the weights' values; sign rules, which carry no magnitudes, may not.
     """
     weight = owner._parameters.get("weight")
-    # Copies side by side draw each as a network of its own would.
     copies = len(generator.own) if isinstance(generator, Streams) else 1
     dimension = 0 if weight is not None and weight.shape == shape else 1
     own = torch.Size([*shape[:dimension], shape[dimension] // copies, *shape[dimension + 1 :]])
-    single = None if weight is None else torch.Size([weight.shape[0] // copies, *weight.shape[1:]])
-    layerwise = own == single and hasattr(owner, "fans")
-    fans = owner.fans() if layerwise else (math.prod(own[1:]), own[0])  # type: ignore[operator]
+    fans, likes = (math.prod(own[1:]), own[0]), repeat(None)
+    if isinstance(owner, Synapse) and weight is not None and own == (weight.shape[0] // copies, *weight.shape[1:]):
+        fans = owner.fans()
+        likes = weight.chunk(copies) if mirror else likes
     reference = weight if weight is not None else next(owner.parameters(), None)
     device = None if reference is None else reference.device
     dtype = None if reference is None else reference.dtype
-    likes = weight.chunk(copies) if layerwise and mirror else [None] * copies  # type: ignore[union-attr]
     inits = init if isinstance(init, PerCopy) else repeat(init)
-    sources = generator.own if isinstance(generator, Streams) else repeat(generator)
+    sources = generator.own if isinstance(generator, Streams) else (generator,)
     drawn = [
         draw(one, own, fans=fans, generator=source, like=like, device=device, dtype=dtype)
         for like, one, source in zip(likes, inits, sources, strict=False)

@@ -8,14 +8,14 @@ from itertools import repeat
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
-from apical.checks import check_fields
+from apical.checks import check_fields, number
 from apical.noise import Distribution, check_distribution, check_noise, fill
 from apical.per_copy import PER_COPY, PerCopy, spread
-from apical.plasticity.base import Plasticity, keep_buffer
-from apical.plasticity.initialization import Init, draw_for
+from apical.plasticity.base import Phased, Stored
+from apical.plasticity.initialization import Init
 
 if TYPE_CHECKING:
     from apical.phases.phase import Phase, Site
@@ -30,7 +30,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Mirror(Plasticity):
+class Mirror(Stored, Phased):
     """B grows with the covariance of noise and the answer to it, and decays (akrout2019 eqs 5-7, 19-25, Algorithm 1).
 
     Layer-wise: r = phi(z W^T + b) for noise z at the synapse's input; B += rate ((1/n) r~^T z~ - decay B), over all n pairs of
@@ -57,7 +57,6 @@ class Mirror(Plasticity):
 
     name: ClassVar[str] = "mirror"
     pathways: ClassVar[frozenset[str]] = frozenset({"layer-wise", "direct"})
-    adapts: ClassVar[bool] = True
     noise: float = field(default=1.0, metadata=PER_COPY)
     distribution: Distribution = "gaussian"
     activation: str | Callable[[Tensor], Tensor] = "relu"
@@ -81,36 +80,21 @@ class Mirror(Plasticity):
             raise ValueError(
                 f"activation must be one of {', '.join(ACTIVATIONS)} or a function, got {self.activation!r}"
             )
-        number = isinstance(self.baseline, int | float) and abs(self.baseline) < float("inf")
-        if self.baseline != "batch-mean" and not number:
-            raise ValueError(f"baseline must be 'batch-mean' or a number, got {self.baseline!r}")
-        if not self.rate > 0 or not self.rate < float("inf"):
-            raise ValueError(f"rate must be a positive number, got {self.rate!r}")
+        if self.baseline != "batch-mean":
+            number("baseline", self.baseline, otherwise="; or give 'batch-mean'")
+        number("rate", self.rate, above=0)
         shrink = self.decay * (self.rate if self.decay_times_rate else 1)
         if not 0 <= shrink < 1:
             raise ValueError(
                 f"decay of {self.decay!r} takes {shrink:.3g} of B away in every call; it has to be at least 0 and below 1"
             )
         for name, least in (("batch", 1), ("batches", 1), ("positions", 1), ("warmup", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+            if getattr(self, name) is not None:
+                number(name, getattr(self, name), least=least, whole=True)
         if self.batch == 1 and self.baseline == "batch-mean":
             raise ValueError(
                 "batch=1 leaves nothing when the batch mean is subtracted; give more rows, or a scalar baseline"
             )
-
-    @override
-    def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:
-        keep_buffer(owner, "feedback", draw_for(owner, self.init, shape, generator))
-
-    @override
-    def keeps(self, owner: nn.Module) -> Tensor | None:
-        return owner._buffers["feedback"]
-
-    @override
-    def store(self, owner: nn.Module, value: Tensor) -> None:
-        keep_buffer(owner, "feedback", value.detach().to(owner._buffers["feedback"], copy=True))
 
     @override
     def adapt(self, phase: Phase) -> None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
-from apical.plasticity import Plasticity
+from torch import nn
+from typing_extensions import override
+
+from apical.plasticity.base import Plasticity
 
 
 @dataclass(frozen=True)
-class _NoPlasticity(Plasticity):
-    name = "none"
-    pathways = frozenset({"none", "scalar"})
-    names = ()
+class NoPlasticity(Plasticity):
+    """No feedback weights (lillicrap2016, shallow learning and node perturbation)."""
 
-    def keeps(self, owner: Any) -> None:
+    name: ClassVar[str] = "none"
+    pathways: ClassVar[frozenset[str]] = frozenset({"none", "scalar"})
+
+    @override
+    def keeps(self, owner: nn.Module) -> None:
         return None
-
-
-NO_PLASTICITY = _NoPlasticity()

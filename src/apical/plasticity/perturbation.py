@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 from typing_extensions import override
 
 from apical.noise import Distribution, check_distribution, check_noise
-from apical.phases.noisy_pass import estimates
-from apical.plasticity.regression import Learn, Regression
+from apical.plasticity.regression import Regression
 
 if TYPE_CHECKING:
     from apical.phases.phase import Phase
+    from apical.plasticity.regression import Learn
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,19 @@ class Perturbation(Regression):
     The noisy pass adds c xi to the activity at every place a teaching signal enters, after the nonlinearity, with the dropout
     masks and batch statistics of the clean pass.
 
-    noise: c, the standard deviation (paper: 0.01). distribution: "gaussian", "uniform" or "rademacher".
+    Args:
+        noise: c, the standard deviation (paper: 0.01). distribution: "gaussian", "uniform" or "rademacher".
+
+    Raises:
+        ValueError: for noise that is no positive number, or an unknown distribution.
+
+    >>> import apical
+    >>> apical.rule("np", noise=0.1).plasticity.noise
+    0.1
     """
 
     name: ClassVar[str] = "perturbation"
-    broadcasts: ClassVar[str] = "one scalar per sample"
+    broadcast = "one scalar per sample"
     noise: float = 0.01
     distribution: Distribution = "gaussian"
 
@@ -37,6 +45,6 @@ class Perturbation(Regression):
 
     @override
     def visit(self, phase: Phase, learn: Learn) -> None:
-        found = estimates(phase, [site.name for site in phase.sites], self.noise, self.distribution)
-        for (place, number), target in found.items():
-            learn(place, number, target)
+        found = phase.estimates([site.name for site in phase.sites], self.noise, self.distribution)
+        for place, target in found.items():
+            learn(place, target)

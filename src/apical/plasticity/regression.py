@@ -1,7 +1,8 @@
-"""Feedback that learns to predict the gradient, from perturbations or from the gradient itself (lansdell2020)."""
+"""Feedback that learns to predict a gradient, by least squares (lansdell2020)."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,41 +12,44 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from apical.checks import number
 from apical.per_copy import PER_COPY
-from apical.phases.noisy_pass import Estimate
-from apical.plasticity.base import Plasticity, keep_buffer
-from apical.plasticity.initialization import Init, draw_for
+from apical.plasticity.base import Phased, Stored
+from apical.plasticity.initialization import Init
 from apical.synapses.memory import in_use
+from apical.synapses.storage import keep, kept
 from apical.synapses.synapse import Synapse
 
 if TYPE_CHECKING:
+    from apical.phases.noisy_pass import Estimate, Place
     from apical.phases.phase import Phase, Site
     from apical.phases.recording import Call
 
-
-Learn = Callable[[str, int, Estimate], None]
+    Learn = Callable[[Place, Estimate], None]
 
 
 @dataclass(frozen=True)
-class Regression(Plasticity):
+class Regression(Stored, Phased):
     """Least squares of a target lambda^ at a synapse's input on the error that its feedback carries there.
 
     Layer-wise: B minimises E||e~ B - lambda^||^2, e~ the error at the synapse's output as the learned feedback brings it.
     Direct: D minimises E||e D - lambda^||^2, e the error of the network's output.
 
-    solver: "sgd", B -= rate (1/N) e~^T (e~ B - lambda^); or "ridge", B = V^-1 S with V = gamma I + sum e~^T e~ and
-        S = sum e~^T lambda^ over all batches so far (lansdell2020 eq. 18), for linear layers and direct feedback. V and S
-        are float64 whatever the weights are; casting the model rounds what they hold by then, so cast it before `attach`.
-    rate: of "sgd". The paper's 5e-4 is for sums over 32 samples, 0.016 for means.
-    gamma: of "ridge" (paper: 0.1).
-    warmup: calls during which no weight moves (lansdell2020 C.1: 1000).
-    init: of B; a name in `INITS` or a function that fills a tensor in place.
+    Args:
+        solver: "sgd", B -= rate (1/N) e~^T (e~ B - lambda^); or "ridge", B = V^-1 S with V = gamma I + sum e~^T e~ and
+            S = sum e~^T lambda^ over all batches so far (lansdell2020 eq. 18), for linear layers and direct feedback. V and S
+            are float64 whatever the weights are; casting the model rounds what they hold by then, so cast it before `attach`.
+        rate: of "sgd". The paper's 5e-4 is for sums over 32 samples, 0.016 for means. 0: feedback that stands still.
+        gamma: of "ridge" (paper: 0.1).
+        warmup: calls during which no weight moves (lansdell2020 C.1: 1000).
+        init: of B; a name in `apical.plasticity.INITS` or a function that fills a tensor in place.
+
+    Raises:
+        ValueError: for values out of range.
     """
 
     pathways: ClassVar[frozenset[str]] = frozenset({"layer-wise", "direct"})
-    adapts: ClassVar[bool] = True
-    listens: ClassVar[bool] = True
-    replicates: ClassVar[bool] = True
+    needs = "the pass before"
     solver: Literal["sgd", "ridge"] = "sgd"
     rate: float = 0.016
     gamma: float = 0.1
@@ -55,23 +59,18 @@ class Regression(Plasticity):
     def __post_init__(self) -> None:
         if self.solver not in ("sgd", "ridge"):
             raise ValueError(f"solver must be 'sgd' or 'ridge', got {self.solver!r}")
-        # A rate of 0 is feedback that stands still: feedback alignment.
-        if not (isinstance(self.rate, int | float) and 0 <= self.rate < float("inf")):
-            raise ValueError(f"rate must be a number of at least 0, got {self.rate!r}")
-        if not (isinstance(self.gamma, int | float) and 0 < self.gamma < float("inf")):
-            raise ValueError(f"gamma must be a positive number, got {self.gamma!r}; ridge regression needs it to start")
-        if not isinstance(self.warmup, int) or self.warmup < 0:
-            raise ValueError(f"warmup must be a whole number of at least 0, got {self.warmup!r}")
+        number("rate", self.rate, least=0)
+        number("gamma", self.gamma, above=0, otherwise="; ridge regression needs it to start")
+        number("warmup", self.warmup, least=0, whole=True)
+
+    @abstractmethod
+    def visit(self, phase: Phase, learn: Learn) -> None:
+        """Call learn((name, number of the call), target lambda^) for every place of the phase."""
 
     @property
-    def names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """What is stored: the feedback, and the sums of ridge regression."""
-        return ("feedback", "gram", "cross") if self.solver == "ridge" else ("feedback",)
-
-    @property
-    def thins(self) -> bool:  # type: ignore[override]
-        """Ridge regression solves for all elements at once; a solution with some taken out would be no least squares."""
-        return self.solver != "ridge"
+    def solves_as_a_whole(self) -> bool:
+        """Whether all elements are solved for at once. With some of them absent that would be no least squares."""
+        return self.solver == "ridge"
 
     @override
     def check(self, owner: nn.Module, name: str, shape: torch.Size) -> None:
@@ -83,7 +82,7 @@ class Regression(Plasticity):
                 f"solver='ridge' is for linear layers, and '{name}' is a {type(owner).__name__.removesuffix('Synapse')}; give "
                 f"it a rule of its own, apical.attach(model, {{'': ..., '{name}': 'np'}}), or use solver='sgd'"
             )
-        needed, free = 8 * (shape[0] ** 2 // _copies(owner) + shape.numel()), _free_memory(_device(owner))
+        needed, free = 8 * (shape[0] ** 2 // _copies(owner) + shape.numel()), free_memory(_device(owner))
         if needed > free:
             raise ValueError(
                 f"solver='ridge' would keep {needed / 2**30:.1f} GiB of sums for '{name}' (feedback {list(shape)}), and "
@@ -92,27 +91,13 @@ class Regression(Plasticity):
 
     @override
     def prepare(self, owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> None:
-        feedback = draw_for(owner, self.init, shape, generator)
-        keep_buffer(owner, "feedback", feedback)
+        super().prepare(owner, shape, generator)
         if self.solver == "ridge":
             # Sums over a whole training lose small terms in single precision.
-            n = _copies(owner)
-            gram = torch.eye(shape[0] // n, dtype=torch.float64, device=feedback.device).mul_(self.gamma)
-            keep_buffer(owner, "gram", gram.repeat(n, 1))
-            cross = torch.zeros(shape[0], shape[1:].numel(), dtype=torch.float64, device=feedback.device)
-            keep_buffer(owner, "cross", cross)
-
-    @override
-    def keeps(self, owner: nn.Module) -> Tensor | None:
-        return owner._buffers["feedback"]
-
-    @override
-    def store(self, owner: nn.Module, value: Tensor) -> None:
-        keep_buffer(owner, "feedback", value.detach().to(owner._buffers["feedback"], copy=True))
-
-    def visit(self, phase: Phase, learn: Learn) -> None:
-        """Call learn(place, number of the call, lambda^ there) for every place of the phase."""
-        raise NotImplementedError
+            n, device = _copies(owner), _device(owner)
+            gram = torch.eye(shape[0] // n, dtype=torch.float64, device=device).mul_(self.gamma)
+            keep(owner, "gram", gram.repeat(n, 1))
+            keep(owner, "cross", torch.zeros(shape[0], shape[1:].numel(), dtype=torch.float64, device=device))
 
     @override
     def adapt(self, phase: Phase) -> None:
@@ -121,36 +106,30 @@ class Regression(Plasticity):
         sites = {site.name: site for site in phase.sites}
         sums: dict[str, list[Tensor]] = {}
 
-        def learn(place: str, number: int, target: Estimate) -> None:
-            found = self._sums(phase, sites[place], number, target)
-            if place in sums:
-                for total, part in zip(sums[place], found, strict=False):
+        def learn(place: Place, target: Estimate) -> None:
+            name, number = place
+            found = self._sums(phase, sites[name], number, target)
+            if name in sums:
+                for total, part in zip(sums[name], found, strict=False):
                     total += part
             elif found:
-                sums[place] = found
+                sums[name] = found
 
         self.visit(phase, learn)
         phase.average([tensor for tensors in sums.values() for tensor in tensors])
-        for place, tensors in sums.items():
-            self._learn(phase, sites[place], tensors)
+        for name, tensors in sums.items():
+            self._learn(phase, sites[name], tensors)
 
     def _sums(self, phase: Phase, site: Site, number: int, target: Estimate) -> list[Tensor]:
-        """For one call: the gradient of half the squared error, or ridge regression's additions; nothing if it was not used."""
-        if site.feedback is None:
-            return []  # A pass of the episode's own has shown that no signal leaves here.
+        """One call's contribution: [dL/dB] for SGD, [e~^T e~, e~^T lambda] for ridge. Empty if no error passed this call."""
+        if kept(site.owner, "feedback") is None:
+            return []  # A pass of the phase's own has shown that no signal leaves here.
         if site.direct:
-            errors = phase.episode.errors.flatten(1).to(phase.dtype)
-            # Factors, one a sample, go to the smaller side of the product.
-            weighed = errors if target.factors is None else errors * target.factors.flatten(1)
-            gram, cross = errors.t() @ errors, weighed.t() @ target.values.flatten(1)
-            if self.solver == "ridge":
-                return [gram, cross]
-            # e^T (e D - lambda^), in the order that never makes the prediction e D.
-            return [torch.sub(gram @ site.feedback.to(phase.dtype).flatten(1), cross).view(site.feedback.shape)]
-        call = phase.episode.calls.get((site.name, number))
+            return self._direct_sums(phase, site, target)
+        call = phase.clean.calls.get((site.name, number))
         if call is None or call.delta is None:
             return []
-        scale = phase.episode.scale
+        scale = phase.clean.scale
         assert scale is not None
         delta = call.delta.to(phase.dtype)
         if self.solver == "ridge":
@@ -163,6 +142,16 @@ class Regression(Plasticity):
         product = self._gradient(phase, site, call, delta, target, scale).div_(scale**2)
         call.delta = call.signal = None  # As large as the activities, and not needed again.
         return [product]
+
+    def _direct_sums(self, phase: Phase, site: Site, target: Estimate) -> list[Tensor]:
+        errors = phase.clean.errors.flatten(1).to(phase.dtype)
+        # Factors, one a sample, go to the smaller side of the product.
+        weighed = errors if target.factors is None else errors * target.factors.flatten(1)
+        gram, cross = errors.t() @ errors, weighed.t() @ target.values.flatten(1)
+        if self.solver == "ridge":
+            return [gram, cross]
+        # e^T (e D - lambda^), in the order that never makes the prediction e D.
+        return [torch.sub(gram @ site.feedback.to(phase.dtype).flatten(1), cross).view(site.feedback.shape)]
 
     def _gradient(self, phase: Phase, site: Site, call: Call, delta: Tensor, target: Estimate, scale: float) -> Tensor:
         synapse = site.synapse
@@ -178,9 +167,9 @@ class Regression(Plasticity):
 
     def _learn(self, phase: Phase, site: Site, sums: list[Tensor]) -> None:
         if self.solver == "sgd":
-            site.feedback.add_(sums[0].to(site.feedback), alpha=-self.rate / len(phase.episode.losses))
+            site.feedback.add_(sums[0].to(site.feedback), alpha=-self.rate / len(phase.clean.losses))
             return
-        gram, cross = site.owner._buffers["gram"], site.owner._buffers["cross"]
+        gram, cross = kept(site.owner, "gram"), kept(site.owner, "cross")
         assert gram is not None
         assert cross is not None
         # In double precision again after the model was cast; in place, because others may hold on to them.
@@ -195,7 +184,7 @@ class Regression(Plasticity):
         site.feedback.copy_(solved.reshape(site.feedback.shape))
 
 
-def _free_memory(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
     """Bytes that may still be had on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

@@ -13,12 +13,18 @@ from apical.plasticity.base import Plasticity
 
 @dataclass(frozen=True)
 class Transport(Plasticity):
-    """B = W at every step: backpropagation (reference 1.1)."""
+    """B = W at every step: backpropagation (reference 1.1).
+
+    >>> import apical
+    >>> apical.Rule("layer-wise", "transport").plasticity == apical.rule("bp").plasticity
+    True
+    """
 
     name: ClassVar[str] = "transport"
     pathways: ClassVar[frozenset[str]] = frozenset({"layer-wise"})
-    names: ClassVar[tuple[str, ...]] = ()
 
     @override
     def keeps(self, owner: nn.Module) -> Tensor:
-        return owner._parameters["weight"].detach()  # type: ignore[union-attr, operator]
+        weight = owner._parameters["weight"]
+        assert weight is not None
+        return weight.detach()

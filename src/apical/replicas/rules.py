@@ -46,7 +46,7 @@ def merged(rules: Sequence[Rule]) -> Rule:
     first = rules[0]
     if all(rule == first for rule in rules):
         return first
-    dimension = int(first.pathway.wired)
+    dimension = int(first.direct)
     pathways, plasticities = [one.pathway for one in rules], [one.plasticity for one in rules]
     for own in (pathways, plasticities):
         _check_kinds(own, rules)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from apical.pathways import Direct
+from apical.synapses.storage import names_kept
 from apical.synapses.synapse import Synapse
 
 OptimizerState = Mapping[int, Mapping[str, Any]]
@@ -18,7 +20,10 @@ def dimension_of(model: nn.Module, name: str) -> int:
     """Dimension of a state dict's entry in which copies lie: direct feedback is [outputs, n features], the rest [n out, *]."""
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
-    return int(leaf in ("feedback", "feedback_mask") and not (isinstance(owner, Synapse) and not owner.pathway.wired))
+    return int(
+        leaf in ("feedback", "feedback_mask")
+        and not (isinstance(owner, Synapse) and not isinstance(owner.pathway, Direct))
+    )
 
 
 @torch.no_grad()
@@ -111,5 +116,5 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, torch.Size, bool]]:
             if parameter is not None and parameter not in met:
                 met.add(parameter)
                 yield name, parameter.shape, False
-            elif parameter is None and isinstance(module, Synapse) and leaf in module.plasticity.names:
+            elif parameter is None and isinstance(module, Synapse) and leaf in names_kept(module):
                 yield name, module.weight.shape, True

@@ -11,6 +11,7 @@ from torch import nn
 from apical.attaching.attach import attach
 from apical.attaching.by_module import Rules
 from apical.learner import Learner
+from apical.pathways import Direct
 
 
 def attach_like(
@@ -27,7 +28,7 @@ def attach_like(
         example_input=example,
         at=list(learner.blocks) or None,
         generator=generator,
-        output=learner._wiring.output,
+        output=learner.output,
         connectivity=dict(learner.connectivity),
     )
 
@@ -43,10 +44,10 @@ def catch_up(learner: Learner, other: Learner, width: Callable[[int], int]) -> N
         return torch.Size([width(shape[0]), *shape[1:]])
 
     silence_like(learner, other)
-    learner.adapted = other.adapted
-    learner._features = {
+    learner.phases.adapted = other.adapted
+    learner.phases.features = {
         tuple(map(alike, key)): {name: alike(shape) for name, shape in met.items()}
-        for key, met in other._features.items()
+        for key, met in other.phases.features.items()
     }
 
 
@@ -54,5 +55,5 @@ def silence_like(learner: Learner, other: Learner) -> None:
     """Drop the feedback that `other`, of a network of the same structure, has found to be without use."""
     for name, synapse in other.synapses.items():
         mine = learner.synapses[name]
-        if mine.sends_back and not (synapse.sends_back or synapse.pathway.wired):
-            learner._silence(mine)
+        if mine.sends_back and not (synapse.sends_back or isinstance(synapse.pathway, Direct)):
+            mine.silence()

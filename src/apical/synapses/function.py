@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class SynapseFunction(Function):
-    """Forward: transmit. Backward: feed_back for the input, hebbian for the weights and for Hebbian feedback."""
+    """The node of one synapse's call in autograd's graph.
+
+    Forward: `transmit`. Backward: `feed_back` for the input; `hebbian` for the weights, and for feedback that learns with them.
+    """
 
     @staticmethod
     @override
@@ -34,10 +37,9 @@ class SynapseFunction(Function):
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         need_x, need_weight = ctx.needs_input_grad[:2]
         ctx.save_for_backward(x if need_weight else None, feedback if need_x else None)
-        current = synapse.wiring.current
-        ctx.call = current.call(synapse.label) if current is not None and synapse.plasticity.listens else None
-        local = synapse.wiring.local
-        ctx.local = local.expect(synapse) if local is not None and need_weight else None
+        record, updater = synapse.circuit.record, synapse.circuit.updater
+        ctx.call = None if record is None else record.call(synapse)
+        ctx.updater = updater.expect(synapse) if updater is not None and need_weight else None
         ctx.synapse, ctx.geometry, ctx.shape = synapse, geometry, x.shape
         return synapse.transmit(x, weight, bias, geometry)
 
@@ -53,41 +55,37 @@ class SynapseFunction(Function):
         x, feedback = ctx.saved_tensors
         need_x, need_weight, need_bias, need_feedback = ctx.needs_input_grad[:4]
         synapse: Synapse = ctx.synapse
-        gain = 1.0
-        if need_x and feedback is not None:
-            plasticity = synapse.plasticity
-            if plasticity.computes:
-                memory = synapse.memory("feedback", feedback) if synapse.large else None
-                feedback, gain = plasticity.resolved(synapse, feedback, memory), plasticity.gain(synapse)
+        connection = synapse.connection
+        if not need_x:
+            feedback = None
+        elif feedback is not None:
+            if connection.resolve is not None:
+                feedback = synapse.resolved(feedback)
             if feedback.dtype != delta.dtype:
                 feedback = feedback.to(delta.dtype)
-        local = ctx.local
+        updater = ctx.updater
         # A product that can be added to the weights in place is not made here.
-        makes = need_weight and (local is None or not (synapse.fuses and delta.dim() == 2))
-        signal, product, bias = synapse.respond(
-            x, delta, feedback if need_x else None, ctx.shape, ctx.geometry, makes, need_bias
-        )
-        if gain != 1 and signal is not None:
-            signal = signal.mul_(gain)
-        if local is not None:
+        makes = need_weight and (updater is None or not (synapse.fuses and delta.dim() == 2))
+        signal, product, bias = synapse.respond(x, delta, feedback, ctx.shape, ctx.geometry, makes, need_bias)
+        if connection.gain != 1 and signal is not None:
+            signal = signal.mul_(connection.gain)
+        if updater is not None:
             # After the signal, which belongs to the weights as they were.
-            bias = local.take(synapse, x, delta, product, bias, need_feedback)
+            bias = updater.take(synapse, x, delta, product, bias, need_feedback)
             product = None
         if ctx.call is not None:
             # Aliases, so that counts of who holds the memory tell of anybody else.
             ctx.call.hear(delta, None if signal is None else signal.detach(), ctx.geometry)
-        # Feedback follows the weights: it stands still where they are frozen.
-        own = synapse.plasticity.increment(product) if need_feedback and need_weight else None
-        if synapse.connectivity is not None:
+        own = None
+        if need_feedback and need_weight and connection.increment is not None:
+            # Feedback follows the weights: it stands still where they are frozen.
+            own = connection.increment(product)
+        if synapse.sparse:
             product, own = synapse.thin(product, own)
-        if (
-            own is not None
-            and own is product
-            and synapse.large
-            and (memory := synapse.memory("increment", own)) is not None
-        ):
+        if own is not None and own is product and synapse.large:
             # Autograd would copy a gradient that two parameters share; into fresh memory, at that.
-            own = memory.copy_(own)
+            memory = synapse.memory("increment", own)
+            own = own if memory is None else memory.copy_(own)
         return signal, product, bias, own, None, None
 
 
@@ -95,9 +93,9 @@ _quick: dict[type[Function], Callable[..., Any]] = {}
 
 
 def apply(function: type[Function]) -> Callable[..., Any]:
-    """`function.apply`, without what that does for functorch and for default arguments alone.
+    """A faster `function.apply`.
 
-    Those few lines of Python take as long as a small layer's product.
+    PyTorch's own binds default arguments and asks functorch on every call, which takes as long as a small layer's product.
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply

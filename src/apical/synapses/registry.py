@@ -1,4 +1,4 @@
-"""synapses.registry"""
+"""Which layers are synapses, and which hold parameters that no teaching signal has to cross as weights."""
 
 from __future__ import annotations
 

@@ -12,50 +12,98 @@ To add a kind, subclass `Synapse` together with the plain module, give it these 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from apical.synapses.function import SynapseFunction, apply
-from apical.synapses.masks import MASKS
+from apical.synapses.storage import MASKS, drop, kept, mask_feedback, names_kept
 
 if TYPE_CHECKING:
-    from apical.attaching.connectivity import Connectivity
     from apical.pathways.base import Pathway
-    from apical.pathways.taps import Wiring
-    from apical.plasticity import Plasticity
-
+    from apical.plasticity.base import Plasticity
+    from apical.synapses.circuit import Circuit
 
 Geometry = tuple[Any, ...]
 """What one call of a layer fixes besides its weights, e.g. a convolution's stride and padding."""
 
 
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A plasticity's answers for one synapse, settled once so that a backward pass need not ask what kind it is.
+
+    Attributes:
+        resolve: resolve(synapse, kept, out), the feedback weights from the tensor that a forward pass kept; None where that is
+            the feedback itself.
+        gain: factor of the feedback that `resolve` leaves out, because it is cheaper to apply to the signal.
+        increment: increment(product), the gradient of feedback that the user's optimizer moves; None where it moves none.
+        assign: assign(synapse, value), which takes feedback weights that are set; None where they are computed.
+    """
+
+    resolve: Callable[..., Tensor] | None = None
+    gain: float = 1.0
+    increment: Callable[[Tensor | None], Tensor | None] | None = None
+    assign: Callable[[nn.Module, Tensor], None] | None = None
+
+
+class WholePass(Protocol):
+    """A forward pass of the whole model, on which a synapse's signal depends if its own error is not enough."""
+
+    def call_without_graph(self, synapse: Synapse, x: Tensor) -> None:
+        """Refuse a call that builds no graph, where its signal would be lost."""
+
+    def within(self, label: str) -> bool:
+        """Whether a pass is computed again; an error if none of the whole model is open."""
+        ...
+
+
 class Synapse(nn.Module):
     """A layer whose backward pass reads `feedback` instead of its weights.
 
-    Made by `apical.attach`, which swaps the class of a plain layer in place; parameters keep identity and name.
+    `apical.attach` makes it by swapping the class of a plain layer in place; parameters keep identity and name.
+
+    Attributes:
+        weight, bias: the plain layer's.
+        pathway: how its teaching signal arrives. plasticity: how its feedback weights come to be.
+        connection: the plasticity's answers for this synapse. circuit: what all synapses of a learner share.
+        whole_pass: the passes of the whole model that its signal depends on; None where its own error is enough.
+        label: name of the module in the model.
+        sends_back: False where no teaching signal ever leaves the synapse, because its input is data.
+        large: whether memory for results of the weights' size is used again (see `memory`).
+        sparse: whether some connections don't exist; the buffers `weight_mask` and `feedback_mask` say which.
+        copies: how many networks lie side by side in its channels (see `apical.replicate`).
+
+    >>> import apical, torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    >>> synapse = apical.attach(net, "fa").synapses["2"]
+    >>> synapse.feedback.shape == synapse.weight.shape
+    True
     """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
     pathway: Pathway
     plasticity: Plasticity
-    wiring: Wiring
+    connection: Connection
+    circuit: Circuit
     label: str
+    whole_pass: WholePass | None = None
     sends_back: bool = True
-    """False where no teaching signal ever leaves the synapse, because its input is data."""
     large: bool = False
-    """Whether results of the weights' size are worth keeping memory for (see `recycle`)."""
+    sparse: bool = False
+    copies: int = 1
+    plain: ClassVar[type[nn.Module]]
     fuses: ClassVar[bool] = False
     """Whether `add_hebbian` adds the product of two-dimensional activities in place."""
     rows: ClassVar[bool] = False
-    """Whether signals are rows times the feedback (of each copy), delta B, so that ridge regression can solve for it."""
-    copies: int = 1
-    """How many networks lie side by side in the channels (see `replicate`)."""
-    connectivity: Connectivity | None = None
-    """Fractions of the connections that exist, or None where all do; `weight_mask` and `feedback_mask` say which."""
-    plain: ClassVar[type[nn.Module]]
+    """True for linear layers: each sample's signal is one row times B, so that B can be found by ridge regression.
+
+    False for convolutions, whose feedback is shared over positions.
+    """
     unit_dim: ClassVar[int] = -1
     """Dimension of inputs and outputs that counts units (channels); all but it and the batch share the weights."""
 
@@ -66,11 +114,15 @@ class Synapse(nn.Module):
 
     @property
     def feedback(self) -> Tensor | None:
-        """Feedback weights as the next backward will use them.
+        """Feedback weights as the next backward pass will use them.
 
         Shape: the weight's for layer-wise rules, [outputs, *input features] for direct rules; None where never used.
         """
-        return self.plasticity.weight(self) if self.sends_back else None
+        found = self.plasticity.keeps(self) if self.sends_back else None
+        if found is None or self.connection.resolve is None:
+            return found
+        found, gain = self.resolved(found, reuse=False), self.connection.gain
+        return found if gain == 1 else found * gain
 
     @feedback.setter
     def feedback(self, value: Tensor) -> None:
@@ -81,21 +133,35 @@ class Synapse(nn.Module):
             raise TypeError(f"feedback of '{self.label}' must be a tensor, got {value!r}")
         if value.shape != current.shape:
             raise ValueError(f"feedback of '{self.label}' has shape {list(current.shape)}, got {list(value.shape)}")
+        assign = self.connection.assign
+        if assign is None:
+            raise ValueError(
+                f"feedback of plasticity '{self.plasticity.name}' is computed from the weights; it can't be set"
+            )
         mask = self._buffers.get("feedback_mask")
-        self.plasticity.store(self, value if mask is None else value.detach().to(mask.device) * mask)
+        assign(self, value if mask is None else value.detach().to(mask.device) * mask)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # nn.Module would register a Parameter under this name instead of handing it to the property.
         if name == "feedback":
             Synapse.feedback.__set__(self, value)
-        else:
-            super().__setattr__(name, value)
+            return
+        super().__setattr__(name, value)
+        if name == "plasticity":
+            self.connection = value.connection(self)
+
+    def silence(self) -> None:
+        """Keep no feedback: no signal ever leaves this synapse."""
+        self.sends_back = False
+        drop(self)
 
     def forward(self, input: Tensor, *args: Any) -> Tensor:
-        """What the plain layer computes; a graph built here carries the rule."""
+        """The plain layer's output; a graph built here carries the rule."""
         if not torch.is_grad_enabled():
-            if self.pathway.wired or self.wiring.current is not None:
-                self.wiring.enter_without_graph(self, input)
+            if self.whole_pass is not None:
+                self.whole_pass.call_without_graph(self, input)
+            if self.circuit.record is not None:
+                self.circuit.record.call_without_graph(self, input)
             return self.infer(input, *args)
         own = self._parameters  # Read directly: nn.Module's attribute access is slow enough to show on small layers.
         weight, bias = own.get("weight"), own.get("bias")
@@ -110,8 +176,8 @@ class Synapse(nn.Module):
             if name not in self._parameters and isinstance(getattr(self, name, None), Tensor):
                 raise RuntimeError(
                     f"the {name} of '{self.label}' is a parameter no longer: pruning, weight normalization or another "
-                    "parametrization that was put on it after attach computes it anew for every forward pass, where no rule can "
-                    "learn; take that off again (for sparse weights, attach with connectivity=...)"
+                    "parametrization that was put on it after attach computes it anew for every forward pass, where no "
+                    "rule can learn; take that off again (for sparse weights, attach with connectivity=...)"
                 )
 
     def infer(self, input: Tensor, *args: Any) -> Tensor:
@@ -119,39 +185,43 @@ class Synapse(nn.Module):
         return super().forward(input, *args)
 
     def prepare(self, x: Tensor, *args: Any) -> tuple[Tensor, Geometry]:
-        """Input as `transmit` takes it, and the call's geometry. Differentiable, and free of weights."""
+        """The input as `transmit` takes it, and the call's geometry. Differentiable, and free of weights."""
         return x, ()
 
     def transmit(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry = ()) -> Tensor:
-        """The bilinear map of the layer: y = x W^T + b in the sense of its kind."""
+        """The layer's output: y = x W^T + b in the sense of its kind."""
         raise NotImplementedError
 
     def conduct(self, x: Tensor, geometry: Geometry = (), *, bias: bool = True) -> Tensor:
-        """What the synapse makes of x, without a graph: `transmit` with its own weights."""
+        """The synapse's answer to x, without a graph: `transmit` with its own weights."""
         own = self._parameters.get("bias") if bias else None
         return self.transmit(x, self.weight.to(x.dtype), None if own is None else own.to(x.dtype), geometry)
 
     def unbordered(self, features: torch.Size, positions: int | None = None) -> tuple[torch.Size, Geometry]:
-        """Features of an input like one of `features`, and a geometry, with which every weight meets equally many values.
+        """Shape of a noise input for the weight mirror, and the call's geometry without padding.
 
-        positions: at most as many places that share the weights, where there are several.
+        Padding would let corner weights see fewer samples than central ones, and be mirrored too small.
+
+        Args:
+            features: shape of the layer's usual input, without the batch.
+            positions: at most as many places that share the weights, where there are several.
         """
         return features, ()
 
     def pairs(self, x: Tensor, y: Tensor) -> int:
-        """How many pairs of activities `hebbian` sums for every weight, without borders."""
+        """The number of pairs of activities that `hebbian` sums for every weight, without borders."""
         return y.numel() // y.shape[self.unit_dim]
 
     def feed_back(self, delta: Tensor, feedback: Tensor, shape: torch.Size, geometry: Geometry = ()) -> Tensor:
-        """Teaching signal at the synapse's input (of `shape`): delta B in the sense of its kind."""
+        """The teaching signal at the synapse's input (of `shape`): delta B in the sense of its kind."""
         raise NotImplementedError
 
     def hebbian(self, x: Tensor, delta: Tensor, geometry: Geometry = ()) -> Tensor:
-        """Sum over the batch (and positions) of delta^T x, shaped like the weight."""
+        """The sum over the batch (and positions) of delta^T x, shaped like the weight."""
         raise NotImplementedError
 
     def add_hebbian(self, target: Tensor, x: Tensor, delta: Tensor, beta: float, alpha: float) -> None:
-        """Make `target` beta times itself plus alpha times `hebbian` of two-dimensional activities."""
+        """Make `target` beta times itself plus alpha times `hebbian` of two-dimensional activities, in place."""
         raise NotImplementedError
 
     def respond(
@@ -164,7 +234,7 @@ class Synapse(nn.Module):
         need_weight: bool,
         need_bias: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """One backward step: (signal at the input, hebbian product, bias sum), each None where not needed.
+        """One backward step: (signal at the input, Hebbian product, bias sum), each None where not needed.
 
         A kind overrides this where one kernel does all three.
         """
@@ -175,11 +245,19 @@ class Synapse(nn.Module):
             bias = delta.sum(0) if delta.dim() == 2 else delta.reshape(-1, delta.shape[-1]).sum(0)
         return signal, product, bias
 
+    def resolved(self, found: Tensor, *, reuse: bool = True) -> Tensor:
+        """The feedback weights computed from what a forward pass kept, without connections that don't exist."""
+        resolve = self.connection.resolve
+        assert resolve is not None
+        out = self.memory("feedback", found) if reuse else None
+        feedback, mask = resolve(self, found, out), self._buffers.get("feedback_mask")
+        return feedback if mask is None else torch.mul(feedback, mask, out=out)
+
     def thin(self, product: Tensor | None, own: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Updates of the weights and of trainable feedback, each with nothing where its connection doesn't exist."""
+        """Updates of the weights and of trainable feedback, each zero where its connection doesn't exist."""
         forth, back = self._buffers.get("weight_mask"), self._buffers.get("feedback_mask")
         if own is not None and back is not None:
-            own = torch.mul(own, back, out=self.memory("increment", own) if self.large else None)
+            own = torch.mul(own, back, out=self.memory("increment", own))
         elif own is product and own is not None and forth is not None:
             own = own.clone()
         if product is not None and forth is not None:
@@ -188,17 +266,18 @@ class Synapse(nn.Module):
 
     def memory(self, use: str, like: Tensor) -> Tensor | None:
         """Memory to write a large result of a backward pass to, or None to let PyTorch find some."""
-        return self.wiring.memory.take(f"{self.label}:{use}", like)
+        return self.circuit.memory.take(f"{self.label}:{use}", like) if self.large else None
 
     def fans(self) -> tuple[int, int]:
         """(fan in, fan out) of the weights, kernel positions included."""
         outward, inward, *kernel = self.weight.shape
         return inward * math.prod(kernel), outward // self.copies * math.prod(kernel)
 
+    @override
     def extra_repr(self) -> str:
         """The plain layer's description, with how its feedback is carried and learned."""
-        thinned = "" if self.connectivity is None else f", {self.connectivity}"
-        return f"{super().extra_repr()}, pathway={self.pathway.name}, plasticity={self.plasticity.name}{thinned}"
+        sparse = ", sparse" if self.sparse else ""
+        return f"{super().extra_repr()}, pathway={self.pathway.name}, plasticity={self.plasticity.name}{sparse}"
 
     def _load_from_state_dict(
         self,
@@ -210,32 +289,20 @@ class Synapse(nn.Module):
         unexpected_keys: list,
         errors: list,
     ) -> None:
-        """A plain model's state carries no feedback and no masks; taking it leaves this synapse's own as they are."""
-        own = (
-            self.plasticity.names
-            if self.connectivity is None
-            else (
-                *self.plasticity.names,
-                *(name for name in MASKS if name in self._buffers),
-            )
-        )
-        dropped = {prefix + name for name in own if prefix + name in state_dict and _stored(self, name) is None}
-        kept = {key: value for key, value in state_dict.items() if key not in dropped} if dropped else state_dict
+        """Take a state dict. That of a plain model carries no feedback and no masks: the synapse's own stay as they are."""
+        masks = [name for name in MASKS if name in self._buffers] if self.sparse else []
+        own = (*names_kept(self), *masks)
+        dropped = {prefix + name for name in own if prefix + name in state_dict and kept(self, name) is None}
+        taken = {key: value for key, value in state_dict.items() if key not in dropped} if dropped else state_dict
         missing: list[str] = []
-        for name in MASKS if self.connectivity is not None else ():
+        for name in masks:
             mask, given = self._buffers.get(name), state_dict.get(prefix + name)
             if mask is not None and given is not None and given.shape == mask.shape:
                 # First, because feedback that is assigned is thinned at once.
                 self._buffers[name] = given.to(mask, copy=True)
-        super()._load_from_state_dict(kept, prefix, local_metadata, strict, missing, unexpected_keys, errors)
+        super()._load_from_state_dict(taken, prefix, local_metadata, strict, missing, unexpected_keys, errors)
         missing_keys += [key for key in missing if key.removeprefix(prefix) not in own]
-        if self.connectivity is not None:
-            if (mask := self._buffers.get("weight_mask")) is not None:
-                with torch.no_grad():
-                    self.weight.mul_(mask)
-            self.plasticity.thin(self)
-
-
-def _stored(module: nn.Module, name: str) -> Tensor | None:
-    tensor = module._parameters.get(name)
-    return module._buffers.get(name) if tensor is None else tensor
+        if (mask := self._buffers.get("weight_mask")) is not None:
+            with torch.no_grad():
+                self.weight.mul_(mask)
+        mask_feedback(self)

@@ -1,0 +1,34 @@
+"""How activation checkpointing shows itself in a forward pass.
+
+Checkpointing throws activities away and computes a block of layers a second time when the backward pass comes by. Whatever
+counts or records calls has to tell the second pass from the first. PyTorch's two kinds differ (torch.utils.checkpoint): without
+reentrance, both passes build a graph, and the second runs inside a backward pass; with it, the first one builds none, inside the
+forward of an autograd Function.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch.autograd.function import FunctionCtx
+
+
+def recomputing() -> bool:
+    """Whether a backward pass is going on, so that a forward pass is one that checkpointing computes again."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def graph_comes_later() -> bool:
+    """Whether the forward of an autograd Function is going on, so that a reentrant checkpoint may compute this anew.
+
+    Nothing in PyTorch tells; so the interpreter's frames are searched for the Function's context. That is slow, and asked only
+    for calls that build no graph although their input requires a gradient.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        first = frame.f_code.co_varnames[:1]
+        if frame.f_code.co_name == "forward" and first and isinstance(frame.f_locals.get(first[0]), FunctionCtx):
+            return True
+        frame = frame.f_back
+    return False

@@ -1,0 +1,140 @@
+"""What learns in phases of its own: the parts of one learner, their order, and what they have met."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from apical.pathways.base import Pathway
+from apical.pathways.checkpointing import recomputing
+from apical.pathways.direct import Direct
+from apical.phases.conditions import casting, casts
+from apical.phases.phase import Phase, Site
+from apical.phases.recording import Recorder, listens
+from apical.plasticity.base import Phased
+from apical.synapses.storage import complete, mask_feedback
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+    from apical.learner import Learner
+    from apical.phases.layout import Criterion
+
+Part = tuple[Phased, list[Site]]
+"""A plasticity or pathway that has a phase of its own, with the places where its signal enters."""
+
+
+class Phases:
+    """The phases of one learner, in which feedback learns between ``backward`` and the optimizer's step.
+
+    Attributes:
+        learns: whether any part of the learner's rules has a phase of its own.
+        adapted: how many phases there have been.
+        features: shapes of the inputs -> name of a place -> shape of the activity there, without the batch.
+        recorder: keeps the pass before a phase, where some part learns from it.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+        parts = [part for rule in learner.rules.values() for part in (rule.pathway, rule.plasticity)]
+        self.learns = any(isinstance(part, Phased) for part in parts)
+        self._listens = any(map(listens, parts))
+        self.adapted = 0
+        self.features: dict[tuple[torch.Size, ...], dict[str, torch.Size]] = {}
+        self.recorder: Recorder | None = None
+        self._autocast: torch.dtype | None = None
+
+    def install(self) -> Iterable[RemovableHandle]:
+        """Put the hooks on the learner's model that phases need."""
+        handles: list[RemovableHandle] = []
+        if self.learns:
+            handles.append(self.learner.model.register_forward_pre_hook(self._see_autocast))
+        if self._listens:
+            self.recorder = Recorder(self.learner)
+            handles += self.recorder.handles
+        return handles
+
+    def sites(self) -> list[Site]:
+        """All places where a teaching signal enters."""
+        synapses = [
+            Site(name, synapse, synapse.plasticity, direct=isinstance(synapse.pathway, Direct))
+            for name, synapse in self.learner.synapses.items()
+            if synapse.sends_back and complete(synapse)
+        ]
+        blocks = self.learner.blocks.items()
+        return synapses + [Site(name, block, self.learner.rule.plasticity, direct=True) for name, block in blocks]
+
+    def parts(self) -> list[Part]:
+        """Everything that has a phase of its own, with the places where its signal enters."""
+        found: dict[Phased, list[Site]] = {}
+        for site in self.sites():
+            pathway = None if site.name in self.learner.blocks else site.synapse.pathway
+            for part in (pathway, site.plasticity):
+                if isinstance(part, Phased):
+                    found.setdefault(part, []).append(site)
+        # Pathways first: plasticities may wait for the errors that they bring.
+        return sorted(found.items(), key=lambda pair: not isinstance(pair[0], Pathway))
+
+    def adapt(self, inputs: Any, targets: Any, criterion: Criterion) -> None:
+        """One call of `Learner.adapt`: a phase of all parts; while some of them warm up, no weight gets a gradient."""
+        parts = self.parts()
+        if not parts:
+            return
+        self.learn(inputs, targets, criterion, parts)
+        self.adapted += 1
+        if self.adapted <= max(part.warmup for part, _ in parts):
+            for parameter in self.learner.model.parameters():
+                parameter.grad = None
+            if self.learner.circuit.updater is not None:
+                self.learner.circuit.updater.drop()
+
+    def learn(self, inputs: Any, targets: Any, criterion: Criterion, parts: list[Part] | None = None) -> None:
+        """One phase of some parts, or all, from the pass before or one of its own."""
+        learner = self.learner
+        parts = self.parts() if parts is None else parts
+        # What is learned is computed in full; the passes of a phase are made as the loop's was.
+        self._autocast = self._autocast or casts(self.device_type)
+        try:
+            with torch.no_grad(), casting(self.device_type, None):
+                phase = Phase(learner, learner.layout.fold(inputs), targets, criterion)
+                for part, sites in [] if phase.empty else parts:
+                    phase.sites = sites
+                    part.adapt(phase)
+                    for site in sites:
+                        mask_feedback(site.owner)
+        finally:
+            if self.recorder is not None:
+                self.recorder.newest = None
+
+    @property
+    def device_type(self) -> str:
+        """The kind of device on which the model lies: "cpu" or "cuda"."""
+        # Not by way of the model's parameters: finding the first takes as long as a small layer's product.
+        weight = next(iter(self.learner.synapses.values()))._parameters["weight"]
+        assert weight is not None
+        return weight.device.type
+
+    def casting(self) -> AbstractContextManager[Any]:
+        """While open, autocast is as it was in the newest pass that learns."""
+        return casting(self.device_type, self._autocast)
+
+    def _see_autocast(self, module: nn.Module, args: Any) -> None:
+        if not torch.compiler.is_compiling() and torch.is_grad_enabled() and not recomputing():
+            self._autocast = casts(self.device_type)
+
+    @contextmanager
+    def unheard(self, paused: bool = True) -> Iterator[None]:
+        """While open, passes are not recorded (with `paused` False: they are); the pass recorded before stays the newest."""
+        recorder = self.recorder
+        if recorder is None:
+            yield
+            return
+        before, recorder.paused = (recorder.paused, recorder.newest), paused
+        try:
+            yield
+        finally:
+            recorder.paused, recorder.newest = before

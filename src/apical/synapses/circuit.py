@@ -1,0 +1,81 @@
+"""What the synapses of one learner share: whom they tell of what passes through them, and memory that they use again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from apical.synapses.memory import Recycler
+
+if TYPE_CHECKING:
+    from apical.synapses.synapse import Geometry, Synapse
+
+
+class Heard(Protocol):
+    """One call of a synapse in a pass that is recorded."""
+
+    def hear(self, delta: Tensor, signal: Tensor | None, geometry: Geometry) -> None:
+        """Keep the error at the synapse's output and the signal at its input, as the backward pass has them."""
+
+
+class Record(Protocol):
+    """A forward pass of the whole model that is being recorded for a phase of its own."""
+
+    def call(self, synapse: Synapse) -> Heard | None:
+        """The record of a new call of `synapse`; None if nobody wants to know of it."""
+
+    def call_without_graph(self, synapse: Synapse, x: Tensor) -> None:
+        """Count a call that builds no graph, or refuse it."""
+
+    def cut(self, synapse: Synapse, x: Tensor) -> None:
+        """Keep the activity x at whose place a scalar pathway cuts the graph."""
+
+
+class Updater(Protocol):
+    """An optimizer that applies updates in the backward pass."""
+
+    def expect(self, synapse: Synapse) -> Updater | None:
+        """Who takes the update of this call; None if its weights are to get an ordinary gradient."""
+
+    def take(
+        self, synapse: Synapse, x: Tensor, delta: Tensor, product: Tensor | None, bias: Tensor | None, feedback: bool
+    ) -> Tensor | None:
+        """Take one call's update; what is left of the bias's gradient."""
+
+    def drop(self) -> None:
+        """Let go of updates that wait, without learning from them."""
+
+
+class Circuit:
+    """What the synapses of one learner share. Each slot is None where nobody is there.
+
+    Attributes:
+        record: the pass that is being recorded, while it is open. Synapses reach it only then: kept within their reach, its
+            graph, which holds them, would never be freed.
+        updater: who takes updates in the backward pass (`apical.LocalSGD`).
+        memory: memory of large results, used again.
+    """
+
+    def __init__(self) -> None:
+        self.record: Record | None = None
+        self.updater: Updater | None = None
+        self.memory = Recycler()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"memory": self.memory}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.record = self.updater = None
+        self.memory = state["memory"]
+
+    @contextmanager
+    def ordinary(self) -> Iterator[None]:
+        """While open, passes are made whose backward gives ordinary gradients and moves nothing."""
+        updater, self.updater = self.updater, None
+        try:
+            yield
+        finally:
+            self.updater = updater
