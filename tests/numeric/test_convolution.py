@@ -5,13 +5,13 @@ The network is conv -> tanh -> conv -> flatten -> linear; either convolution may
 
 import numpy as np
 import pytest
-import reference as ref
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import apical
+from numeric import reference as ref
 
 TOLERANCE = 1e-9
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

@@ -5,12 +5,12 @@ import itertools
 
 import numpy as np
 import pytest
-import reference as ref
 import torch
 from torch import nn
 from torch.nn import functional
 
 import apical
+from numeric import reference as ref
 
 ROUNDING = 1e-10
 HEBBIAN = ("kp", "matched", "urfb")  # the feedback takes the weights' own step

@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-import reference as ref
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 import apical
+from numeric import reference as ref
 
 TOLERANCE = 1e-9
 ACTIVATIONS = {"tanh": nn.Tanh, "logistic": nn.Sigmoid, "relu": nn.ReLU, "identity": nn.Identity}
