@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test slow lint format benchmark clean
+.PHONY: help setup demo test smoke slow lint format benchmark clean
 
 help:           ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -22,7 +22,10 @@ demo: setup     ## train on real digits under several rules; prints the comparis
 	$(BIN)/apical compare --folder runs/demo --overwrite
 
 test: setup     ## the test suite
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow and not smoke_all"
+
+smoke: setup    ## the papers' smoke runs that the test suite leaves out
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "smoke_all and not slow" tests/papers
 
 slow: setup     ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

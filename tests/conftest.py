@@ -4,6 +4,22 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 import torch
 
+import apical
+from apical.synapses import registry
+
+pytest.register_assert_rewrite(
+    "comparison", "processes", "house", "attaching", "phases", "execution", "replicas", "synapses", "numeric"
+)
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def registered():
+    """`register_synapse`, whose kinds are forgotten after the test."""
+    saved = dict(registry.SYNAPSES)
+    yield apical.register_synapse
+    registry.SYNAPSES.clear()
+    registry.SYNAPSES.update(saved)

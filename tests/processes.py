@@ -1,7 +1,9 @@
-"""apical interrupted: in a process of its own, or by what watches it."""
+"""apical in other processes: interrupted, by a kill or by what watches it, and on two ranks at once."""
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -9,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 
 class BoomError(Exception):
@@ -60,3 +65,20 @@ def killed_and_resumed(kills: int, folder: Path, start: Callable[[], subprocess.
     process = started(*command, "--resume", str(folder))
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
+
+
+def on_two_ranks(learn: Callable[..., object], folder: Path, *arguments: object) -> list:
+    """What `learn(rank, *arguments)` returns in each of two processes that know each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_on_a_rank, args=(port, folder, learn, arguments), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def _on_a_rank(rank: int, port: int, folder: Path, learn: Callable[..., object], arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    torch.save(learn(rank, *arguments), folder / f"{rank}.pt")
+    dist.destroy_process_group()

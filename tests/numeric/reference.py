@@ -26,9 +26,6 @@ TRAINED = ("kp", "matched", "urfb", "kp-direct")
 STORED = ("fa", "frfb", "dfa", "ifa", *TRAINED)
 
 
-# Nonlinearities: f(a), f'(a) ------------------------------------------------------------------------------------------
-
-
 def _logistic(a: Array) -> Array:
     return 0.5 * (1.0 + np.tanh(0.5 * a))
 
@@ -39,9 +36,6 @@ NONLINEARITIES: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Arra
     "relu": (lambda a: np.where(a > 0, a, 0.0), lambda a: np.where(a > 0, 1.0, 0.0)),
     "identity": (lambda a: a, np.ones_like),
 }
-
-
-# Losses: value per sample, and e = dLoss/da_L without the 1/N ---------------------------------------------------------
 
 
 def _softmax(a: Array) -> Array:
@@ -59,9 +53,6 @@ LOSSES: dict[str, tuple[Callable[[Array, Array], Array], Callable[[Array, Array]
     "bce": (lambda a, y: (np.logaddexp(0.0, a) - y * a).sum(axis=1), lambda a, y: _logistic(a) - y),
     "squared": (lambda a, y: 0.5 * ((a - y) ** 2).sum(axis=1), lambda a, y: a - y),
 }
-
-
-# Synapses -------------------------------------------------------------------------------------------------------------
 
 
 class Dense:
@@ -242,9 +233,6 @@ class TransposedConvolution:
 Synapse = Dense | Convolution | TransposedConvolution
 
 
-# Networks and rules ---------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Network:
     """A chain of synapses with a nonlinearity after each but the last; shapes are flattened where a Dense follows."""
@@ -351,9 +339,6 @@ def relative_error(actual: Array, expected: Array, floor: float = 0.0) -> float:
     size = max(float(np.linalg.norm(expected)), floor)
     difference = float(np.linalg.norm(actual - expected))
     return difference / size if size > 0 else difference
-
-
-# Bridge to a torch network: the only part that knows torch, and only through public names ------------------------------
 
 
 def numbers(tensor: torch.Tensor) -> Array:

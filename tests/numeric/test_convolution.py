@@ -20,9 +20,6 @@ OUTPUTS = 3
 RULES = ("fa", "kp", "usf", "dfa", "kp-direct", "frsf", "bp")
 
 
-# Geometries -----------------------------------------------------------------------------------------------------------
-
-
 class Geometry:
     """One convolution's options, as torch and as NumPy take them."""
 
@@ -129,9 +126,6 @@ def networks(draw):
     return first, second, size, draw(st.integers(0, 10**6))
 
 
-# One network, run by torch and by NumPy ---------------------------------------------------------------------------------
-
-
 class Trial:
     def __init__(self, rule, first, second, size, seed=0, rows=2):
         self.rule = rule
@@ -176,9 +170,6 @@ def plain(dims, kernel=2, **options):
     return Geometry((2, 2), (kernel,) * dims, **options)
 
 
-# The reference alone ----------------------------------------------------------------------------------------------------
-
-
 @settings(deadline=None, max_examples=60)
 @given(networks())
 def test_reference_operations_are_adjoint(setting):
@@ -206,9 +197,6 @@ def test_reference_transmits_as_torch_does(setting):
     bias = None if module.bias is None else ref.numbers(module.bias)
     expected = first.synapse().transmit(x, ref.numbers(module.weight), bias)
     assert ref.relative_error(ref.numbers(module(torch.from_numpy(x))), expected) < TOLERANCE
-
-
-# apical -----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -287,9 +275,6 @@ def test_channels_last_gives_the_same(rule, dims, transposed):
     trial.backward(form)
     found = trial.errors()
     assert max(found.values()) < TOLERANCE, found
-
-
-# Planted faults: the comparison above must be able to fail --------------------------------------------------------------
 
 
 def _mirrored(b):

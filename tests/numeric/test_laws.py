@@ -1,294 +1,23 @@
-"""Laws that hold exactly over many steps, whatever the data: no reference implementation is needed to test them."""
+"""Laws that hold exactly over many steps, whatever the data."""
 
 import copy
-import itertools
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 
-import apical
+from networks import mlp
 from numeric import reference as ref
+from numeric.streams import HEBBIAN, NETWORKS, ROUNDING, attach, build, distance, step, stream, weights, with_feedback
 
-ROUNDING = 1e-10
-HEBBIAN = ("kp", "matched", "urfb")  # the feedback takes the weights' own step
 LAYERWISE_STORED = ("fa", "frfb", *HEBBIAN)
-
-
-# Networks and streams of data ------------------------------------------------------------------------------------------
-
-
-def mlp(widths=(6, 8, 7, 4), bias=True, nonlinearity=nn.Tanh):
-    layers = []
-    for n_in, n_out in itertools.pairwise(widths):
-        layers += [nn.Linear(n_in, n_out, bias=bias), nonlinearity()]
-    return nn.Sequential(*layers[:-1]).double()
-
-
-def cnn():
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1),
-        nn.Tanh(),
-        nn.Conv2d(4, 6, 3, stride=2, groups=2),
-        nn.Tanh(),
-        nn.ConvTranspose2d(6, 2, 2, stride=2),
-        nn.Flatten(),
-        nn.Linear(2 * 4 * 4, 4),
-    ).double()
-
-
-class Block(nn.Module):
-    """Two convolutions with batch norm, and a shortcut, which is a convolution where the size changes."""
-
-    def __init__(self, n_in, n_out, stride, groups, dilation):
-        super().__init__()
-        self.first = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
-        self.first_norm = nn.BatchNorm2d(n_out)
-        self.second = nn.Conv2d(n_out, n_out, 3, padding=dilation, dilation=dilation, groups=groups)
-        self.second_norm = nn.BatchNorm2d(n_out)
-        self.shortcut = nn.Conv2d(n_in, n_out, 1, stride, bias=False) if stride > 1 or n_in != n_out else nn.Identity()
-
-    def forward(self, x):
-        h = functional.relu(self.first_norm(self.first(x)))
-        return functional.relu(self.second_norm(self.second(h)) + self.shortcut(x))
-
-
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular")
-        self.norm = nn.BatchNorm2d(4)
-        self.blocks = nn.Sequential(Block(4, 4, 1, 2, 2), Block(4, 8, 2, 4, 1), Block(8, 8, 1, 8, 2))
-        self.up = nn.ConvTranspose2d(8, 4, 2, 2, groups=2)
-        self.head = nn.Linear(4, 4)
-
-    def forward(self, x):
-        h = self.blocks(functional.max_pool2d(functional.relu(self.norm(self.stem(x))), 2))
-        return self.head(functional.dropout(self.up(h), 0.0).mean(dim=(2, 3)))
-
-
-class Recurrent(nn.Module):
-    """One synapse used at every step of a sequence."""
-
-    def __init__(self):
-        super().__init__()
-        self.read, self.step, self.write = nn.Linear(3, 5), nn.Linear(5, 5), nn.Linear(5, 4)
-
-    def forward(self, x):
-        h = torch.zeros(len(x), 5, dtype=x.dtype)
-        for t in range(x.shape[1]):
-            h = torch.tanh(self.read(x[:, t]) + self.step(h))
-        return self.write(h)
-
-
-class TwoEyes(nn.Module):
-    """Two synapses that see the data, one of them again further up."""
-
-    def __init__(self):
-        super().__init__()
-        self.left, self.right = nn.Linear(3, 5), nn.Linear(3, 5)
-        self.middle, self.top = nn.Linear(10, 6), nn.Linear(6 + 3, 4)
-
-    def forward(self, x):
-        both = torch.cat([torch.tanh(self.left(x[:, :3])), torch.relu(self.right(x[:, 3:]))], dim=1)
-        return self.top(torch.cat([torch.tanh(self.middle(both)), x[:, :3]], dim=1))
-
-
-INPUTS = {
-    mlp: (6,),
-    cnn: (2, 5, 5),
-    lambda: Residual().double(): (2, 12, 12),
-    lambda: Recurrent().double(): (4, 3),
-    lambda: TwoEyes().double(): (6,),
-}
-NETWORKS = dict(zip(("mlp", "cnn", "residual", "recurrent", "two eyes"), INPUTS.items(), strict=True))
-
-
-def stream(shape, seed=0, rows=6):
-    """An endless stream of inputs and targets."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield (
-            torch.randn(rows, *shape, generator=generator, dtype=torch.float64),
-            torch.randn(rows, 4, generator=generator, dtype=torch.float64),
-        )
-
-
-def step(net, batch, optimizer=None):
-    x, y = batch
-    if optimizer:
-        optimizer.zero_grad()
-    (0.5 * (net(x) - y).square().sum(dim=1)).mean().backward()
-    if optimizer:
-        optimizer.step()
-
-
-def attach(net, rule, shape, seed=0, **hyperparameters):
-    example = next(stream(shape))[0]
-    return apical.attach(
-        net,
-        apical.rule(rule, **hyperparameters) if hyperparameters else rule,
-        example_input=example,
-        generator=torch.Generator().manual_seed(seed),
-    )
-
-
-def build(name, seed=0):
-    make, shape = NETWORKS[name]
-    torch.manual_seed(seed)
-    return make(), shape
-
-
-def with_feedback(learner):
-    return {name: synapse for name, synapse in learner.synapses.items() if synapse.feedback is not None}
-
-
-def gaps(learner):
-    return {name: ref.numbers(s.weight - s.feedback) for name, s in with_feedback(learner).items()}
-
-
-def weights(learner):
-    return {name: ref.numbers(s.weight) for name, s in learner.synapses.items()}
 
 
 def set_to_weights(learner):
     with torch.no_grad():
         for synapse in with_feedback(learner).values():
             synapse.feedback.copy_(synapse.weight)
-
-
-def distance(found, expected):
-    return max(ref.relative_error(found[name], value) for name, value in expected.items())
-
-
-# Kolen-Pollack ---------------------------------------------------------------------------------------------------------
-
-
-def kp_distance(rule, name, factor, steps=40, **options):
-    """How far W - B is from (product of factor(lr)) (W_0 - B_0) after a run of SGD with a falling rate."""
-    net, shape = build(name)
-    learner = attach(net, rule, shape)
-    assert len(with_feedback(learner)) == len(learner.synapses) - 1
-    before, started = gaps(learner), weights(learner)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, **options)
-    expected = 1.0
-    for k, batch in zip(range(steps), stream(shape), strict=False):
-        optimizer.param_groups[0]["lr"] = lr = 0.05 / (1 + k // 10)
-        expected *= factor(lr)
-        step(net, batch, optimizer)
-    assert distance(weights(learner), started) > 0.01  # it did learn
-    return distance(gaps(learner), {n: expected * d for n, d in before.items()})
-
-
-@pytest.mark.parametrize("decay", [0.0, 0.1])
-@pytest.mark.parametrize("name", ["mlp", "cnn"])
-@pytest.mark.parametrize("rule", HEBBIAN)
-def test_difference_decays_exactly(rule, name, decay):
-    """W_t - B_t = (1 - eta lambda)^t (W_0 - B_0); without decay (URFB of amit2019) it stays as it was."""
-    assert kp_distance(rule, name, lambda lr: 1 - lr * decay, weight_decay=decay) < ROUNDING
-
-
-def test_the_decay_law_can_fail():
-    """Planted: a law with another decay, and momentum without its recurrence."""
-    assert kp_distance("kp", "mlp", lambda lr: 1 - lr * 0.101, weight_decay=0.1) > 1e5 * ROUNDING
-    assert kp_distance("kp", "mlp", lambda lr: 1 - lr * 0.1, weight_decay=0.1, momentum=0.9) > 1e5 * ROUNDING
-
-
-@pytest.mark.parametrize("name", ["mlp", "cnn"])
-@pytest.mark.parametrize("rule", HEBBIAN)
-@pytest.mark.parametrize("momentum", [0.5, 0.9])
-def test_momentum_recurrence(rule, name, momentum):
-    """d_{t+1} - (1 + m - eta lambda) d_t + m d_{t-1} = 0 with L2 inside SGD; d_1 = (1 - eta lambda) d_0."""
-    lr, decay = 0.02, 0.1
-    net, shape = build(name)
-    learner = attach(net, rule, shape)
-    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=momentum, weight_decay=decay)
-    history = [gaps(learner)]
-    for _, batch in zip(range(30), stream(shape), strict=False):
-        step(net, batch, optimizer)
-        history.append(gaps(learner))
-    assert distance(history[1], {n: (1 - lr * decay) * d for n, d in history[0].items()}) < ROUNDING
-    for before, now, after in zip(history, history[1:], history[2:], strict=False):
-        expected = {n: (1 + momentum - lr * decay) * now[n] - momentum * before[n] for n in now}
-        assert distance(after, expected) < ROUNDING
-        wrong = {n: (1 - lr * decay) * now[n] for n in now}  # the law without momentum
-        assert distance(after, wrong) > 1e5 * ROUNDING
-
-
-OPTIMIZERS = {
-    "nesterov": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=0.1, nesterov=True),
-    "dampened": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=0.1, dampening=0.5),
-    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.001),
-}
-
-
-def difference_after(optimizer, data_seed, rule="kp", steps=30):
-    net, shape = build("mlp")
-    learner = attach(net, rule, shape)
-    optimizer = OPTIMIZERS[optimizer](net.parameters())
-    for _, batch in zip(range(steps), stream(shape, data_seed), strict=False):
-        step(net, batch, optimizer)
-    return gaps(learner), weights(learner)
-
-
-@pytest.mark.parametrize("rule", HEBBIAN)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_difference_is_blind_to_the_data(optimizer, rule):
-    """The same optimizer for W and B: two streams of data, one and the same W - B."""
-    (one, trained_on_one), (two, trained_on_two) = (difference_after(optimizer, seed, rule) for seed in (1, 2))
-    assert distance(trained_on_two, trained_on_one) > 0.01
-    assert distance(two, one) < ROUNDING
-
-
-def test_fixed_feedback_does_see_the_data():
-    """Planted: under fa the difference depends on the data at once."""
-    (one, _), (two, _) = (difference_after("nesterov", seed, "fa") for seed in (1, 2))
-    assert distance(two, one) > 1e5 * ROUNDING
-
-
-def test_nesterov_recurrence():
-    """u_{t+1} = m u_t + lambda d_t, d_{t+1} = d_t - eta (lambda d_t + m u_{t+1}): one scalar for all elements."""
-    net, shape = build("mlp")
-    learner = attach(net, "kp", shape)
-    before = gaps(learner)
-    optimizer = OPTIMIZERS["nesterov"](net.parameters())
-    d, u = 1.0, 0.0
-    for _, batch in zip(range(30), stream(shape), strict=False):
-        step(net, batch, optimizer)
-        u = 0.9 * u + 0.1 * d
-        d = d - 0.02 * (0.1 * d + 0.9 * u)
-    assert distance(gaps(learner), {n: d * gap for n, gap in before.items()}) < ROUNDING
-
-
-def test_adamw_decays_the_difference():
-    """Decoupled decay: equal gradients give equal Adam steps, so d_t = (1 - eta lambda)^t d_0."""
-    before, _ = difference_after("adamw", 1, steps=0)
-    after, _ = difference_after("adamw", 1, steps=30)
-    assert distance(after, {n: (1 - 0.001) ** 30 * gap for n, gap in before.items()}) < ROUNDING
-
-
-# URFB and FRFB ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("epsilon", [0.0, 0.25, 0.5, 1.0])
-@pytest.mark.parametrize("name", ["mlp", "cnn", "residual"])
-def test_urfb_keeps_epsilon_w_minus_r(name, epsilon):
-    """R_t - epsilon W_t is what it was: URFB at 1, FRFB at 0."""
-    net, shape = build(name)
-    learner = attach(net, "urfb", shape, epsilon=epsilon)
-
-    def invariant(factor):
-        return {n: ref.numbers(s.feedback - factor * s.weight) for n, s in with_feedback(learner).items()}
-
-    before, planted = invariant(epsilon), invariant(epsilon + 0.01)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.5)
-    for _, batch in zip(range(30), stream(shape), strict=False):
-        step(net, batch, optimizer)
-    assert distance(invariant(epsilon), before) < ROUNDING
-    assert distance(invariant(epsilon + 0.01), planted) > 1e5 * ROUNDING
 
 
 def trajectory(name, rule, prepare=None, steps=30, unattached=False, optimizer=None, **hyperparameters):
@@ -333,9 +62,6 @@ def test_feedback_that_starts_at_the_weights_gives_backprop(rule, name):
     assert distance(trajectory(name, "fa", set_to_weights, optimizer=optimizer), expected) > 1e-4  # B stays behind
 
 
-# Feedback equal to the weights is backpropagation -----------------------------------------------------------------------
-
-
 def backprop_distance(name, rule, prepare, parts=None):
     """The largest relative error of any gradient against the same network without apical."""
     net, shape = build(name)
@@ -378,9 +104,6 @@ def test_only_synapses_that_pass_a_signal_have_feedback():
         net, shape = build(name)
         learner = attach(net, "fa", shape)
         assert [n for n, s in learner.synapses.items() if s.feedback is None] == silent
-
-
-# Direct, indirect, shallow -----------------------------------------------------------------------------------------------
 
 
 def zeroed(net):
@@ -538,9 +261,6 @@ def test_shallow_moves_only_the_last_layer(name):
         step(net, batch, optimizer)
     moved = [n for n, w in weights(learner).items() if (w != before[n]).any()]
     assert moved == [last]
-
-
-# Signs -------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])

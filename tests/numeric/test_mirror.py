@@ -82,16 +82,16 @@ def test_batch_means_take_one_sample_out_of_n():
     torch.manual_seed(2)
     layer, n = nn.Linear(3, 2, bias=False, dtype=torch.float64), 4
     learner, synapse = learner_of(
-        layer, torch.zeros(n, 3).double(), activation="linear", rate=1.0, decay=0.0, batches=40_000
+        layer, torch.zeros(n, 3).double(), activation="linear", rate=1.0, decay=0.0, batches=20_000
     )
     learner.adapt(torch.zeros(n, 3).double(), None, squared_error)
-    found = synapse.feedback / 40_000
+    found = synapse.feedback / 20_000
     torch.testing.assert_close(found, (1 - 1 / n) * layer.weight.detach(), atol=0.02, rtol=0)
     learner, synapse = learner_of(
-        layer, torch.zeros(n, 3).double(), activation="linear", rate=1.0, decay=0.0, batches=40_000, baseline=0.0
+        layer, torch.zeros(n, 3).double(), activation="linear", rate=1.0, decay=0.0, batches=20_000, baseline=0.0
     )
     learner.adapt(torch.zeros(n, 3).double(), None, squared_error)
-    torch.testing.assert_close(synapse.feedback / 40_000, layer.weight.detach(), atol=0.02, rtol=0)
+    torch.testing.assert_close(synapse.feedback / 20_000, layer.weight.detach(), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("distribution", ["gaussian", "uniform", "rademacher"])

@@ -303,9 +303,6 @@ def test_large_layers(rule):
     assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
 
 
-# Planted faults: the comparison above must be able to fail -------------------------------------------------------------
-
-
 FAULTS = {
     "flipped": lambda b: -b,
     "scaled": lambda b: 1.001 * b,
