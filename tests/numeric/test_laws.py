@@ -20,7 +20,7 @@ def set_to_weights(learner):
             synapse.feedback.copy_(synapse.weight)
 
 
-def trajectory(name, rule, prepare=None, steps=30, unattached=False, optimizer=None, **hyperparameters):
+def trajectory(name, rule, prepare=None, steps=20, unattached=False, optimizer=None, **hyperparameters):
     """All parameters of the plain network after some steps, by name."""
     net, shape = build(name)
     names = [n for n, _ in net.named_parameters()]

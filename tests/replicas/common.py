@@ -54,7 +54,7 @@ OPTIMIZERS = {
 }
 
 
-def trained(singles, optimize, steps=4):
+def trained(singles, optimize, steps=3):
     """Copies of `singles` and `singles` themselves after as many steps, with each one's phase."""
     replicas = apical.replicate(singles, example_input=X[0])
     learner, moves = apical.learner_of(replicas), optimize(replicas)

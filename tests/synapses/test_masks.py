@@ -26,7 +26,7 @@ from synapses.common import RULES, attach, learn, near, sgd, state, thin
 @pytest.mark.parametrize("make", [flat_chain, convolutions])
 def test_what_is_absent_stays_absent_and_what_exists_learns(make, rule, optimizer):
     if rule == "ifa" and make is not flat_chain:
-        pytest.skip("needs a flat_chain that keeps shape")
+        pytest.skip("needs a chain that keeps shape")
     learner = attach(make(), rule)
     before = state(learner)
     moves = {
@@ -102,16 +102,16 @@ def test_an_optimizer_that_mixes_elements_and_penalties_on_weights_move_nothing_
 @pytest.mark.parametrize("make", [flat_chain, convolutions])
 def test_local_updates_are_those_of_torch(make, rule, settings):
     if rule == "ifa" and make is not flat_chain:
-        pytest.skip("needs a flat_chain that keeps shape")
+        pytest.skip("needs a chain that keeps shape")
     settings = {"momentum": 0.9, "weight_decay": 0.01, **settings}
     found = []
     for local in (True, False):
         learner = attach(make(), rule, apical.Connectivity(0.5, 0.7))
         optimizer = apical.LocalSGD(learner, 0.05, **settings) if local else sgd(learner, **settings)
         torch.manual_seed(4)
-        learn(learner, optimizer, 5)
+        learn(learner, optimizer, 3)
         found.append(state(learner))
-    equal(*found, tolerance=1e-12)
+    equal(*found, 1e-12)
 
 
 @pytest.mark.parametrize("forth", [0.5, 1.0])
@@ -229,7 +229,7 @@ def test_compiled_networks_learn_as_eager_ones(rule):
             optimizer.zero_grad()
     torch.compiler.reset()
     assert thin(learners[1]) == 5
-    equal(state(learners[1]), state(learners[0]), tolerance=1e-12)
+    equal(state(learners[1]), state(learners[0]), 1e-12)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -360,7 +360,7 @@ def test_copies_side_by_side_learn_what_they_would_alone(rule, local):
             optimizer.zero_grad()
     assert thin(apical.learner_of(replicas))
     for mine, its in zip(replicas.split(), singles, strict=True):
-        equal(mine.state_dict(), its.state_dict(), tolerance=1e-10)
+        equal(mine.state_dict(), its.state_dict(), 1e-10)
 
 
 def test_replicas_that_are_attached_draw_masks_of_their_own():
