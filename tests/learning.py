@@ -1,4 +1,4 @@
-"""Attaching, a step, and the gradients of a step, as most tests make them."""
+"""All rules; attaching, a step, and the gradients of a step, as most tests make them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from torch import Tensor, nn
 
 import apical
 from networks import X, Y, seed
+
+RULES = tuple(apical.rules())
+WIRED = ("dfa", "ifa", "kp-direct", "np-direct", "sg-direct")
+TRAINED = ("kp", "matched", "urfb", "kp-direct")
 
 
 def attach(model: nn.Module, rule="fa", example=X, n: int = 1, **options) -> apical.Learner:

@@ -7,8 +7,7 @@ import copy
 import pytest
 import torch
 
-from attaching.common import RULES
-from learning import attach, step
+from learning import RULES, attach, step
 from networks import chain
 
 STORED = ("fa", "frfb", "dfa", "ifa", "kp", "matched", "urfb", "kp-direct", "wm", "np", "np-direct", "sg", "sg-direct")

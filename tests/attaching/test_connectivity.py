@@ -8,8 +8,9 @@ from torch import nn
 
 import apical
 from comparison import equal
+from learning import RULES
 from networks import convolutions, flat_chain, seed
-from synapses.common import RULES, attach, learn, near, sgd, state, thin
+from synapses.common import attach, learn, near, sgd, state, thin
 
 
 @pytest.mark.parametrize("rule", ["fa", "usf", "wm", "dfa"])

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 import apical
-from attaching.common import RULES
-from learning import attach, step
+from learning import RULES, attach, step
 from networks import X, Y, chain
 
 

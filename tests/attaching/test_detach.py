@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import apical
-from attaching.common import RULES, TRAINED
 from comparison import anatomy, untouched
-from learning import attach, gradients, step
+from learning import RULES, TRAINED, attach, gradients, step
 from networks import X, Y, chain
 
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import apical
-from attaching.common import RULES, TRAINED
-from learning import attach, step
+from learning import RULES, TRAINED, attach, step
 from networks import X, chain, seed
 
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attaching.common import RULES
-from learning import attach, gradients, step
+from learning import RULES, attach, gradients, step
 from networks import X, Y, chain
 
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attaching.common import RULES, WIRED
-from learning import attach, gradients
+from learning import RULES, WIRED, attach, gradients
 from networks import IMAGES, Branching, X, Y, chain
 
 

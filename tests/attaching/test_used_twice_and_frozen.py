@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 import apical
-from attaching.common import RULES, TRAINED, WIRED
-from learning import attach, gradients
+from learning import RULES, TRAINED, WIRED, attach, gradients
 from networks import X, Y, chain, seed
 
 

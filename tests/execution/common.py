@@ -9,7 +9,6 @@ import apical
 from comparison import equal
 from networks import X, seed
 
-RULES = tuple(apical.rules())
 IMAGES = torch.randn(8, 3, 6, 6, generator=seed(7))
 
 

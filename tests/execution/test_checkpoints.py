@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from execution.common import IMAGES, RULES, attach, same
-from learning import gradients
+from execution.common import IMAGES, attach, same
+from learning import RULES, WIRED, gradients
 from networks import ConvolutionParts, LinearParts, X
 
-WIRED = ("dfa", "ifa", "kp-direct", "np-direct", "sg-direct")
 LISTENING = ("np", "sg", "reinforce")
 
 

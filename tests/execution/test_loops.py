@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import apical
 from apical.losses import cross_entropy
-from execution.common import RULES, attach, same
-from learning import gradients
+from execution.common import attach, same
+from learning import RULES, gradients
 from networks import LinearParts, X, Y, seed
 
 DETERMINISTIC = tuple(rule for rule in RULES if rule != "brsf")

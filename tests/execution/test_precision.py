@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import apical
-from execution.common import IMAGES, RULES, attach, same
-from learning import gradients
+from execution.common import IMAGES, attach, same
+from learning import RULES, gradients
 from networks import ConvolutionParts, LinearParts, X, Y
 
 

@@ -118,9 +118,7 @@ def imports() -> dict[str, list[Place]]:
     """Module -> the apical modules that it imports at runtime, wherever in it the statement stands."""
     return {
         module: [
-            Place(module, node.lineno, name)  # type: ignore[attr-defined]
-            for node in at_runtime(tree(module))
-            for name in imported(module, node)
+            Place(module, node.lineno, name) for node in at_runtime(tree(module)) for name in imported(module, node)
         ]
         for module in sources()
     }
@@ -191,7 +189,7 @@ def defined(module: str) -> set[str]:
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _own(node.value):
             found.add(node.attr)
         elif isinstance(node, ast.Call) and _called(node) in {"register_buffer", "register_parameter", "setattr"}:
-            found |= {one.value for one in node.args if isinstance(one, ast.Constant) and _private(one.value)}  # type: ignore[misc]
+            found |= {one.value for one in node.args if isinstance(one, ast.Constant) and _private(one.value)}
     return {name for name in found if _private(name)}
 
 
@@ -222,11 +220,11 @@ def used(module: str) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.Call) and _called(node) in {"update", "pop", "get", "setdefault"}:
             if isinstance(node.func, ast.Attribute) and _variables(node.func.value):
                 yield from ((node.lineno, one.arg) for one in node.keywords if one.arg)
-                yield from ((node.lineno, one.value) for one in node.args[:1] if _text(one))  # type: ignore[misc]
+                yield from ((node.lineno, one.value) for one in node.args[:1] if _text(one))
         elif isinstance(node, ast.Subscript) and _variables(node.value) and _text(node.slice):
-            yield node.lineno, node.slice.value  # type: ignore[misc]
+            yield node.lineno, node.slice.value
         elif isinstance(node, ast.Compare) and _text(node.left) and any(_variables(one) for one in node.comparators):
-            yield node.lineno, node.left.value  # type: ignore[misc]
+            yield node.lineno, node.left.value
 
 
 def _variables(node: ast.AST) -> bool:

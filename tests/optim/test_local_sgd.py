@@ -15,11 +15,11 @@ import apical
 import comparison
 from apical.losses import cross_entropy
 from apical.synapses import registry
+from learning import RULES
 from networks import CLASSES as Y
 from networks import DOUBLES as X
 from networks import convolutions, dynamo, flat_chain
 
-RULES = tuple(apical.rules())
 SETTINGS = {
     "plain": {},
     "decay": {"weight_decay": 0.01},

@@ -144,7 +144,7 @@ def test_normalizations_called_by_name_are_recorded():
         def forward(self, x):
             return self[2](self[1](input=self[0](x.flatten(1))))
 
-    net = ResidualNet(nn.Linear(72, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    net = Net(nn.Linear(72, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
     learner = apical.attach(net, "np")
     net(X).sum().backward()
     (found,) = learner.phases.recorder.newest.conditions.normalized[net[1]]

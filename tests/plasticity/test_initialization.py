@@ -11,9 +11,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 import apical
-from attaching.common import RULES
 from comparison import anatomy, untouched
-from learning import attach
+from learning import RULES, attach
 from networks import X, chain, seed
 
 WIDE = torch.randn(2, 300, generator=seed(1))

@@ -12,8 +12,6 @@ from networks import CLASSES as Y
 from networks import DOUBLES as X
 from networks import seed
 
-RULES = tuple(apical.rules())
-
 
 def attach(net, rule="kp", connectivity=0.5, n=3, **options) -> apical.Learner:
     return apical.attach(net, rule, example_input=X, generator=seed(n), connectivity=connectivity, **options)

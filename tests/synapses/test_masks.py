@@ -15,10 +15,11 @@ import apical
 from apical.losses import cross_entropy
 from apical.synapses import registry
 from comparison import equal
+from learning import RULES
 from networks import CLASSES as Y
 from networks import DOUBLES as X
 from networks import convolutions, dynamo, flat_chain, seed
-from synapses.common import RULES, attach, learn, near, sgd, state, thin
+from synapses.common import attach, learn, near, sgd, state, thin
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "local"])
