@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import apical
-from apical.benchmark.benchmark import training_step
+from apical.benchmark import training_step
 from apical.benchmark.timing import Maker, Step, contest
 from apical.cli.allocator import keep_freed_memory
 from apical.data import ImageData, Split

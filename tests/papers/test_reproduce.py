@@ -12,7 +12,7 @@ from apical.data import ImageData, Split
 from apical.papers import Claim, Curve, Experiment, Line, Outcome, Panel, Published, Record, Row, find
 from apical.papers.course import course, spread
 from apical.papers.reproduce import _described, _scaled, reproduce
-from apical.report.comparison.comparison import ReportError
+from apical.report import ReportError
 from apical.report.papers import paper, results
 from apical.training.run_folder import RunFolderError
 

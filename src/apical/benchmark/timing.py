@@ -1,4 +1,4 @@
-"""Time, memory and arithmetic of training steps.
+"""Timing of training steps in turn, their peak memory, and the arithmetic in them.
 
 Contenders take turns, in an order that rotates; a round's ratio is a contender's time over the first one's of the same round, and
 the figure is the median over all rounds. A turn is several steps where steps are short, because training repeats one model:
@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 TURN = 0.05
 """Seconds that a turn of the first contender is to last at least."""
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 Maker = Callable[[], Step]
 
 
@@ -114,11 +115,11 @@ def _allocated(act: Callable[[], None]) -> tuple[int, int]:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         act()
-    assert profiler.profiler is not None
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    recorded: Any = profiler.profiler  # PyTorch's type stubs don't know what an event of the memory holds
+    events = [e for e in recorded.kineto_results.events() if e.name() == "[memory]"]
     alive = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
-        alive += event.nbytes()  # type: ignore[attr-defined]
+        alive += event.nbytes()
         peak = max(peak, alive)
     return alive, peak
 
@@ -136,6 +137,6 @@ def matrix_rate(device: str = "cpu") -> float:
     for side in (512, 1024, 2048):
         a, b = torch.ones(side, side, device=device), torch.ones(side, side, device=device)
         out = torch.mm(a, b)
-        times = [_time(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device) for _ in range(9)]  # type: ignore[misc]
+        times = [_time(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device) for _ in range(9)]
         rates.append(2 * side**3 / statistics.median(times))
     return max(rates)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 import torch
 import tyro
+from rich.table import Table
 
 import apical
-from apical.benchmark.benchmark import BenchmarkConfig
+from apical.benchmark import BenchmarkConfig, Measurement, benchmark
+from apical.benchmark.steps import PLAIN
 from apical.cli.terminal import console, errors
 
 
@@ -31,7 +34,6 @@ class Benchmark:
     config: tyro.conf.OmitArgPrefixes[BenchmarkConfig] = field(default_factory=BenchmarkConfig)
     json: Path | None = None
     """Also write all figures, with machine, versions and date, to this file."""
-
     figure: Path | None = None
     """Also draw all ratios into this SVG."""
     read: Path | None = None
@@ -39,7 +41,6 @@ class Benchmark:
 
     def run(self) -> None:
         """Measure."""
-        from apical.benchmark.benchmark import run, table
         from apical.files import write_json
         from apical.training.machine import machine
 
@@ -53,10 +54,10 @@ class Benchmark:
                 raise ValueError(
                     "--read goes with --figure and without --json: it draws what an earlier run has written"
                 )
-            self._draw(_written(self.read))
+            _draw(_written(self.read), self.figure)
             return
         with errors.status("") as status:
-            found = run(self.config, lambda network: status.update(f"timing {network}"))
+            found = benchmark.run(self.config, lambda network: status.update(f"timing {network}"))
         console.print(table(found))
         threads = self.config.threads or torch.get_num_threads()
         console.print(
@@ -78,14 +79,14 @@ class Benchmark:
         if self.json is not None:
             write_json(self.json, document)
         if self.figure is not None:
-            self._draw(document)
+            _draw(document, self.figure)
 
-    def _draw(self, document: dict[str, Any]) -> None:
-        from apical.files import write_text
-        from apical.report.costs import costs
 
-        assert self.figure is not None
-        write_text(self.figure, costs(document))
+def _draw(document: dict[str, Any], figure: Path) -> None:
+    from apical.files import write_text
+    from apical.report.costs import costs
+
+    write_text(figure, costs(document))
 
 
 def _written(path: Path) -> dict[str, Any]:
@@ -96,3 +97,31 @@ def _written(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"--read: {path} holds no figures; give a file that --json wrote")
     return found
+
+
+def table(measurements: list[Measurement]) -> Table:
+    """The measurements as a table for the terminal: ratios to the plain step, a row per rule and a column per network.
+
+    Peak memory's ratio stands in brackets. The row of the plain step has milliseconds, MiB, and its share of the floor.
+    """
+    networks = list(dict.fromkeys(m.network for m in measurements))
+    rules = list(dict.fromkeys(m.rule for m in measurements))
+    result = Table(
+        title="Time of a training step / plain PyTorch backpropagation (peak memory / plain)", title_justify="left"
+    )
+    result.add_column("rule", style="bold")
+    for network in networks:
+        batch = next(m.batch for m in measurements if m.network == network)
+        # Names that are cut short would look alike.
+        result.add_column(f"{network}, {batch}", justify="right", overflow="fold")
+    for rule in rules:
+        cells = {m.network: m for m in measurements if m.rule == rule}
+        result.add_row(rule, *(_cell(cells[network]) for network in networks), end_section=rule == PLAIN)
+    return result
+
+
+def _cell(m: Measurement) -> str:
+    if m.rule == PLAIN:
+        share = "" if math.isnan(m.share) else f"\n{100 * m.share:.0f} % of floor"
+        return f"{m.timing.milliseconds:.2f} ms\n{m.peak_memory:.{0 if m.peak_memory >= 10 else 1}f} MiB{share}"
+    return f"{m.timing.ratio:.2f} ({m.memory_ratio:.2f})"

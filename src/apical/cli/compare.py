@@ -41,7 +41,7 @@ class Compare:
     def run(self) -> None:
         """Compare."""
         from apical import report
-        from apical.benchmark.benchmark import step_ratios
+        from apical.benchmark import step_ratios
 
         config, folder = self.config, self.resume
         if folder is not None:

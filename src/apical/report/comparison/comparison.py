@@ -12,10 +12,6 @@ BASELINE = "bp"
 NO_TRANSPORT = "nothing"
 
 
-class ReportError(ValueError):
-    """A comparison folder from which no report can be made; the message names the file and the way out."""
-
-
 @dataclass(frozen=True)
 class RuleEntry:
     """A compared rule as the reader meets it."""
@@ -116,6 +112,11 @@ class Comparison:
     runs: tuple[Run, ...]
     table: tuple[Row, ...]
     samples: Samples | None
+
+    @property
+    def names(self) -> list[str]:
+        """The rules' names, in the order in which they were compared."""
+        return [entry.name for entry in self.rules]
 
     @property
     def ranking(self) -> list[Row]:

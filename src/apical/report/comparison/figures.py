@@ -7,10 +7,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from apical.report.comparison.comparison import Band, Comparison, ReportError
+from apical.report.comparison.comparison import Band, Comparison
 from apical.report.comparison.wording import percent
 from apical.report.drawing.colours import GRID, MUTED, PAPER, TEXT, Ink, inks, veil
 from apical.report.drawing.scales import decades, logarithmic
+from apical.report.error import ReportError
 
 FONT = (
     '-apple-system, BlinkMacSystemFont, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", "Liberation Sans", Arial, '
@@ -34,7 +35,8 @@ def learning_curves(comparison: Comparison, measure: str = "test_error") -> go.F
     digits = 2 if measure == "test_error" else 3
     figure = _over_training(comparison, (measure,), f".{digits}f", "%" if measure == "test_error" else "")
     figure.update_layout(height=400, title_text=f"{CURVES[measure]} on {html.escape(str(comparison.data['name']))}")
-    values = [value for trace in figure.data for value in trace.y]  # type: ignore[union-attr]
+    traces: Any = figure.data  # its type is made for item assignment
+    values = [value for trace in traces for value in trace.y]
     if not values:
         raise ReportError(f"{comparison.folder}: no run has {measure!r} in its metrics.jsonl")
     possible = min(values) > 0
@@ -74,7 +76,7 @@ def angles(comparison: Comparison, layer: str, measure: str = "delta_angle") -> 
 def final_errors(comparison: Comparison) -> go.Figure:
     """Final test error: a bar per rule, best first, its standard error, and a ring per seed."""
     figure = _blank()
-    chosen = inks(comparison)
+    chosen = inks(comparison.names)
     rows = comparison.ranking
     seeds = {row.rule: _final(comparison, row.rule) for row in rows}
     high = max(
@@ -151,7 +153,7 @@ def _final(comparison: Comparison, rule: str) -> list[tuple[int, float]]:
 
 def _over_training(comparison: Comparison, path: tuple[str, ...], form: str, unit: str) -> go.Figure:
     figure = _blank()
-    chosen = inks(comparison)
+    chosen = inks(comparison.names)
     for entry in comparison.rules:
         title = html.escape(entry.title, quote=False)
         band = comparison.band(entry.name, *path)

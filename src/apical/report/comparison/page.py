@@ -16,11 +16,12 @@ from plotly.offline import get_plotlyjs
 
 from apical.files import write_text
 from apical.report.comparison import wording
-from apical.report.comparison.comparison import Comparison, ReportError, Samples
+from apical.report.comparison.comparison import Comparison, Samples
 from apical.report.comparison.figures import ANGLES, CURVES, angles, final_errors, learning_curves
 from apical.report.comparison.reading import read
 from apical.report.drawing.colours import darkened, inks
 from apical.report.drawing.templates import asset, template
+from apical.report.error import ReportError
 
 CHIPS = {"nothing": "good", "signs": "mild", "normalization scale": "mild", "weights": "bad"}
 COLUMNS = 5  # layers that get a column of their own in the table; more are given as a range
@@ -53,7 +54,7 @@ def render(comparison: Comparison) -> str:
         headline=wording.headline(comparison),
         setting=wording.setting(comparison),
         spread=wording.spread(comparison),
-        inks=inks(comparison),
+        inks=inks(comparison.names),
         curves={measure: CURVES[measure].removesuffix(", %") for measure in curves},
         measures={measure: ANGLES[measure].removesuffix(", degrees") for measure in panels},
         chips=CHIPS,

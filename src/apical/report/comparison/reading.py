@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apical.report.comparison.comparison import Comparison, ReportError, Row, RuleEntry, Run, Samples, number
+from apical.report.comparison.comparison import Comparison, Row, RuleEntry, Run, Samples, number
+from apical.report.error import ReportError
 
 FORMAT = 1
 

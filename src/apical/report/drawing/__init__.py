@@ -1,1 +1,1 @@
-"""Colours, scales and templates that all pages share."""
+"""Colours, scales, templates and SVG output that all pages and pictures share."""

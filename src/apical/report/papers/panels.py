@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,34 +11,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from apical.report.drawing.colours import GRID, HUES, MUTED, PAPER, REFERENCE, TEXT
+from apical.report.drawing.colours import HUES, MUTED, TEXT, Ink, inks
 from apical.report.drawing.scales import decades
+from apical.report.drawing.svg import styled, svg
 
 WIDTH, HEIGHT = 4.6, 3.3  # of a panel, in inches
 IMAGE = 1.5  # a side of a panel that is an image
 LETTERS = 15  # of a caption, in an inch
-MARKERS = ("", "o", "s", "^")
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "apical",
-    "font.family": ["DejaVu Sans", "sans-serif"],
-    "font.size": 9.5,
-    "axes.edgecolor": MUTED[0],
-    "axes.labelcolor": TEXT[0],
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "xtick.color": MUTED[0],
-    "ytick.color": MUTED[0],
-    "grid.color": GRID[0],
-    "text.color": TEXT[0],
-    "figure.facecolor": PAPER[0],
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-}
 
 
 def draw(panels: Sequence[Mapping[str, Any]], columns: int, caption: str) -> str:
@@ -48,38 +26,26 @@ def draw(panels: Sequence[Mapping[str, Any]], columns: int, caption: str) -> str
     rows = -(-len(panels) // columns)
     pictures = all(panel["kind"] == "image" for panel in panels)
     width, height = (IMAGE, IMAGE * 1.15) if pictures else (WIDTH, HEIGHT)
-    with mpl.rc_context(STYLE):
+    with styled():
         caption = textwrap.fill(caption, int(LETTERS * columns * width))
         figure = Figure(
             figsize=(columns * width, rows * height + 0.2 + 0.15 * len(caption.splitlines())), layout="constrained"
         )
         axes = figure.subplots(rows, columns, squeeze=False).flatten()
-        styles = _styles(panels)
+        chosen = inks(line["label"] for panel in panels for line in panel["lines"])
         explained: set[str] = set()
         for place, panel in zip(axes, panels, strict=False):
             labels = {line["label"] for line in panel["lines"]}
             # Once is enough, and legends of later panels would lie over their curves.
-            _draw(place, panel, styles, legend=not labels <= explained)
+            _draw(place, panel, chosen, legend=not labels <= explained)
             explained |= labels
         for place in axes[len(panels) :]:
             place.set_axis_off()
         figure.supxlabel(caption, x=0.01, ha="left", fontsize=8.5, color=MUTED[0])
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
+        return svg(figure)
 
 
-def _styles(panels: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
-    """Label -> colour and marker, the same in all panels; backpropagation is grey. Dashes have a meaning of their own."""
-    labels = list(dict.fromkeys(line["label"] for panel in panels for line in panel["lines"]))
-    others = [label for label in labels if label != "bp"]
-    styles = {"bp": (REFERENCE.light, "")}
-    for index, label in enumerate(others):
-        styles[label] = (HUES[index % len(HUES)][0], MARKERS[index // len(HUES) % len(MARKERS)])
-    return styles
-
-
-def _draw(axes: Axes, panel: Mapping[str, Any], styles: Mapping[str, tuple[str, str]], *, legend: bool) -> None:
+def _draw(axes: Axes, panel: Mapping[str, Any], chosen: Mapping[str, Ink], *, legend: bool) -> None:
     axes.set_title(panel["title"])
     if panel["kind"] == "image":
         axes.imshow(np.asarray(panel["image"], dtype=float), cmap="gray", interpolation="nearest")
@@ -89,7 +55,7 @@ def _draw(axes: Axes, panel: Mapping[str, Any], styles: Mapping[str, tuple[str, 
     axes.set(xlabel=panel["x"], ylabel=panel["y"])
     for mark in panel["marks"]:
         axes.axhline(mark, color=MUTED[0], linewidth=0.8, linestyle=(0, (4, 3)))
-    {"lines": _lines, "points": _points, "bars": _bars}[panel["kind"]](axes, panel["lines"], styles)
+    {"lines": _lines, "points": _points, "bars": _bars}[panel["kind"]](axes, panel["lines"], chosen)
     if panel["log_x"]:
         axes.set_xscale("symlog" if _has_zero(panel) else "log")
     if panel["log_y"]:
@@ -107,13 +73,13 @@ def _has_zero(panel: Mapping[str, Any]) -> bool:
     return any(x == 0 for line in panel["lines"] for x in line["x"])
 
 
-def _lines(axes: Axes, lines: Sequence[Mapping[str, Any]], styles: Mapping[str, tuple[str, str]]) -> None:
+def _lines(axes: Axes, lines: Sequence[Mapping[str, Any]], chosen: Mapping[str, Ink]) -> None:
     for line in lines:
-        colour, marker = styles[line["label"]]
+        ink = chosen[line["label"]]
         x, y = _floats(line["x"]), _floats(line["y"])
         drawn = {
-            "color": colour,
-            "marker": marker,
+            "color": ink.light,
+            "marker": "" if ink.dash == "solid" else ink.marker,
             "markevery": max(1, len(x) // 12),
             "markersize": 3.5,
             "linewidth": 1.5,
@@ -121,22 +87,22 @@ def _lines(axes: Axes, lines: Sequence[Mapping[str, Any]], styles: Mapping[str, 
         axes.plot(x, y, "--" if line["dashed"] else "-", label=line["label"], **drawn)
         if line["spread"] is not None:
             half = _floats(line["spread"])
-            axes.fill_between(x, y - half, y + half, color=colour, alpha=0.18, linewidth=0)
+            axes.fill_between(x, y - half, y + half, color=ink.light, alpha=0.18, linewidth=0)
 
 
-def _points(axes: Axes, lines: Sequence[Mapping[str, Any]], styles: Mapping[str, tuple[str, str]]) -> None:
+def _points(axes: Axes, lines: Sequence[Mapping[str, Any]], chosen: Mapping[str, Ink]) -> None:
     map_ = mpl.colormaps["tab10"]
     for index, line in enumerate(lines):
-        colour = map_(index % 10) if len(lines) > len(HUES) else styles[line["label"]][0]
+        colour = map_(index % 10) if len(lines) > len(HUES) else chosen[line["label"]].light
         axes.plot(_floats(line["x"]), _floats(line["y"]), ".", color=colour, markersize=2.5, label=line["label"])
 
 
-def _bars(axes: Axes, lines: Sequence[Mapping[str, Any]], styles: Mapping[str, tuple[str, str]]) -> None:
+def _bars(axes: Axes, lines: Sequence[Mapping[str, Any]], chosen: Mapping[str, Ink]) -> None:
     words = list(dict.fromkeys(word for line in lines for word in line["x"]))
     width = 0.8 / max(len(lines), 1)
     for index, line in enumerate(lines):
         at = np.array([words.index(word) for word in line["x"]], dtype=float) + (index - (len(lines) - 1) / 2) * width
-        colour = styles[line["label"]][0]
+        colour = chosen[line["label"]].light
         axes.bar(
             at,
             _floats(line["y"]),

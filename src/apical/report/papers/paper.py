@@ -12,8 +12,8 @@ from markupsafe import Markup
 from apical.files import write_text
 from apical.papers import experiments
 from apical.papers.experiment import same_data
-from apical.report.comparison.comparison import ReportError
 from apical.report.drawing.templates import asset, template
+from apical.report.error import ReportError
 from apical.report.papers.panels import draw
 
 

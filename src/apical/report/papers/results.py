@@ -9,8 +9,8 @@ from typing import Any
 from apical.files import write_json, write_text
 from apical.papers import PAPERS, experiments
 from apical.papers.experiment import same_data
-from apical.report.comparison.comparison import ReportError
 from apical.report.drawing.templates import template
+from apical.report.error import ReportError
 from apical.report.papers.paper import duration, extent, figure, number, printed, read
 
 
@@ -40,8 +40,11 @@ def publish(folder: Path, results: Path) -> Path:
     return _page(results, paper, outcomes)
 
 
-def pages(results: Path) -> list[Path]:
-    """Write the pages and figures of all papers with results in this folder.
+def pages(results: Path, *, figures: bool = True) -> list[Path]:
+    """Write the pages, and the figures unless told not to, of all papers with results in this folder.
+
+    Returns:
+        The papers' pages, and the summary last.
 
     Raises:
         ReportError: if there are none.
@@ -50,7 +53,7 @@ def pages(results: Path) -> list[Path]:
     if not there:
         raise ReportError(f"{results} holds no results; put some there with apical reproduce ID --publish {results}")
     outcomes = _outcomes(results)
-    for outcome in outcomes:
+    for outcome in outcomes if figures else ():
         _draw(outcome, results / f"{outcome['experiment']}.json")
     return [*(_page(results, paper, outcomes) for paper in there), _summary(results, outcomes)]
 

@@ -14,17 +14,26 @@ KEPT = Path(__file__).parents[2] / "docs" / "results"
 
 def test_pages_show_words_as_they_are_written(tmp_path):
     shutil.copytree(KEPT / "akrout2019", tmp_path / "akrout2019")
-    page, _ = results.pages(tmp_path)
+    page, _ = results.pages(tmp_path, figures=False)
     text = page.read_text()
     assert "Kolen-Pollack's difference" in text
     assert "&#39;" not in text
 
 
-def test_pages_are_those_of_the_results_beside_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "_draw", lambda outcome, path: None)
-    shutil.copytree(KEPT, tmp_path / "again")
-    for page in results.pages(tmp_path / "again"):
+def test_pages_are_those_of_the_results_beside_them(tmp_path):
+    shutil.copytree(KEPT, tmp_path / "again", ignore=shutil.ignore_patterns("*.svg"))
+    for page in results.pages(tmp_path / "again", figures=False):
         assert page.read_text() == (KEPT / page.name).read_text(), "run: apical papers --pages docs/results"
+
+
+def test_figures_have_the_colours_of_those_beside_the_results(tmp_path):
+    name = "akrout2019/code-mnist"
+    (tmp_path / name).parent.mkdir()
+    shutil.copy(KEPT / f"{name}.json", tmp_path / f"{name}.json")
+    results.pages(tmp_path)
+    drawn, kept = ((folder / f"{name}.svg").read_text() for folder in (tmp_path, KEPT))
+    colours = [sorted(re.findall(r"stroke: (#[0-9a-f]{6})", text)) for text in (drawn, kept)]
+    assert colours[0] == colours[1], "run: apical papers --pages docs/results"
 
 
 def test_a_long_caption_of_a_narrow_figure_is_folded():

@@ -1,0 +1,116 @@
+"""Whole training steps of plain PyTorch and of rules, as functions to time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
+
+from apical.attaching.attach import attach
+from apical.benchmark.timing import Maker, Step, contest
+from apical.data import ImageData
+from apical.losses import LOSSES, cross_entropy
+from apical.optim.local_sgd import LocalSGD
+from apical.training.options import making, optimizer_of, rule_of
+from apical.training.setup import make
+
+if TYPE_CHECKING:
+    from apical.comparison.config import CompareConfig
+
+PLAIN = "plain"
+"""The name of the step that all others are compared with: plain PyTorch's backpropagation."""
+
+
+def training_step(
+    model: nn.Module,
+    rule: str | None,
+    x: Tensor,
+    y: Tensor,
+    *,
+    optimizer: str,
+    learning_rate: float = 1e-4,
+    criterion: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    local: bool = False,
+    setting: dict[str, bool] | None = None,
+    mixed: bool = False,
+) -> Step:
+    """The whole step of a training loop as a function: forward, loss, backward, adapt, optimizer.
+
+    Args:
+        model: the network; it is put into training mode, and `rule` is attached to it.
+        rule: a rule with its options as text, or None for plain PyTorch.
+        x: the batch that every step sees.
+        y: its targets.
+        optimizer: a class of torch.optim with options as text.
+        learning_rate: the optimizer's `lr`.
+        criterion: gives losses [N] of outputs and targets.
+        local: update inside the backward pass (`LocalSGD`).
+        setting: implementation of PyTorch's optimizer, such as {"fused": True}.
+        mixed: bfloat16 autocast and, for images, channels_last.
+
+    Raises:
+        ValueError: if there is no such rule or optimizer, or the optimizer can't be made.
+
+    >>> model, x, y = nn.Linear(4, 3), torch.randn(8, 4), torch.zeros(8, dtype=torch.long)
+    >>> step = training_step(model, "fa", x, y, optimizer="SGD:momentum=0.9")
+    >>> before = model.weight.clone()
+    >>> step()
+    >>> bool((model.weight != before).any())
+    True
+    """
+    model.train()
+    if mixed and x.dim() == 4:
+        model = convert_conv2d_weight_memory_format(model, torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
+    learner = None
+    if rule is not None:
+        learner = attach(model, rule_of(rule), example_input=x[:2], generator=torch.Generator().manual_seed(1))
+    kind, options = optimizer_of(optimizer, lr=learning_rate)
+    if local and learner is not None:
+        stepper: torch.optim.Optimizer = LocalSGD(learner, **options)
+    else:
+        with making("optimizer", optimizer, kind):
+            stepper = kind(model.parameters(), **{**options, **(setting or {})})
+
+    def step() -> None:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=mixed):
+            loss = criterion(model(x), y).mean()
+        loss.backward()
+        if learner is not None:
+            learner.adapt(x, y, criterion)
+        stepper.step()
+        stepper.zero_grad()
+
+    return step
+
+
+def step_ratios(config: CompareConfig, data: ImageData, *, seconds: float = 6.0) -> dict[str, float]:
+    """Rule -> time per step as a ratio to plain backpropagation, on a comparison's own network and data.
+
+    Args:
+        config: what was compared: network, rules, batch, optimizer, rate and loss are taken from it.
+        data: the comparison's; the first batch of its training images is used.
+        seconds: time over all rules.
+    """
+    with torch.random.fork_rng():
+        model = make(config, rule_of("bp"), config.first_seed, data)[1].detach()
+        x, y = data.train.batch(torch.arange(min(config.batch, len(data.train))))
+
+        def maker(rule: str | None) -> Maker:
+            return lambda: training_step(
+                copy.deepcopy(model),
+                rule,
+                x,
+                y,
+                optimizer=config.optimizer,
+                learning_rate=config.rate,
+                criterion=LOSSES[config.loss],
+            )
+
+        makers = {PLAIN: maker(None), **{rule: maker(rule) for rule in config.rules}}
+        timings = contest(makers, seconds=seconds, repeats=2)
+    return {rule: timings[rule].ratio for rule in config.rules}

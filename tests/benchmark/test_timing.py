@@ -1,0 +1,149 @@
+"""Timing, peak memory and products of steps."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from apical.benchmark import training_step
+from apical.benchmark.timing import Timing, contest, peak_memory
+from apical.networks import mlp
+
+
+def test_ratios_are_exact_on_a_clock_that_only_steps_move(clock):
+    def maker(seconds):
+        def step():
+            clock.now += seconds
+
+        return lambda: step
+
+    found = contest({"plain": maker(2.0), "half": maker(1.0), "more": maker(3.0)}, seconds=60, repeats=2)
+    # A round takes 6 s, so each of the two repeats has five in its 30 s.
+    assert found == {
+        "plain": Timing(2000.0, 1.0, 1.0, 1.0, 10),
+        "half": Timing(1000.0, 0.5, 0.5, 0.5, 10),
+        "more": Timing(3000.0, 1.5, 1.5, 1.5, 10),
+    }
+
+
+def test_a_machine_that_slows_down_does_not_touch_the_ratio(clock):
+    rounds = {"plain": 0, "other": 0}
+
+    def maker(name, seconds):
+        def step():
+            clock.now += seconds * 1.5 ** rounds[name]
+            rounds[name] += 1
+
+        return lambda: step
+
+    found = contest({"plain": maker("plain", 1.0), "other": maker("other", 1.25)}, seconds=100)
+    assert found["other"].ratio == pytest.approx(1.25)
+    assert found["other"].high == pytest.approx(1.25)
+
+
+def test_one_slow_round_does_not_touch_the_ratio(clock):
+    calls = []
+
+    def make():
+        def step():
+            calls.append(1)
+            clock.now += 100.0 if len(calls) == 6 else 1.0
+
+        return step
+
+    def plain():
+        clock.now += 1.0
+
+    found = contest({"plain": lambda: plain, "other": make}, seconds=150)
+    assert found["other"].ratio == 1.0
+
+
+def test_everybody_takes_part_in_every_round_after_warming_up(clock):
+    log = []
+
+    def maker(name):
+        def step():
+            log.append(name)
+            clock.now += 1.0
+
+        return lambda: step
+
+    found = contest({name: maker(name) for name in "abc"}, seconds=1e-9)
+    assert log[:6] == ["a", "a", "b", "b", "c", "c"]
+    rounds = [log[6 + 3 * i : 9 + 3 * i] for i in range(3)]
+    assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
+    assert {r[0] for r in rounds} == {"a", "b", "c"}  # Nobody always follows the same one into a cold cache.
+    assert len(log) == 15
+    assert found["a"].rounds == 3
+
+
+def test_turns_of_short_steps_are_long_and_do_not_count_the_first(clock):
+    cold = 5.0
+    log = []
+
+    def maker(name, seconds):
+        def step():
+            clock.now += seconds * (cold if log[-1:] != [name] else 1.0)  # The others have emptied the caches.
+            log.append(name)
+
+        return lambda: step
+
+    found = contest({"plain": maker("plain", 0.01), "other": maker("other", 0.02)}, seconds=10)
+    assert found["plain"].milliseconds == pytest.approx(10)
+    assert found["other"].ratio == pytest.approx(2)
+    # 5 steps of 10 ms are a turn of 50 ms; one more goes first.
+    after = log[4:]
+    assert after[:12] == ["plain"] * 6 + ["other"] * 6
+    assert len(after) == found["plain"].rounds * 12
+
+
+def test_peak_memory_counts_what_is_alive_at_once():
+    mib = 2**18  # float32 values in a MiB.
+
+    def make():
+        standing = torch.zeros(4 * mib)
+
+        def step():
+            for _ in range(3):
+                torch.zeros(8 * mib)
+            assert standing is not None
+
+        return step
+
+    assert peak_memory(make) == pytest.approx(12, abs=0.01)
+
+
+def test_peak_memory_of_a_step_is_repeatable_and_holds_what_the_rule_adds():
+    torch.manual_seed(0)
+    model = mlp([300, 400, 300, 10])
+    x, y = torch.randn(4, 300), torch.randint(10, (4,))
+
+    def memory(rule):
+        return peak_memory(lambda: training_step(copy.deepcopy(model), rule, x, y, optimizer="SGD:momentum=0.9"))
+
+    plain = memory(None)
+    weights = sum(p.numel() for p in model.parameters()) * 4 / 2**20
+    feedback = (400 * 300 + 300 * 10) * 4 / 2**20
+    assert memory(None) == plain
+    assert plain == pytest.approx(3 * weights, rel=0.05)  # Weights, gradients, momentum; activations are small.
+    assert memory("bp") == pytest.approx(plain, rel=0.01)
+    assert memory("fa") - plain == pytest.approx(feedback, rel=0.05)
+    assert memory("kp") - plain == pytest.approx(3 * feedback, rel=0.05)
+
+
+def test_direct_signals_do_not_wait_for_each_other():
+    """Made all at once, signals to twelve layers would take twelve activities' memory."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(12) for layer in (nn.Conv2d(4, 4, 3, padding=1), nn.Tanh())]
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Tanh(), *layers, nn.Flatten(), nn.Linear(4 * 256, 10))
+    x, y = torch.randn(64, 1, 16, 16), torch.randint(10, (64,))
+
+    def memory(rule):
+        return peak_memory(lambda: training_step(copy.deepcopy(model), rule, x, y, optimizer="SGD"))
+
+    activity = 64 * 4 * 256 * 4 / 2**20
+    feedback = 13 * 10 * 4 * 256 * 4 / 2**20
+    assert memory("dfa") < memory(None) + feedback + 2 * activity
