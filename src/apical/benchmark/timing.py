@@ -31,7 +31,8 @@ Maker = Callable[[], Step]
 class Timing:
     """One contender's time per step.
 
-    milliseconds: median. ratio: median over rounds of its time over the plain step's. low, high: quartiles of that.
+    milliseconds: the median. ratio: the median over rounds of its time over the first contender's. low, high: the ratio's
+    quartiles. rounds: how many there were.
     """
 
     milliseconds: float
@@ -42,7 +43,18 @@ class Timing:
 
 
 def contest(makers: dict[str, Maker], *, seconds: float, repeats: int = 1, device: str = "cpu") -> dict[str, Timing]:
-    """Time contenders in turn. `makers` gives each one's training step; the first is what the others are compared with."""
+    """Name -> timing of contenders that take turns.
+
+    Args:
+        makers: each contender's maker, which builds a model and gives its step. The others are compared with the first.
+        seconds: time over all contenders and repeats; more where three rounds per repeat need more.
+        repeats: how many times all models are made anew.
+        device: "cpu" or "cuda".
+
+    >>> found = contest({"plain": lambda: lambda: None, "other": lambda: lambda: None}, seconds=0.01)
+    >>> found["plain"].ratio, found["other"].rounds >= 3
+    (1.0, True)
+    """
     names = list(makers)
     times: dict[str, list[float]] = {name: [] for name in names}
     share = seconds / repeats
@@ -87,9 +99,12 @@ def _timing(times: list[float], reference: list[float]) -> Timing:
 
 
 def peak_memory(make: Maker, device: str = "cpu") -> float:
-    """Most MiB alive at once in PyTorch's allocator during a contender's first three steps.
+    """The most MiB alive at once in PyTorch's allocator during a contender's first three steps.
 
     Weights, feedback, optimizer state, gradients and activations; not the interpreter, nor what kernels keep for themselves.
+
+    >>> peak_memory(lambda: lambda: torch.zeros(2**18))  # float32
+    1.0
     """
     gc.collect()
     if device == "cuda":
@@ -110,7 +125,7 @@ def _three(step: Step) -> None:
 
 
 def _allocated(act: Callable[[], None]) -> tuple[int, int]:
-    """Bytes that `act` leaves allocated, and the most above the start at any moment of it."""
+    """The bytes that `act` leaves allocated, and the most above the start at any moment of it."""
     # PyTorch's profiler announces itself on stderr at any other level.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -125,14 +140,18 @@ def _allocated(act: Callable[[], None]) -> tuple[int, int]:
 
 
 def products(step: Step) -> int:
-    """Floating-point operations of a step's matrix products and convolutions, an addition and a multiplication each."""
+    """The floating-point operations of a step's matrix products and convolutions, additions and multiplications.
+
+    >>> products(lambda: torch.ones(2, 3) @ torch.ones(3, 5))
+    60
+    """
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
 
 
 def matrix_rate(device: str = "cpu") -> float:
-    """Most floating-point operations per second that a matrix product reaches here, among large square ones."""
+    """The most floating-point operations per second that a matrix product reaches here, among large square ones."""
     rates = []
     for side in (512, 1024, 2048):
         a, b = torch.ones(side, side, device=device), torch.ones(side, side, device=device)

@@ -40,9 +40,8 @@ class Benchmark:
     """Time nothing; draw --figure from the --json of an earlier run."""
 
     def run(self) -> None:
-        """Measure."""
+        """Time the steps, print the table, and write the file and the figure that were asked for."""
         from apical.files import write_json
-        from apical.training.machine import machine
 
         for option, path in (("json", self.json), ("figure", self.figure)):
             if path is not None and path.is_dir():
@@ -59,27 +58,33 @@ class Benchmark:
         with errors.status("") as status:
             found = benchmark.run(self.config, lambda network: status.update(f"timing {network}"))
         console.print(table(found))
-        threads = self.config.threads or torch.get_num_threads()
+        document = _document(self.config, found)
         console.print(
-            f"{machine()}; PyTorch {torch.__version__} with {threads} threads, float32, {self.config.optimizer}"
-            + (", local updates against the fastest plain SGD" if self.config.local else "")
+            f"{document['machine']}; PyTorch {torch.__version__} with {document['threads']} threads, float32, "
+            f"{self.config.optimizer}{', local updates against the fastest plain SGD' if self.config.local else ''}"
         )
-        document = {
-            "machine": machine(),
-            "threads": threads,
-            "date": f"{datetime.date.today()}",
-            "versions": {
-                "apical": apical.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-            "config": asdict(self.config),
-            "measurements": [m.asdict() for m in found],
-        }
         if self.json is not None:
             write_json(self.json, document)
         if self.figure is not None:
             _draw(document, self.figure)
+
+
+def _document(config: BenchmarkConfig, found: list[Measurement]) -> dict[str, Any]:
+    """The content of --json: the measurements, and all that they depend on."""
+    from apical.training.machine import machine
+
+    return {
+        "machine": machine(),
+        "threads": config.threads or torch.get_num_threads(),
+        "date": f"{datetime.date.today()}",
+        "versions": {
+            "apical": apical.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "config": asdict(config),
+        "measurements": [m.asdict() for m in found],
+    }
 
 
 def _draw(document: dict[str, Any], figure: Path) -> None:

@@ -1,1 +1,1 @@
-"""The page of a comparison, its figures, and a picture for a README."""
+"""A comparison as read from its folder, its page, its figures, and a picture for a README."""

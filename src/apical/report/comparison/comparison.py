@@ -1,4 +1,4 @@
-"""What a comparison found, as the page tells it."""
+"""The records of a comparison: rules, runs, table and samples, and what pages compute from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NO_TRANSPORT = "nothing"
 
 @dataclass(frozen=True)
 class RuleEntry:
-    """A compared rule as the reader meets it."""
+    """A compared rule: its name with options, its title and the works it is from."""
 
     name: str
     title: str
@@ -23,7 +23,11 @@ class RuleEntry:
 
 @dataclass(frozen=True)
 class Row:
-    """A rule's line in the table. None: not measured, or no run of the rule is finished."""
+    """A rule's line in the table. A value is None where it was not measured, or no run of the rule is finished.
+
+    test_error_mean, test_error_sem: percent, over seeds. step_ratio: time per step over backpropagation's.
+    angles: layer -> delta angle at the end, in degrees.
+    """
 
     rule: str
     test_error_mean: float | None = None
@@ -38,7 +42,7 @@ class Row:
 class Run:
     """One rule trained from one seed.
 
-    `records` maps a step to what was measured there, in the order of the steps. `result` is None while unfinished.
+    `records` maps a step to the measures taken there, in the order of the steps. `result` is None while unfinished.
     """
 
     rule: str
@@ -49,17 +53,17 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """True if the run came to its end."""
         return self.result is not None
 
     @property
     def test_error(self) -> float | None:
-        """Final test error in percent."""
+        """The final test error in percent, or None."""
         return None if self.result is None else number(self.result.get("test_error"))
 
     @property
     def state(self) -> str:
-        """How far the run is, in words."""
+        """How far the run is, in words: "finished", "unfinished, at epoch 3", "nothing measured yet"."""
         if self.finished:
             return "finished"
         if not self.records:
@@ -97,7 +101,10 @@ class Band:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several rules, trained on the same data with the same seeds."""
+    """Several rules trained on the same data with the same seeds, as `read` finds them in a folder.
+
+    Everything that a page or figure shows is computed here, so all of them show the same numbers.
+    """
 
     folder: Path
     command: str
@@ -130,7 +137,7 @@ class Comparison:
 
     @cached_property
     def axis(self) -> str:
-        """What training is counted in: epochs, or steps where some record has no epoch."""
+        """The unit of training: "epoch", or "step" where some record has no epoch."""
         every = all(number(record.get("epoch")) is not None for run in self.runs for record in run.records.values())
         return "epoch" if every else "step"
 
@@ -145,7 +152,7 @@ class Comparison:
 
     @property
     def length(self) -> float | None:
-        """Where the longest run is, in `axis`."""
+        """The length of the longest run so far, in units of `axis`; None where nothing was measured."""
         last = [self._x(run, step) for run in self.runs for step in list(run.records)[-1:]]
         return max(last, default=None)
 
@@ -167,7 +174,7 @@ class Comparison:
         return [run for run in self.runs if run.rule == rule and run.records and run not in counted]
 
     def track(self, run: Run, *measure: str) -> dict[int, float]:
-        """One measure of one run: step -> value. `measure` is the path into a record."""
+        """One measure of one run: step -> value, where it is a finite number. `measure` is the path into a record."""
         values = {step: _dig(record, measure) for step, record in run.records.items()}
         return {step: value for step, value in values.items() if value is not None}
 

@@ -1,4 +1,4 @@
-"""The figures, as plotly figures: on a page they follow its theme, in a notebook they stand alone."""
+"""Plotly figures of a comparison: on a page they follow its theme, in a notebook they stand alone."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ ROW = 56  # a rule's height in the bars, in pixels
 
 
 def learning_curves(comparison: Comparison, measure: str = "test_error") -> go.Figure:
-    """A measure over training: the mean over seeds, and a band from the lowest to the highest.
+    """A figure of a measure over training: the mean over seeds, and a band from the lowest to the highest.
 
     Unfinished runs of a rule that also has finished ones are thin lines of their own.
 
     Raises:
         ReportError: for an unknown measure, or one that no run has.
+
+    >>> learning_curves(comparison, "test_loss").show()  # doctest: +SKIP
     """
     if measure not in CURVES:
         raise ReportError(f"unknown measure {measure!r}; give one of {', '.join(CURVES)}")
@@ -52,10 +54,12 @@ def learning_curves(comparison: Comparison, measure: str = "test_error") -> go.F
 
 
 def angles(comparison: Comparison, layer: str, measure: str = "delta_angle") -> go.Figure:
-    """A layer's angle over training. 90 degrees, the dashed line, is what unrelated vectors have.
+    """A figure of a layer's angle over training. Unrelated vectors have 90 degrees, the dashed line.
 
     Raises:
         ReportError: for an unknown layer or measure.
+
+    >>> angles(comparison, comparison.layers[0], "matrix_angle").show()  # doctest: +SKIP
     """
     if measure not in ANGLES:
         raise ReportError(f"unknown measure {measure!r}; give one of {', '.join(ANGLES)}")
@@ -74,7 +78,10 @@ def angles(comparison: Comparison, layer: str, measure: str = "delta_angle") -> 
 
 
 def final_errors(comparison: Comparison) -> go.Figure:
-    """Final test error: a bar per rule, best first, its standard error, and a ring per seed."""
+    """A figure of the final test errors: a bar per rule, best first, its standard error, and a ring per seed.
+
+    >>> final_errors(comparison).show()  # doctest: +SKIP
+    """
     figure = _blank()
     chosen = inks(comparison.names)
     rows = comparison.ranking

@@ -30,13 +30,17 @@ COLUMNS = 5  # layers that get a column of their own in the table; more are give
 def write(folder: Path, *, destination: Path | None = None) -> Path:
     """Write the report of a comparison folder, to `report.html` in it where no destination is given.
 
-    The file is self-contained: scripts, style, figures and images are in it, and its own policy forbids any request.
+    The file is self-contained: scripts, style, figures and images are in it, and its own policy forbids any request. So it
+    can be sent by mail, and shows the same years later.
 
     Returns:
         Where the report is.
 
     Raises:
         ReportError: where comparison.json or a run's metrics are missing or damaged.
+
+    >>> write(Path("runs/demo"))  # doctest: +SKIP
+    PosixPath('runs/demo/report.html')
     """
     comparison = read(folder)
     path = Path(destination) if destination is not None else comparison.folder / "report.html"

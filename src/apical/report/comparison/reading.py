@@ -1,6 +1,6 @@
-"""Reading a comparison folder, and everything that can be wrong with one.
+"""Reading a comparison folder, with every fault that one can have.
 
-What the page says comes through here, so a damaged folder is an error before anything is drawn.
+All pages and pictures read through here, so a damaged folder is an error before anything is drawn.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ FORMAT = 1
 
 
 def read(folder: Path) -> Comparison:
-    """Read a comparison folder.
+    """The comparison in a folder that `apical compare` left.
 
     Raises:
-        ReportError: where a file is missing or damaged.
+        ReportError: where a file is missing or damaged; it names the file and the way out.
+
+    >>> comparison = read(Path("runs/demo"))  # doctest: +SKIP
+    >>> comparison.band("fa", "test_error").mean[-1]  # doctest: +SKIP
     """
     folder = Path(folder)
     path = folder / "comparison.json"
@@ -74,7 +77,7 @@ def _load(path: Path, *, missing: str, damaged: str) -> Any:
 
 
 def _faults(content: Any) -> list[str]:
-    """Everything that is wrong with comparison.json, in words."""
+    """All faults of comparison.json, in words."""
     if not isinstance(content, dict):
         return ["an object is expected"]
     if content.get("format") != FORMAT:

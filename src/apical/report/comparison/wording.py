@@ -1,4 +1,4 @@
-"""Numbers and the finding, in words."""
+"""Sentences of the page: its numbers, its finding, and how to read its figures."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _ends(comparison: Comparison, row: Row, unit: str, verb: str = "ends at") ->
 
 
 def setting(comparison: Comparison) -> str:
-    """What was compared, in a sentence or two."""
+    """The setting in a sentence or two: how many rules and seeds, for how long, on how many images."""
     data = comparison.data
     parts = [count(len(comparison.rules), "rule"), count(len(comparison.seeds), "seed") + " each"]
     if comparison.length:
@@ -79,7 +79,7 @@ def setting(comparison: Comparison) -> str:
 
 
 def spread(comparison: Comparison) -> str:
-    """What lines and bands are."""
+    """A legend for lines and bands."""
     most = max(len(comparison.counted(entry.name)) for entry in comparison.rules)
     if most < 2:
         return "Lines: the one seed of each rule."

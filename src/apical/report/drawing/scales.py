@@ -1,4 +1,4 @@
-"""Axes that suit what is on them."""
+"""Round marks for axes, and whether an axis is logarithmic."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Sequence
 
 
 def logarithmic(values: Sequence[float]) -> bool:
-    """Whether a logarithmic axis shows these values better: all positive, over more than a factor of ten."""
+    """True if a logarithmic axis shows these values better: all positive, over more than a factor of ten.
+
+    >>> logarithmic([2.0, 90.0]), logarithmic([0.0, 90.0])
+    (True, False)
+    """
     return bool(values) and min(values) > 0 and max(values) > 10 * min(values)
 
 

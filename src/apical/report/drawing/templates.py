@@ -11,7 +11,7 @@ HERE = Path(__file__).parents[1] / "templates"
 
 
 def template(name: str, **helpers: object) -> jinja2.Template:
-    """The template `name`; it may call `helpers`, and what it is not given is an error."""
+    """The template `name`, which may call `helpers`. A variable that it is not given is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -24,5 +24,5 @@ def template(name: str, **helpers: object) -> jinja2.Template:
 
 
 def asset(name: str) -> Markup:
-    """A style sheet or script beside the templates, to stand in a page as it is."""
+    """The text of a style sheet or script beside the templates, not to be escaped."""
     return Markup((HERE / name).read_text(encoding="utf-8"))

@@ -1,1 +1,1 @@
-"""The pages of the papers' results."""
+"""The pages and figures of the papers' results."""

@@ -1,4 +1,4 @@
-"""The papers' figures from our data, as one SVG each: the same picture on the page and in the docs."""
+"""The papers' figures from our data, one SVG each: the same picture on the page and in the docs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LETTERS = 15  # of a caption, in an inch
 
 
 def draw(panels: Sequence[Mapping[str, Any]], columns: int, caption: str) -> str:
-    """The panels of an outcome (outcome.json's "shows"), `columns` in a row, above a caption: an SVG as text."""
+    """An experiment's figure as SVG text: its panels (outcome.json's "shows"), `columns` in a row, above a caption."""
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     pictures = all(panel["kind"] == "image" for panel in panels)

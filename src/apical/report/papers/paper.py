@@ -1,4 +1,4 @@
-"""The page of a reproduced experiment: ours beside theirs, the claims, the figure, the command."""
+"""The page of a reproduced experiment: our numbers beside the paper's, the claims, the figure, the command."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write(folder: Path) -> Path:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """An outcome.json.
+    """The content of an outcome.json.
 
     Raises:
         ReportError: if it is missing or damaged.
@@ -65,7 +65,7 @@ def figure(outcome: Mapping[str, Any]) -> str | None:
 
 
 def extent(outcome: Mapping[str, Any]) -> str:
-    """How far it was run, in words that go with every table and figure."""
+    """The extent of a run in words, which stand with every table and figure: length, seeds, conditions, data."""
     count, scale = len(outcome["seeds"]), outcome["scale"]
     seeds = f"{count} seed{'s' if count > 1 else ''}"
     known = experiments().get(outcome["experiment"])
@@ -76,7 +76,7 @@ def extent(outcome: Mapping[str, Any]) -> str:
 
 
 def other_data(outcome: Mapping[str, Any]) -> str:
-    """Said where an experiment was not run on the paper's data, with the lengths that these make of it; else nothing."""
+    """The other data in words, and the lengths that follow from it; empty where the run is on the paper's data."""
     known, name = experiments().get(outcome["experiment"]), outcome["data"]
     if name is None or known is None or same_data(name, known.data):
         return ""
@@ -85,7 +85,7 @@ def other_data(outcome: Mapping[str, Any]) -> str:
 
 
 def number(mean: float | None, spread: float | None, unit: str) -> str:
-    """A figure with its ±.
+    """A number with its ± and unit, as tables show it.
 
     >>> number(2.1, 0.04, "%"), number(0.000123, None, ""), number(515.3, 4.1, "")
     ('2.10 ± 0.04 %', '0.000123', '515.3 ± 4.1')
@@ -101,7 +101,7 @@ def number(mean: float | None, spread: float | None, unit: str) -> str:
 
 
 def printed(published: Mapping[str, Any], unit: str) -> str:
-    """A published figure: with its ±, or as the range that it is.
+    """A published number with its ±, or a published range.
 
     >>> printed({"value": 2.4, "spread": None, "to": None}, "%"), printed({"value": 15, "spread": None, "to": 20}, "°")
     ('2.40 %', '15.00 to 20.00°')
@@ -112,7 +112,7 @@ def printed(published: Mapping[str, Any], unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In words.
+    """A time in words, from seconds.
 
     >>> duration(8), duration(200), duration(9000)
     ('8 s', '3 min', '2.5 h')

@@ -1,4 +1,4 @@
-"""The results that are kept: an outcome and a figure per experiment, a page per paper."""
+"""The folder of published results: an outcome and a figure per experiment, a page per paper."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _draw(outcome: dict[str, Any], path: Path) -> None:
 
 
 def _outcomes(results: Path) -> list[dict[str, Any]]:
-    """What was published, in the order of the papers."""
+    """The published outcomes, in the order of the papers."""
     return [read(path) for name in experiments() if (path := results / f"{name}.json").exists()]
 
 
@@ -90,7 +90,7 @@ def _page(results: Path, paper: str, outcomes: list[dict[str, Any]]) -> Path:
 
 
 def _lacking(outcome: dict, there: dict) -> str:
-    """What the published run has and this one has not, in words; length goes before seeds."""
+    """The lack of a run beside the published one, in words; empty where there is none. Length goes before seeds."""
     if not same_data(there["data"], outcome["data"]):
         return "a run on other data"
     if there["scale"] > outcome["scale"]:
@@ -102,7 +102,7 @@ def _lacking(outcome: dict, there: dict) -> str:
 
 
 def _shared(outcome: dict, outcomes: list[dict]) -> str:
-    """In words, of which other experiment these are the runs, and this one a view."""
+    """The experiment whose runs these are, in words, where this one only shows them from another side; else empty."""
     name, known = outcome["experiment"], experiments()
     alike = [one["experiment"] for one in outcomes if known[one["experiment"]].runs == known[name].runs]
     whole = next((one for one in alike if one == known[one].runs), alike[0])
@@ -110,7 +110,7 @@ def _shared(outcome: dict, outcomes: list[dict]) -> str:
 
 
 def _anchor(outcome: dict) -> str:
-    """What a heading of the paper's page is linked by."""
+    """The anchor of an experiment's heading on its paper's page."""
     heading = f"{outcome['experiment']}: {outcome['title']}"
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
