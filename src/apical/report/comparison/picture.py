@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,6 +21,8 @@ WIDTH, LEAST, ROW = 10, 4.2, 0.46  # of the picture, of its height, and of a rul
 TOP, BOTTOM = 0.96, 0.7  # above and below the axes, in inches
 CURVES, BARS = (0.07, 0.57), (0.63, 0.96)  # from the left to the right end, as fractions of the width
 ROOM = 1.65  # of the bars' axis, to the longest bar: an error in words stands beside it
+DASH: dict[str, Any] = {"solid": "solid", "dash": (0, (1.1, 0.25)), "dot": (0, (0.35, 0.25))}
+"""Of bars, in units of their height: a line's dashes would be too long for them."""
 
 
 def picture(folder: Path, destination: Path) -> Path:
@@ -114,7 +117,7 @@ def _bars(axes: Axes, comparison: Comparison) -> None:
         axes.annotate(
             title if len(title) <= 40 else title[:39] + "…", (0, place), xytext=(0, 2), textcoords="offset points"
         )
-        bar = axes.plot([0, mean or 0], [place + 0.24] * 2, color=ink.light, linewidth=6.8, linestyle=ink.stroke)[0]
+        bar = axes.plot([0, mean or 0], [place + 0.24] * 2, color=ink.light, linewidth=6.8, linestyle=DASH[ink.dash])[0]
         bar.set_solid_capstyle("butt")
         if mean is not None and sem:
             axes.errorbar(mean, place + 0.24, xerr=sem, color=TEXT[0], elinewidth=1.1, capsize=3, capthick=1.1)
