@@ -1,6 +1,10 @@
-"""What a reader can type runs, and what the pages list exists."""
+"""What a reader can type runs and prints what the pages show, and what the pages list exists."""
 
+import importlib.util
+import inspect
+import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,17 +12,26 @@ import torch
 from torch import nn
 
 import apical
+from apical.papers import experiments
 from apical.papers.reproduce import reproduce
 from apical.plasticity import INITS
 from apical.synapses.registry import SYNAPSES
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCKS = [(page, code) for page in PAGES for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.S)]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+RULES = sorted((ROOT / "docs" / "rules").glob("*.md"))
+# A block of code, and the output that stands below it, if any.
+EXAMPLE = re.compile(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", re.S)
+BLOCKS = [(page, *found) for page in PAGES for found in EXAMPLE.findall(page.read_text())]
 
 
-@pytest.mark.parametrize(("page", "code"), BLOCKS, ids=lambda value: value.name if isinstance(value, Path) else "")
-def test_code_runs(page, code):
+def named(value):
+    return str(value.relative_to(ROOT)) if isinstance(value, Path) else ""
+
+
+@pytest.mark.parametrize(("page", "code", "shown"), BLOCKS, ids=named)
+def test_code_runs_and_prints_what_is_shown(page, code, shown, capsys):
     known = dict(SYNAPSES)
     torch.manual_seed(0)
     try:
@@ -26,10 +39,16 @@ def test_code_runs(page, code):
     finally:
         SYNAPSES.clear()
         SYNAPSES.update(known)
+    printed = capsys.readouterr().out
+    if shown:
+        number = re.compile(r"\d+(?:\.\d+)?")
+        assert number.sub("#", printed) == number.sub("#", shown), printed
+        numbers, expected = ([float(one) for one in number.findall(text)] for text in (printed, shown))
+        assert numbers == pytest.approx(expected, rel=0.1, abs=1), printed
 
 
 def test_the_example_layer_learns_as_autograd_would():
-    code = next(code for _, code in BLOCKS if "ScaledSynapse" in code)
+    code = next(code for _, code, _ in BLOCKS if "ScaledSynapse" in code)
     known, names = dict(SYNAPSES), {"apical": apical, "nn": nn}
     try:
         exec(code, names)
@@ -54,7 +73,7 @@ def test_the_example_layer_learns_as_autograd_would():
 
 
 def test_the_example_experiment_runs(tmp_path):
-    code = next(code for _, code in BLOCKS if "class Regression" in code)
+    code = next(code for _, code, _ in BLOCKS if "class Regression" in code)
     names = {"apical": apical, "nn": nn, "torch": torch, "__name__": "page"}
     exec(code, names)
     outcome = reproduce(names["example"], tmp_path / "run", scale=0.1)
@@ -63,19 +82,79 @@ def test_the_example_experiment_runs(tmp_path):
 
 
 def test_every_rule_is_in_the_readme_and_every_init_in_the_docs():
-    readme = (ROOT / "README.md").read_text()
-    assert all(f"`{name}`" in readme for name in apical.rules())
-    page = (ROOT / "docs" / "rules.md").read_text()
-    assert all(f"`{name}`" in page for name in (*apical.rules(), *INITS))
+    assert all(f"`{name}`" in README.read_text() for name in apical.rules())
     index = (ROOT / "docs" / "rules" / "README.md").read_text()
-    assert all(f"`{name}`" in index for name in apical.rules())
+    assert all(f"`{name}`" in index for name in (*apical.rules(), *INITS))
+
+
+def test_a_newcomer_reads_the_readme_in_minutes():
+    text = README.read_text()
+    assert len(text.split()) <= 700
+    assert "make demo" in text
+    assert "make test" in text
+
+
+def test_tables_of_hyperparameters_are_those_of_the_rules():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "rules" / "tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    pages = [page.read_text() for page in RULES]
+    assert [tables.written(page) for page in pages] == pages, "run: python docs/rules/tables.py"
+    found = [name for page in pages for table in tables.TABLE.finditer(page) for name in table["names"].split()]
+    assert sorted(found) == sorted(apical.rules())
+
+
+def test_the_reference_has_every_public_name_with_its_signature():
+    page = (ROOT / "docs" / "reference.md").read_text()
+    sections = dict(re.findall(r"^### (\S+)\n(.*?)(?=^##|\Z)", page, re.S | re.M))
+    assert sorted(sections) == sorted(apical.__all__)
+    for name, text in sections.items():
+        if signature := re.match(rf"\n`apical\.{name}\((.*)\)`\n", text):
+            given = re.findall(r"(\w+)(?:=([^,]+|\(\)))?(?:, |$)", signature[1].replace("*, ", "").replace("**", ""))
+            expected = inspect.signature(getattr(apical, name)).parameters.values()
+            assert [(one, default) for one, default in given] == [
+                (p.name, "" if p.default is p.empty else repr(p.default).replace("'", '"')) for p in expected
+            ], name
+        else:
+            assert name in RETURNED or name.endswith("Synapse"), f"{name} needs its signature"
+
+
+RETURNED = ("Learner", "Replicas", "AuditReport", "SynapseAlignment", "Synapse")  # made by apical, not by its users
+
+
+def test_the_readme_counts_experiments_and_claims_as_the_results_do():
+    claims, run = {}, Counter()
+    for name, experiment in experiments().items():
+        path = ROOT / "docs" / "results" / f"{name}.json"
+        if path.exists():
+            run[experiment.paper] += 1
+            # Several figures may show one set of runs, and judge one statement.
+            for claim in json.loads(path.read_text())["shows"]["claims"]:
+                claims[experiment.paper, experiment.runs, claim["text"]] = claim["holds"]
+    rows = re.findall(r"\(docs/results/(\w+)\.md\) \| (\d+) \| (\d+) of (\d+) \|", README.read_text())
+    assert rows == [
+        (paper, str(count), str(sum(held)), str(len(held)))
+        for paper, count in run.items()
+        for held in [[holds for (of, *_), holds in claims.items() if of == paper]]
+    ]
+
+
+def heading(line):
+    """What a heading is linked by."""
+    return re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-")
 
 
 def test_links_lead_somewhere():
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            if not target.startswith("http"):
-                assert (page.parent / target).exists(), (page.name, target)
+    for page in [*PAGES, *(ROOT / "benchmarks").glob("*.md"), ROOT / "CHANGELOG.md"]:
+        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
+        for target, _, place in re.findall(r"\]\(([^)#]*)(#([^)]+))?\)", text):
+            if target.startswith("http"):
+                continue
+            path = page.parent / target if target else page
+            assert path.exists(), (page.name, target)
+            if place:
+                headings = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
+                assert place in map(heading, headings), (page.name, target, place)
 
 
 def test_public_names_are_those_of_the_contract():
