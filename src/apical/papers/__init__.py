@@ -1,6 +1,6 @@
 """The papers' experiments: each a frozen description, run by `apical reproduce`, its published numbers beside it.
 
-One module or package per paper; its experiments stand in its `EXPERIMENTS`. A new one is an instance there.
+One package per paper, one module per figure; a paper's experiments stand in its `EXPERIMENTS`. A new one is an instance there.
 """
 
 from __future__ import annotations
@@ -41,16 +41,23 @@ __all__ = [
 
 @cache
 def experiments() -> dict[str, Experiment]:
-    """Name -> experiment, paper by paper."""
+    """The experiments: name -> experiment, paper by paper.
+
+    >>> len([one for one in experiments().values() if one.paper == "nokland2016"])
+    8
+    """
     found = [one for paper in PAPERS for one in importlib.import_module(f"apical.papers.{paper}").EXPERIMENTS]
     return {one.name: one for one in found}
 
 
 def find(name: str) -> Experiment:
-    """The experiment of this name, e.g. "lillicrap2016/fig2a".
+    """The experiment of this name.
 
     Raises:
         ValueError: if there is none; the nearest are offered.
+
+    >>> find("lillicrap2016/fig2a").title
+    'A linear network learns a linear function by random feedback'
     """
     known = experiments()
     if name not in known:

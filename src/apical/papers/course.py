@@ -1,4 +1,4 @@
-"""A training run inside an experiment: measured at chosen steps, and resumed where it was stopped."""
+"""Courses: training runs inside an experiment, measured at chosen steps, and resumed where they were stopped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def course(
     x: Callable[[int], float] = float,
     enough: Callable[[Measures], bool] | None = None,
 ) -> dict[str, Curve]:
-    """Call `learn(step)` for step = 0, 1, ..., and `measure()` before the steps in `at` and at the end.
+    """The curves of a training run: `learn(step)` for step = 0, 1, ..., and `measure()` before the steps in `at` and at the end.
 
     A run that was stopped goes on at its last checkpoint with the same random numbers, and ends as one that was not stopped.
 
@@ -74,7 +74,11 @@ def course(
 
 
 def spread(steps: int, points: int, *, logarithmic: bool = False) -> list[int]:
-    """About `points` steps from 0 to `steps`, evenly spaced, or evenly in their logarithm after 0."""
+    """The steps to measure before: about `points` from 0 to `steps`, evenly spaced, or evenly in their logarithm after 0.
+
+    >>> spread(100, 4)
+    [0, 25, 50, 75, 100]
+    """
     if steps < 1:
         return [0]
     if not logarithmic:
@@ -83,7 +87,7 @@ def spread(steps: int, points: int, *, logarithmic: bool = False) -> list[int]:
 
 
 def curves(lines: Sequence[tuple[int, Measures]], x: Callable[[int], float] = float) -> dict[str, Curve]:
-    """(step, measures) in order -> measure -> curve."""
+    """The curve of each measure, from (step, measures) in order."""
     names = lines[0][1] if lines else {}
     return {
         name: Curve(

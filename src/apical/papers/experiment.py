@@ -1,4 +1,4 @@
-"""What an experiment of a paper is: a frozen description that can run one of its conditions and judge what came out."""
+"""Experiments of papers: frozen descriptions that can run each of their conditions and judge what came out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from apical.data import ImageData
 from apical.papers.outcome import Outcome
@@ -16,6 +16,7 @@ from apical.papers.record import Record
 from apical.training import checkpoint
 
 CHECKPOINT_SECONDS = 60.0
+T = TypeVar("T")
 
 Watcher = Callable[[int, int, str], None]
 """watcher(done, steps, note): called now and then while a task goes on."""
@@ -35,6 +36,11 @@ class Experiment(ABC):
         data: name of the image data set on the hub, or None where samples are drawn.
         readings: every choice that the paper leaves open, one sentence each.
         together: whether `run` takes all seeds of a condition at once (replicas), or is called for each.
+
+    >>> from apical.papers import find
+    >>> fig2a = find("lillicrap2016/fig2a")
+    >>> fig2a.conditions, dict(fig2a.steps(None))
+    (('shallow', 'reinforce', 'bp', 'fa'), {'examples': 2000})
     """
 
     name: str
@@ -50,33 +56,36 @@ class Experiment(ABC):
     @property
     @abstractmethod
     def conditions(self) -> tuple[str, ...]:
-        """What is compared: rules, usually. `run` is called for each."""
+        """The names of what is compared: rules, usually. `run` is called for each."""
 
     @abstractmethod
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
-        """Lengths at scale 1 that `--scale` shortens: name -> steps. Each must be at least 1 when it is scaled."""
+        """The lengths at scale 1 that `--scale` shortens: name -> steps. Each must be at least 1 when it is scaled."""
 
     @abstractmethod
     def run(self, task: Task) -> Record:
-        """Train under `task.condition` from `task.seeds`, and measure."""
+        """The record of a training under `task.condition` from `task.seeds`."""
 
     @abstractmethod
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
-        """Judge: condition -> record, to rows, claims and panels. Conditions that were left out are missing."""
+        """The rows, claims and panels of condition -> record. Conditions that were left out are missing."""
 
     @property
     def runs(self) -> str:
-        """What is run: experiments of the same are views of one set of runs, and can take finished conditions from each other."""
+        """The key of the training runs.
+
+        Experiments with the same key show the same runs from different sides, so one can reuse the other's finished conditions.
+        """
         return self.name
 
     @property
     def paper(self) -> str:
-        """The paper's key."""
+        """The paper's key, e.g. "lillicrap2016"."""
         return self.name.partition("/")[0]
 
 
 class Images(NamedTuple):
-    """Of a data set: the shape of an image, and how many classes and images of both splits there are."""
+    """The measures of a data set: the shape of an image, and how many classes and images of both splits there are."""
 
     shape: tuple[int, int, int]
     classes: int
@@ -89,7 +98,7 @@ IMAGES = {
     "uoft-cs/cifar10": Images((3, 32, 32), 10, 50_000, 10_000),
     "uoft-cs/cifar100": Images((3, 32, 32), 100, 50_000, 10_000),
 }
-"""Data sets that experiments name."""
+"""The data sets that experiments name: name on the hub -> measures."""
 
 
 def same_data(one: str | None, other: str | None) -> bool:
@@ -98,13 +107,37 @@ def same_data(one: str | None, other: str | None) -> bool:
     return one == other
 
 
+def given(value: T | None, name: str = "images") -> T:
+    """The value, which the experiment at hand needs: images of one that trains on them, feedback of a rule that has some.
+
+    Raises:
+        ValueError: if it is None.
+    """
+    if value is None:
+        raise ValueError(f"this experiment needs {name}, got none")
+    return value
+
+
+def unwatched(done: int, steps: int, note: str) -> None:
+    """The watcher of a task that nobody watches: it does nothing."""
+
+
 @dataclass
 class Task:
-    """One condition of an experiment, from some seeds: what `Experiment.run` is given.
+    """The task that `Experiment.run` is given: one condition of an experiment, from some seeds.
 
     Args:
         condition: one of the experiment's. seeds: to run from. scale: fraction of the paper's length.
-        lengths: the experiment's `steps` after scaling. folder: for checkpoints. watcher: hears of progress.
+        lengths: the experiment's `steps` after scaling. folder: for checkpoints. images: of experiments that name data.
+        watcher: hears of progress.
+
+    >>> import tempfile
+    >>> from apical.papers import find
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     task = Task("fa", seeds=(0, 1), scale=0.01, lengths={"examples": 20}, folder=Path(folder))
+    ...     record = find("lillicrap2016/fig2b").run(task)
+    >>> {name: len(curve.y) for name, curve in record.curves.items()}
+    {'normalized squared error': 2, 'angle of delta FA to delta BP': 2}
     """
 
     condition: str
@@ -113,20 +146,19 @@ class Task:
     lengths: Mapping[str, int]
     folder: Path
     images: ImageData | None = None
-    watcher: Watcher = lambda done, steps, note: None
+    watcher: Watcher = unwatched
 
     @cached_property
     def data(self) -> ImageData:
-        """The images."""
-        assert self.images is not None, "this experiment names no data"
-        return self.images
+        """The images, of an experiment that names a data set."""
+        return given(self.images)
 
     def tell(self, done: int, steps: int, note: str = "") -> None:
-        """Say how far it is."""
+        """Let the watcher know how many of the steps are done."""
         self.watcher(done, steps, note)
 
     def restore(self, name: str) -> dict[str, Any] | None:
-        """The last checkpoint of this name, if there is one."""
+        """The state in the last checkpoint of this name; None if there is no such checkpoint."""
         path = self.folder / f"{name}.ckpt"
         if not path.exists():
             return None
@@ -135,7 +167,7 @@ class Task:
         return kept["state"]
 
     def save(self, name: str, state: dict[str, Any]) -> None:
-        """Write a checkpoint: tensors, numbers, strings and containers of them."""
+        """Write a checkpoint of a state: tensors, numbers, strings and containers of them."""
         checkpoint.save(self.folder / f"{name}.ckpt", {"seconds": self.seconds, "state": state})
         self._saved = time.monotonic()
 
@@ -146,7 +178,7 @@ class Task:
 
     @property
     def seconds(self) -> float:
-        """What it has taken so far, before it was stopped included."""
+        """The seconds that the task has taken so far, those before it was stopped included."""
         return self._before + time.monotonic() - self._started
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a condition of an experiment leaves: curves over training, final numbers, arrays for pictures."""
+"""Records of what a condition measured: curves over training, final numbers, arrays for pictures."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ class Curve:
     Args:
         x: steps, epochs, or whatever training is counted in: [points].
         y: [seeds][points]; not-a-number where a run had stopped already.
+
+    >>> error = Curve([0, 100, 200], [[0.9, 0.5, 0.25], [0.9, 0.7, float("nan")]])
+    >>> error.last
+    [0.25, 0.7]
     """
 
     x: Sequence[float]
@@ -24,8 +28,13 @@ class Curve:
 
     @property
     def values(self) -> np.ndarray:
-        """[seeds, points]."""
+        """The values as an array [seeds, points]."""
         return np.asarray(self.y, dtype=float)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean over seeds at every point [points]; not-a-number where one of them had stopped."""
+        return self.values.mean(0)
 
     @property
     def last(self) -> list[float]:
@@ -35,11 +44,15 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What came out of one condition.
+    """The measurements of one condition, as a run folder keeps them.
 
     Args:
         curves: name -> curve. numbers: name -> value per seed. arrays: name -> anything JSON can hold, for pictures.
         seeds, seconds: filled in by `reproduce`.
+
+    >>> record = Record(curves={"error": Curve([0, 1], [[0.9, 0.2]])}, numbers={"epochs": [1.0]}, seeds=[3])
+    >>> Record.of(record.asdict()) == record
+    True
     """
 
     curves: Mapping[str, Curve] = field(default_factory=dict)
@@ -49,7 +62,7 @@ class Record:
     seconds: float = 0.0
 
     def asdict(self) -> dict[str, Any]:
-        """For JSON: what is not a number is null."""
+        """The record as plain dicts and lists for JSON, in which not-a-number is null."""
         return _nulled(asdict(self))
 
     @staticmethod

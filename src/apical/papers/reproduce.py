@@ -1,4 +1,4 @@
-"""Running an experiment: every condition from every seed, then what it shows, in a folder that can be resumed."""
+"""Runs of experiments: every condition from every seed, then what it shows, in a folder that can be resumed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import platform
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,16 @@ import apical
 from apical import data as images
 from apical.files import write_json
 from apical.papers import experiments
-from apical.papers.experiment import IMAGES, Experiment, Task, Watcher, same_data
+from apical.papers.experiment import IMAGES, Experiment, Task, Watcher, given, same_data, unwatched
 from apical.papers.record import Record
 from apical.training.machine import machine
 from apical.training.run_folder import RunFolder, RunFolderError
 
 Announce = Callable[[str, Sequence[int]], Watcher]
-"""announce(condition, seeds) -> the watcher of that task."""
+"""A function announce(condition, seeds) -> the watcher of that task."""
 
 KEYS = ("experiment", "conditions", "seeds", "scale", "data", "lengths")
-"""What config.json holds."""
+"""The keys of config.json."""
 
 
 def reproduce(
@@ -46,7 +46,7 @@ def reproduce(
     using: Path | str | None = None,
     announce: Announce | None = None,
 ) -> dict[str, Any]:
-    """Run an experiment and leave `outcome.json` in `folder`.
+    """The outcome of an experiment that is run, also left as `outcome.json` in `folder`.
 
     Args:
         experiment: what to run. folder: for everything; every finished condition is kept in it at once.
@@ -59,33 +59,22 @@ def reproduce(
         announce: gives each task's watcher.
 
     Returns:
-        What outcome.json holds.
+        The content of outcome.json.
 
     Raises:
         ValueError: a bad scale, seed, condition, folder, or missing data, before anything is written.
     """
-    chosen = _chosen(experiment, only)
-    count = experiment.seeds if seeds is None else seeds
-    if count < 1:
-        raise ValueError(f"seeds must be at least 1, got {count}")
-    if first_seed < 0:
-        raise ValueError(f"first_seed must be at least 0, got {first_seed}")
+    chosen, own_seeds = _chosen(experiment, only), _seeds(experiment, seeds, first_seed)
     if not (math.isfinite(scale) and 0 < scale <= 1):
         raise ValueError(f"scale must be above 0 and at most 1 (the paper's length), got {scale}")
-    if data is not None and experiment.data is None:
-        raise ValueError(f"{experiment.name} draws its own samples and takes no data; leave data out, got {data!r}")
-    name = experiment.data if data is None else data
-    loaded = None if name is None else images.load(name)
-    if loaded is not None:
-        _check(experiment, str(name), loaded)
-    lengths = _scaled(experiment, experiment.steps(loaded), scale)
-    config = {
+    loaded = _images(experiment, data)
+    config: dict[str, Any] = {
         "experiment": experiment.name,
-        "conditions": list(chosen),
-        "seeds": list(range(first_seed, first_seed + count)),
+        "conditions": chosen,
+        "seeds": own_seeds,
         "scale": scale,
-        "data": name,
-        "lengths": lengths,
+        "data": experiment.data if data is None else data,
+        "lengths": scaled(experiment, experiment.steps(loaded), scale),
     }
     found = {} if using is None else _finished(experiment, Path(using), config)
     home = RunFolder(folder)
@@ -98,14 +87,16 @@ def reproduce(
     records = {}
     for condition in chosen:
         parts = []
-        for share in _shares(experiment, config["seeds"]):
-            watcher = announce(condition, share) if announce else None
-            parts.append(_record(experiment, home.path, condition, share, scale, lengths, loaded, watcher))
+        for share in _shares(experiment, own_seeds):
+            slug = _slug(condition, share)
+            watcher = announce(condition, share) if announce else unwatched
+            task = Task(condition, share, scale, config["lengths"], home.path / "tasks" / slug, loaded, watcher)
+            parts.append(_record(experiment, task, home.path / "records" / f"{slug}.json"))
         records[condition] = Record.joined(parts)
     outcome = {
         "format": 1,
         **config,
-        "data": None if loaded is None else _described(experiment, config, loaded),
+        "data": None if loaded is None else described(experiment, config, loaded),
         "title": experiment.title,
         "source": experiment.source,
         "length": experiment.length,
@@ -121,14 +112,39 @@ def reproduce(
     return outcome
 
 
+def _images(experiment: Experiment, data: str | None) -> images.ImageData | None:
+    """The images of this name, or of the experiment's own; None for one that draws its samples."""
+    if experiment.data is None:
+        if data is not None:
+            raise ValueError(f"{experiment.name} draws its own samples and takes no data; leave data out, got {data!r}")
+        return None
+    name = experiment.data if data is None else data
+    loaded, own = images.load(name), IMAGES[experiment.data]
+    if (tuple(loaded.shape), loaded.classes) != (own.shape, own.classes):
+        raise ValueError(
+            f"data: {name} has images of {list(loaded.shape)} in {loaded.classes} classes, but {experiment.name} is about "
+            f"{experiment.data}, {list(own.shape)} in {own.classes} classes"
+        )
+    return loaded
+
+
+def _seeds(experiment: Experiment, seeds: int | None, first: int) -> list[int]:
+    count = experiment.seeds if seeds is None else seeds
+    if count < 1:
+        raise ValueError(f"seeds must be at least 1, got {count}")
+    if first < 0:
+        raise ValueError(f"first_seed must be at least 0, got {first}")
+    return list(range(first, first + count))
+
+
 def _name(data: str) -> str:
-    """Without the path that a folder has on this machine."""
+    """The data's name, without the path that a folder has on this machine."""
     return Path(data).resolve().name if Path(data).is_dir() else data
 
 
-def _described(experiment: Experiment, config: dict[str, Any], loaded: images.ImageData) -> str:
-    """The data's name; with their numbers where these are not those of the data set that the experiment names."""
-    own, name = IMAGES[str(experiment.data)], _name(config["data"])
+def described(experiment: Experiment, config: dict[str, Any], loaded: images.ImageData) -> str:
+    """The name of the data; with the numbers of images where these are not those of the data set that the experiment names."""
+    own, name = IMAGES[given(experiment.data)], _name(config["data"])
     counts = len(loaded.train), len(loaded.test)
     return name if counts == (own.train, own.test) else f"{name} ({counts[0]} + {counts[1]} images)"
 
@@ -140,15 +156,6 @@ def shown(experiment: Experiment, records: dict[str, Record]) -> dict[str, Any]:
     for row, told in zip(outcome.rows, plain["rows"], strict=True):
         told |= {"mean": row.mean, "sem": row.sem, "agrees": row.agrees}
     return plain
-
-
-def _check(experiment: Experiment, name: str, loaded: images.ImageData) -> None:
-    own = IMAGES[str(experiment.data)]
-    if (tuple(loaded.shape), loaded.classes) != (own.shape, own.classes):
-        raise ValueError(
-            f"data: {name} has images of {list(loaded.shape)} in {loaded.classes} classes, but {experiment.name} is about "
-            f"{experiment.data}, {list(own.shape)} in {own.classes} classes"
-        )
 
 
 def _command(experiment: Experiment, config: dict[str, Any]) -> str:
@@ -168,17 +175,22 @@ def _command(experiment: Experiment, config: dict[str, Any]) -> str:
     return shlex.join(words)
 
 
-def _chosen(experiment: Experiment, only: Sequence[str]) -> tuple[str, ...]:
+def _chosen(experiment: Experiment, only: Sequence[str]) -> list[str]:
     unknown = [one for one in only if one not in experiment.conditions]
     if unknown:
         raise ValueError(
             f"{experiment.name} has no condition {', '.join(map(repr, unknown))}; "
             f"its conditions are {', '.join(experiment.conditions)}"
         )
-    return tuple(one for one in experiment.conditions if not only or one in only)
+    return [one for one in experiment.conditions if not only or one in only]
 
 
-def _scaled(experiment: Experiment, full: Any, scale: float) -> dict[str, int]:
+def scaled(experiment: Experiment, full: Mapping[str, int], scale: float) -> dict[str, int]:
+    """The lengths of a shortened experiment.
+
+    Raises:
+        ValueError: if one would be nothing.
+    """
     lengths = {name: int(steps * scale + 1e-9) for name, steps in full.items()}
     empty = [name for name, steps in lengths.items() if steps < 1]
     if empty:
@@ -237,25 +249,12 @@ def _slug(condition: str, seeds: Sequence[int]) -> str:
     return re.sub(r"[^\w.=-]+", "_", condition) + "-" + "-".join(map(str, sorted({seeds[0], seeds[-1]})))
 
 
-def _record(
-    experiment: Experiment,
-    home: Path,
-    condition: str,
-    seeds: tuple[int, ...],
-    scale: float,
-    lengths: dict[str, int],
-    loaded: images.ImageData | None,
-    watcher: Watcher | None,
-) -> Record:
-    slug = _slug(condition, seeds)
-    path, place = home / "records" / f"{slug}.json", home / "tasks" / slug
+def _record(experiment: Experiment, task: Task, path: Path) -> Record:
+    """The record that a file keeps, or of a task that is run now and then kept there."""
     if path.exists():
         return _kept(path)
-    task = Task(condition, seeds, scale, lengths, place, loaded)
-    if watcher is not None:
-        task.watcher = watcher
     record = experiment.run(task)
-    record = dataclasses.replace(record, seeds=seeds, seconds=round(task.seconds, 2))
+    record = dataclasses.replace(record, seeds=task.seeds, seconds=round(task.seconds, 2))
     write_json(path, record.asdict())
-    shutil.rmtree(place, ignore_errors=True)
+    shutil.rmtree(task.folder, ignore_errors=True)
     return record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -15,10 +15,11 @@ from typing_extensions import override
 
 import apical
 from apical.data import ImageData
+from apical.papers.claims import Statement, judge
 from apical.papers.course import course, spread
 from apical.papers.experiment import Experiment, Task
 from apical.papers.lillicrap2016.online import Pairs, Students, drawn, normalized_squared_error, uniform
-from apical.papers.outcome import Claim, Line, Outcome, Panel, Published, Row
+from apical.papers.outcome import Line, Outcome, Panel, Published, Row
 from apical.papers.record import Curve, Record
 
 ERROR = "normalized squared error"
@@ -26,7 +27,7 @@ SIZES = {3: (30, 20, 10), 4: (30, 20, 10, 10)}
 
 
 def network(sizes: tuple[int, ...], seed: int, bound: float) -> nn.Sequential:
-    """Fully connected, tanh hidden, linear output; weights and biases from U[-bound, bound]."""
+    """A fully connected network, tanh hidden, linear output; weights and biases from U[-bound, bound]."""
     generator = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
@@ -38,7 +39,7 @@ def network(sizes: tuple[int, ...], seed: int, bound: float) -> nn.Sequential:
 
 
 def teacher() -> Callable[[Tensor], Tensor]:
-    """A 30-20-10-10 network with weights and biases from U[-0.5, 0.5], common to all conditions and seeds."""
+    """The function to learn: a 30-20-10-10 network with weights and biases from U[-0.5, 0.5], the same for all."""
     layers = [
         (drawn((o, i), 0.5, 2016 + place), drawn((o,), 0.5, 2026 + place))
         for place, (i, o) in enumerate(pairwise(SIZES[4]))
@@ -55,7 +56,11 @@ def teacher() -> Callable[[Tensor], Tensor]:
 
 @dataclass(frozen=True)
 class Student:
-    """A condition: rule, layers of units (with the input), and whether the first weights stand still."""
+    """A condition: rule, layers of units (with the input), and whether the first weights stand still.
+
+    >>> str(Student("fa", 4, frozen=True))
+    'fa, 4 layers, W0 frozen'
+    """
 
     rule: str
     layers: int
@@ -71,26 +76,30 @@ class Depth(Experiment):
 
     Args:
         students: the conditions. examples: to learn from. rate: of all. weights: weights and biases from U[-weights, weights].
-        feedback: B from U[-feedback, feedback].
+        feedback: B from U[-feedback, feedback]. statements: about the final errors of each condition [seeds].
+        published: the final errors. significance: rule -> the printed P that four layers are as bad as three.
     """
 
     students: tuple[Student, ...]
+    statements: tuple[Statement, ...]
+    published: Mapping[Student, Published] = field(default_factory=dict)
+    significance: Mapping[str, float] = field(default_factory=dict)
     examples: int = 400_000  # [T]
     rate: float = 0.01  # [R]
     weights: float = 0.1  # [R]
     feedback: float = 0.7  # [R]
 
     @property
+    @override
     def conditions(self) -> tuple[str, ...]:
-        """Rule and number of layers."""
         return tuple(map(str, self.students))
 
+    @override
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
-        """Examples."""
         return {"examples": self.examples}
 
+    @override
     def run(self, task: Task) -> Record:
-        """All seeds at once, as copies of one network."""
         student = self.students[self.conditions.index(task.condition)]
         sizes = SIZES[student.layers]
         pairs = Pairs(task.seeds, sizes[0], teacher())
@@ -117,102 +126,86 @@ class Depth(Experiment):
 
     @override
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
-        curves = {name: record.curves[ERROR] for name, record in records.items()}
-        thousands = {name: Curve([x / 1000 for x in curve.x], curve.y) for name, curve in curves.items()}
+        curves = {one: records[str(one)].curves[ERROR] for one in self.students if str(one) in records}
+        final = {one: np.asarray(curve.last) for one, curve in curves.items()}
+        rows = [Row(f"final {ERROR}, {one}", values.tolist(), self.published.get(one)) for one, values in final.items()]
+        for rule, printed in self.significance.items():
+            three, four = Student(rule, 3), Student(rule, 4)
+            p = difference(final[four], final[three]) if {three, four} <= final.keys() else math.nan
+            if math.isfinite(p):
+                label = f"log10 of P, four layers against three, {rule}"
+                rows.append(Row(label, [math.log10(max(p, 1e-300))], Published(math.log10(printed))))
+        thousands = {one: Curve([x / 1000 for x in curve.x], curve.y) for one, curve in curves.items()}
         panel = Panel(
             title="d",
             x="thousand examples",
             y="normalized squared error",
-            lines=[Line.of(name, curve, dashed="frozen" in name) for name, curve in thousands.items()],
+            lines=[Line.of(str(one), curve, dashed=one.frozen) for one, curve in thousands.items()],
             log_y=True,
         )
-        final = {name: np.asarray(curve.last) for name, curve in curves.items()}
-        rows, claims = self.judged(final)
+        claims = judge(self.statements, {str(one): values for one, values in final.items()})
         return Outcome(rows=rows, claims=claims, panels=[panel], columns=1)
-
-    def judged(self, final: Mapping[str, np.ndarray]) -> tuple[list[Row], list[Claim]]:
-        """Rows and claims from the final errors of every condition [seeds]."""
-        raise NotImplementedError
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> float:
-    """P of Student's t-test of two independent samples, two-sided; nan for fewer than two of each."""
+    """The P of Student's t-test of two independent samples, two-sided; nan for fewer than two of each."""
     if min(len(a), len(b)) < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return math.nan
     return float(np.asarray(stats.ttest_ind(a, b))[1])
 
 
-def _told(a: np.ndarray, b: np.ndarray, p: float) -> str:
+def told(a: np.ndarray, b: np.ndarray) -> str:
+    """The means of two samples and the P of their difference, in words."""
+    p = difference(a, b)
     known = f"t-test P = {p:.1g}, n = {len(a)}" if math.isfinite(p) else "too few seeds for a t-test"
     return f"{a.mean():.2g} against {b.mean():.2g}, {known}"
 
 
-class Benefit(Depth):
-    """Figure 3d: four layers are better than three."""
-
-    @override
-    def judged(self, final: Mapping[str, np.ndarray]) -> tuple[list[Row], list[Claim]]:
-        # A picture of the preprint's figure, read by eye.
-        ends = {"shallow": 0.13, "bp, 3": 2.1e-3, "fa, 3": 2.1e-3, "bp, 4": 1.05e-3, "fa, 4": 8.8e-4}
-        rows = [
-            Row(
-                f"final {ERROR}, {name}",
-                values.tolist(),
-                next((Published(end, tag="T") for key, end in ends.items() if name.startswith(key)), None),
-            )
-            for name, values in final.items()
-        ]
-        claims = []
-        for rule, printed in (("fa", 9e-13), ("bp", 3e-12)):
-            if not {f"{rule}, 3 layers", f"{rule}, 4 layers"} <= final.keys():
-                continue
-            three, four = final[f"{rule}, 3 layers"], final[f"{rule}, 4 layers"]
-            p = difference(four, three)
-            claims.append(
-                Claim(
-                    f"Four layers are better than three under {rule}",
-                    bool(four.mean() < three.mean() and p < 0.05),
-                    _told(four, three, p),
-                )
-            )
-            if math.isfinite(p):
-                log = math.log10(max(p, 1e-300))
-                rows.append(
-                    Row(f"log10 of P, four layers against three, {rule}", [log], Published(math.log10(printed)))
-                )
-        if {"fa, 4 layers", "bp, 4 layers"} <= final.keys():
-            ours, theirs = final["fa, 4 layers"], final["bp, 4 layers"]
-            p = difference(ours, theirs)
-            claims.append(
-                Claim(
-                    "With four layers feedback alignment is as good as backpropagation",
-                    bool(ours.mean() <= theirs.mean() or p >= 0.05),
-                    _told(ours, theirs, p),
-                )
-            )
-        return rows, claims
+def between(text: str, ours: Student, theirs: Student, holds: Callable[..., bool], after: str = "") -> Statement:
+    """The statement on the final errors of two students, with `told` and some more words as evidence."""
+    return Statement(text, (str(ours), str(theirs)), holds, lambda a, b: told(a, b) + after)
 
 
-class Control(Depth):
-    """Supplementary Figure 6: with the first weights frozen, the fourth layer brings nothing."""
-
-    @override
-    def judged(self, final: Mapping[str, np.ndarray]) -> tuple[list[Row], list[Claim]]:
-        rows = [Row(f"final {ERROR}, {name}", values.tolist()) for name, values in final.items()]
-        claims = []
-        for rule in ("fa", "bp"):
-            frozen, three = final.get(f"{rule}, 4 layers, W0 frozen"), final.get(f"{rule}, 3 layers")
-            if frozen is not None and three is not None:
-                claims.append(
-                    Claim(
-                        f"Freezing W0 removes the benefit of the fourth layer under {rule}",
-                        bool(frozen.mean() >= three.mean()),
-                        _told(frozen, three, difference(frozen, three)) + " for three layers that all learn",
-                    )
-                )
-        return rows, claims
+def deeper(rule: str) -> Statement:
+    """The statement that the fourth layer helps."""
+    return between(
+        f"Four layers are better than three under {rule}",
+        Student(rule, 4),
+        Student(rule, 3),
+        lambda four, three: four.mean() < three.mean() and difference(four, three) < 0.05,
+    )
 
 
+def no_deeper(rule: str) -> Statement:
+    """The statement that the fourth layer does not help where the first weights are frozen."""
+    return between(
+        f"Freezing W0 removes the benefit of the fourth layer under {rule}",
+        Student(rule, 4, frozen=True),
+        Student(rule, 3),
+        lambda frozen, three: frozen.mean() >= three.mean(),
+        " for three layers that all learn",
+    )
+
+
+BENEFIT = (
+    deeper("fa"),
+    deeper("bp"),
+    between(
+        "With four layers feedback alignment is as good as backpropagation",
+        Student("fa", 4),
+        Student("bp", 4),
+        lambda fa, bp: fa.mean() <= bp.mean() or difference(fa, bp) >= 0.05,
+    ),
+)
+CONTROL = (no_deeper("fa"), no_deeper("bp"))
+# A picture of the preprint's figure, read by eye.
+PUBLISHED = {
+    Student("shallow", 3): Published(0.13, tag="T"),
+    Student("bp", 3): Published(2.1e-3, tag="T"),
+    Student("fa", 3): Published(2.1e-3, tag="T"),
+    Student("bp", 4): Published(1.05e-3, tag="T"),
+    Student("fa", 4): Published(8.8e-4, tag="T"),
+}
 READINGS = (
     "x ~ N(0, 1), 4e5 examples, 5000 test points: third-party reproductions [T]. The teacher's biases are drawn as its weights.",
     "delta_2 is multiplied by h_2' before it passes through B_2, as in backpropagation.",
@@ -224,7 +217,7 @@ READINGS = (
     "picture: 1.05e-3) and at 0.024 to 0.041 under fa; x from U[-1, 1] leaves three layers at about 0.04. Nothing brought them "
     "near the preprint's 2.1e-3.",
 )
-FIG3D = Benefit(
+FIG3D = Depth(
     name="lillicrap2016/fig3d",
     title="Feedback alignment profits from depth",
     source="Figure 3d; Methods, nonlinear function",
@@ -232,9 +225,12 @@ FIG3D = Benefit(
     seeds=20,
     minutes=15,
     students=(Student("shallow", 3), Student("bp", 3), Student("fa", 3), Student("bp", 4), Student("fa", 4)),
+    statements=BENEFIT,
+    published=PUBLISHED,
+    significance={"fa": 9e-13, "bp": 3e-12},
     readings=READINGS,
 )
-FIG3D_CONTROL = Control(
+FIG3D_CONTROL = Depth(
     name="lillicrap2016/fig3d-control",
     title="With the first weights frozen, depth does not help",
     source="Supplementary Figure 6",
@@ -242,5 +238,6 @@ FIG3D_CONTROL = Control(
     seeds=20,
     minutes=12,
     students=(Student("bp", 3), Student("fa", 3), Student("bp", 4, frozen=True), Student("fa", 4, frozen=True)),
+    statements=CONTROL,
     readings=READINGS,
 )

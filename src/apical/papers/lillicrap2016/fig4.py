@@ -10,19 +10,37 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from apical import measures
 from apical.data import ImageData, Split
+from apical.papers.claims import Statement, judge
 from apical.papers.course import course, spread
-from apical.papers.experiment import Experiment, Task
-from apical.papers.lillicrap2016.fig3 import shuffled
+from apical.papers.experiment import Experiment, Task, given
+from apical.papers.lillicrap2016.handwritten_digits import shuffled
 from apical.papers.lillicrap2016.spiking import Dynamics, SpikingNetwork
-from apical.papers.outcome import Claim, Line, Outcome, Panel, Published, Row
+from apical.papers.outcome import Line, Outcome, Panel, Published, Row
 from apical.papers.record import Curve, Record
 
-_TOTAL, _LAST = "test error", "test error by the last step's spikes"
+TOTAL, LAST = "test error", "test error by the last step's spikes"
 SHALLOW = 7.2
 """Percent of test error that a network of figure 3 reaches whose output layer alone learns [T]."""
+
+LEARNING = (
+    Statement(
+        "a spiking network that integrates continuously learns by random feedback (here: test error below the "
+        f"{SHALLOW:g} % that shallow learning reaches in the network without spikes)",
+        (TOTAL,),
+        lambda error: error.mean[-1] < SHALLOW,
+        lambda error: f"test error {error.mean[0]:.1f} % before, {error.mean[-1]:.2f} % after",
+    ),
+)
+"""About the test error over training."""
+
+
+def angle_of(layer: int) -> str:
+    """The name of the angle between a layer's weights and feedback."""
+    return f"angle {layer}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,39 +70,38 @@ class SpikingDigits(Experiment):
     published: Published = field(default=Published(1.8))
 
     @property
+    @override
     def conditions(self) -> tuple[str, ...]:
-        """Readings of the dynamics."""
         return tuple(self.dynamics)
 
+    @override
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
-        """Time steps."""
-        assert data is not None
-        epoch = self.presented * max(1, len(data.train) // self.streams)
+        epoch = self.presented * max(1, len(given(data).train) // self.streams)
         return {"steps": self.epochs * epoch, "steps of alternatives": max(epoch, 100)}
 
+    @override
     def run(self, task: Task) -> Record:
-        """One seed."""
         (seed,) = task.seeds
         train, first = task.data.train, task.condition == self.conditions[0]
         steps = task.lengths["steps" if first else "steps of alternatives"]
         streams = min(self.streams, len(train))
-        network = self._network(task.condition, seed, task.data)
+        network = self.network(task.condition, seed, task.data)
         stream = network.at_rest(streams, torch.Generator().manual_seed(seed + 10**6))
         image: list[Tensor] = []
 
         def learn(step: int) -> None:
             shown, t = divmod(step, self.presented)
             if t == 0 or not image:
-                image[:] = self._shown(train, shuffled(len(train), streams, shown, seed), task.data.classes)
+                image[:] = self.shown(train, shuffled(len(train), streams, shown, seed), task.data.classes)
             x, target = image
             network.advance(stream, x)
             network.teach(stream, target)
             network.learn(stream, self.rate, self.decay)
 
         def measure() -> dict[str, list[float]]:
-            found = self._errors(network, task.data.test, task.data.classes, seed)
+            found = self.errors(network, task.data.test, task.data.classes, seed)
             for layer, (W, B) in enumerate(zip(network.weights[1:], network.feedback, strict=True), 2):
-                found[f"angle {layer}"] = measures.angle(W, B)
+                found[angle_of(layer)] = measures.angle(W, B)
             return {name: [value] for name, value in found.items()}
 
         curves = course(
@@ -98,7 +115,8 @@ class SpikingDigits(Experiment):
         )
         return Record(curves=curves, arrays=self._traces(network, task.data) if first else {})
 
-    def _network(self, condition: str, seed: int, data: ImageData) -> SpikingNetwork:
+    def network(self, condition: str, seed: int, data: ImageData) -> SpikingNetwork:
+        """The network of this seed, before learning."""
         return SpikingNetwork(
             (data.features, *self.hidden, self.group * data.classes),
             self.dynamics[condition],
@@ -107,26 +125,26 @@ class SpikingDigits(Experiment):
             generator=torch.Generator().manual_seed(seed),
         )
 
-    def _shown(self, split: Split, index: Tensor, classes: int) -> list[Tensor]:
-        """Probabilities with which input units spike, and y*: 1 for the units of the class."""
+    def shown(self, split: Split, index: Tensor, classes: int) -> list[Tensor]:
+        """The probabilities with which input units spike, and y*: 1 for the units of the class."""
         x, y = split.batch(index)
         target = F.one_hot(y, classes).to(x.dtype).repeat_interleave(self.group, 1)
         return [x.flatten(1).clamp(max=self.brightest), target]
 
-    def _errors(self, network: SpikingNetwork, split: Split, classes: int, seed: int) -> dict[str, float]:
-        """Percent of images whose class's group did not spike most, by all steps of the presentation and by its last."""
+    def errors(self, network: SpikingNetwork, split: Split, classes: int, seed: int) -> dict[str, float]:
+        """The percent of images whose class's group did not spike most, by all steps of the presentation and by its last."""
         n = len(split)
         streams = min(self.tested, n)
         stream = network.at_rest(streams, torch.Generator().manual_seed(seed + 2 * 10**6))
-        wrong: dict[str, int] = dict.fromkeys((_TOTAL, _LAST), 0)
+        wrong: dict[str, int] = dict.fromkeys((TOTAL, LAST), 0)
         for start in range(0, n, streams):
             index = torch.arange(start, start + streams)
-            x, _ = self._shown(split, index % n, classes)
+            x, _ = self.shown(split, index % n, classes)
             spikes = torch.zeros(streams, classes * self.group)
             for _ in range(self.presented):
                 network.advance(stream, x)
                 spikes += stream.spikes[-1]
-            for name, counted in ((_TOTAL, spikes), (_LAST, stream.spikes[-1])):
+            for name, counted in ((TOTAL, spikes), (LAST, stream.spikes[-1])):
                 answer = counted.view(streams, classes, self.group).sum(2).argmax(1)
                 wrong[name] += int((answer != split.labels[index % n])[index < n].sum())
         return {name: 100 * count / n for name, count in wrong.items()}
@@ -140,7 +158,7 @@ class SpikingDigits(Experiment):
         changes = {name: np.zeros((images, self.presented)) for name in kept}
         for image in range(images):
             index = (torch.arange(streams) + image * streams) % len(data.test)
-            x, target = self._shown(data.test, index, data.classes)
+            x, target = self.shown(data.test, index, data.classes)
             for t in range(self.presented):
                 before = {"potential": _copies(stream.potentials), "signal": _copies(stream.signals)}
                 network.advance(stream, x)
@@ -151,10 +169,10 @@ class SpikingDigits(Experiment):
                         changes[name][image, t] += float((now[layer] - before[name][layer]).abs().mean())
         return {**kept, **{f"change of {name}": values[1:].mean(0).tolist() for name, values in changes.items()}}
 
+    @override
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
-        """The test error, alignment, and traces of single units."""
         main = self.conditions[0]
-        errors = {name: record.curves[_TOTAL] for name, record in records.items()}
+        errors = {name: record.curves[TOTAL] for name, record in records.items()}
         shown = self._learned(main, records[main]) if main in records else Outcome()
         shortest = min((curve.x[-1] for name, curve in errors.items() if name != main), default=math.nan)
         if not math.isfinite(shortest):
@@ -163,18 +181,12 @@ class SpikingDigits(Experiment):
         return replace(shown, rows=[*shown.rows, *others])
 
     def _learned(self, main: str, record: Record) -> Outcome:
-        error = record.curves[_TOTAL]
-        rows = [Row("test error", error.last, self.published, "%"), Row(_LAST, record.curves[_LAST].last, None, "%")]
-        angles = {name: curve for name, curve in record.curves.items() if name.startswith("angle")}
-        rows += [Row(f"angle of W to B, layer {name[6:]}", curve.last, None, "°") for name, curve in angles.items()]
-        mean = error.values.mean(0)
-        claims = [
-            Claim(
-                "a spiking network that integrates continuously learns by random feedback (here: test error below the "
-                f"{SHALLOW:g} % that shallow learning reaches in the network without spikes)",
-                bool(mean[-1] < SHALLOW),
-                f"test error {mean[0]:.1f} % before, {mean[-1]:.2f} % after",
-            ),
+        error = record.curves[TOTAL]
+        angles = {layer: record.curves[angle_of(layer)] for layer in range(2, len(self.hidden) + 2)}
+        rows = [
+            Row("test error", error.last, self.published, "%"),
+            Row(LAST, record.curves[LAST].last, None, "%"),
+            *(Row(f"angle of W to B, layer {layer}", curve.last, None, "°") for layer, curve in angles.items()),
         ]
         panels = [
             Panel(title="test error", x="images", y="%", lines=[Line.of(main, error)], log_y=True),
@@ -182,11 +194,12 @@ class SpikingDigits(Experiment):
                 title="weights and feedback",
                 x="images",
                 y="angle of W to B (°)",
-                lines=[Line.of(f"layer {name[6:]}", curve) for name, curve in angles.items()],
+                lines=[Line.of(f"layer {layer}", curve) for layer, curve in angles.items()],
                 marks=(90,),
             ),
             *(_traced(record, name, title) for name, title in (("potential", "potentials"), ("signal", "signals"))),
         ]
+        claims = judge(LEARNING, record.curves)
         return Outcome(rows=rows, claims=claims, panels=panels, notes=[_simultaneous(record)])
 
 

@@ -2,78 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 from typing_extensions import override
 
-import apical
 from apical.data import ImageData
-from apical.measures.tensors import angles
+from apical.papers.claims import Statement, judge
 from apical.papers.course import course, spread
-from apical.papers.experiment import Experiment, Task
-from apical.papers.lillicrap2016.online import Pairs, Students, drawn, normalized_squared_error, uniform
-from apical.papers.outcome import Claim, Line, Outcome, Panel, Row
+from apical.papers.experiment import Task
+from apical.papers.lillicrap2016.online import Students, normalized_squared_error
+from apical.papers.lillicrap2016.quadratic_function import ANGLE, ERROR, HIDDEN, Quadratic, unit_angles
+from apical.papers.outcome import Line, Outcome, Panel, Row
 from apical.papers.record import Curve, Record
 
-INPUTS, HIDDEN, OUTPUTS = 20, 1000, 20
-ERROR, ANGLE, UNIT = "normalized squared error", "angle of W to B per unit, mean", "unit"
-UNITS = 10
+# [R] which units; the same of every network.
+SAMPLE = tuple(torch.randperm(HIDDEN, generator=torch.Generator().manual_seed(5))[:10].tolist())
 
 
-def quadratic() -> Callable[[Tensor], Tensor]:
-    """y*_k = x Q_k x^T, with entries of Q_k from U[-0.5, 0.5], common to all seeds and conditions."""
-    Q = drawn((OUTPUTS, INPUTS, INPUTS), 0.5, 2016)  # [R] the form; the entries are printed
-    return lambda x: (x.unsqueeze(2) * x.unsqueeze(1)).flatten(1) @ Q.flatten(1).t()
+def unit(number: int) -> str:
+    """The name of a hidden unit, and of the curve of its angle."""
+    return f"unit {number}"
 
 
-def box(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """U[-2, 2]."""
-    return torch.empty(shape).uniform_(-2, 2, generator=generator)
-
-
-def network(seed: int, hidden: float, output: float) -> nn.Sequential:
-    """20-1000-20, tanh hidden, linear output; W_0 and its biases from U[-hidden, hidden], W and its from U[-output, output]."""
-    generator = torch.Generator().manual_seed(seed)
-    net = nn.Sequential(nn.Linear(INPUTS, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, OUTPUTS))
-    for layer, bound in ((net[0], hidden), (net[2], output)):
-        for parameter in layer.parameters():
-            nn.init.uniform_(parameter, -bound, bound, generator=generator)
-    return net
-
-
-def unit_angles(W: Float[Tensor, "seeds o i"], B: Float[Tensor, "seeds o i"]) -> Float[Tensor, "seeds i"]:
-    """`apical.measures.unit_angles` of every network."""
-    n, _, units = W.shape
-    return angles(W.mT.flatten(0, 1), B.mT.flatten(0, 1)).view(n, units)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quadratic(Experiment):
-    """A 20-1000-20 network learns a quadratic function online by feedback alignment.
-
-    Args:
-        rate: of all weights. hidden, output: of the initial weights, see `network`. feedback: B from U[-feedback, feedback].
-    """
-
-    rate: float
-    hidden: float
-    output: float
-    feedback: float
-
-    def students(self, task: Task) -> tuple[Pairs, Students]:
-        """Examples, and one network per seed."""
-        return Pairs(task.seeds, INPUTS, quadratic(), box), Students(
-            lambda seed: network(seed, self.hidden, self.output),
-            apical.rule("fa", init=uniform(self.feedback)),
-            task.seeds,
-            inputs=INPUTS,
-            rate=self.rate,
-        )
+ALIGNING = (
+    Statement(
+        "The angles start at about 90 degrees",
+        (ANGLE,),
+        lambda angle: abs(angle.mean[0] - 90) < 5,
+        lambda angle: f"{angle.mean[0]:.1f}, mean over the {HIDDEN} units and over seeds",
+    ),
+    Statement(
+        "They fall as W aligns with B",
+        (ANGLE, "fell"),
+        lambda angle, fell: angle.mean[-1] < angle.mean[0] - 20,
+        lambda angle, fell: (
+            f"{angle.mean[-1]:.1f} at the end; of {len(SAMPLE)} units sampled in each network {100 * fell:.0f} % fell"
+        ),
+    ),
+    Statement(
+        "Meanwhile the network learns",
+        (ERROR,),
+        lambda error: error.mean[-1] < error.mean[0] / 2,
+        lambda error: f"normalized squared error from {error.mean[0]:.2g} to {error.mean[-1]:.2g}",
+    ),
+)
+"""About the angles of W to B, the fraction of the sampled ones that fell, and the error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,24 +59,22 @@ class UnitAngles(Quadratic):
     examples: int = 30_000  # [R]
 
     @property
+    @override
     def conditions(self) -> tuple[str, ...]:
-        """One rule."""
         return ("fa",)
 
+    @override
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
-        """Examples."""
         return {"examples": self.examples}
 
+    @override
     def run(self, task: Task) -> Record:
-        """All seeds at once, as copies of one network."""
         pairs, students = self.students(task)
         x, y = pairs.held_out(500)
-        # [R] which units; the same of every network.
-        sample = torch.randperm(HIDDEN, generator=torch.Generator().manual_seed(5))[:UNITS]
 
         def measure() -> dict[str, list[float]]:
             found = unit_angles(students.weight("2"), students.feedback("2"))
-            each = {f"{UNIT} {j}": found[:, j].tolist() for j in sample.tolist()}
+            each = {unit(number): found[:, number].tolist() for number in SAMPLE}
             return {ERROR: normalized_squared_error(students.outputs(x), y), ANGLE: found.mean(1).tolist(), **each}
 
         examples = task.lengths["examples"]
@@ -119,48 +93,83 @@ class UnitAngles(Quadratic):
         if "fa" not in records:
             return Outcome()
         curves = records["fa"].curves
-        mean, error = curves[ANGLE].values, curves[ERROR].values
-        units = {name: curve.values for name, curve in curves.items() if name.startswith(UNIT)}
-        fell = float(np.mean([values[:, -1] < values[:, 0] for values in units.values()]))
-        claims = [
-            Claim(
-                "The angles start at about 90 degrees",
-                bool(abs(mean[:, 0].mean() - 90) < 5),
-                f"{mean[:, 0].mean():.1f}, mean over the {HIDDEN} units and over seeds",
-            ),
-            Claim(
-                "They fall as W aligns with B",
-                bool(mean[:, -1].mean() < mean[:, 0].mean() - 20),
-                f"{mean[:, -1].mean():.1f} at the end; of {UNITS} units sampled in each network {100 * fell:.0f} % fell",
-            ),
-            Claim(
-                "Meanwhile the network learns",
-                bool(error[:, -1].mean() < error[:, 0].mean() / 2),
-                f"normalized squared error from {error[:, 0].mean():.2g} to {error[:, -1].mean():.2g}",
-            ),
-        ]
+        units = {number: curves[unit(number)] for number in SAMPLE}
+        fell = float(np.mean([curve.values[:, -1] < curve.values[:, 0] for curve in units.values()]))
         rows = [Row(f"{ANGLE}, at the end", curves[ANGLE].last, unit="°"), Row(f"final {ERROR}", curves[ERROR].last)]
         # One network's units, as in the paper; bands over networks would hide them.
-        lines = [Line(label=name, x=curves[name].x, y=values[0].tolist()) for name, values in [*units.items()][:5]]
+        lines = [
+            Line(label=unit(number), x=units[number].x, y=units[number].values[0].tolist()) for number in SAMPLE[:5]
+        ]
+        angles = {"x": "examples", "y": "angle of W to B, °", "low": 0, "marks": (90,)}
         panels = [
-            Panel(title="angles of five units", x="examples", y="angle of W to B, °", lines=lines, low=0, marks=(90,)),
-            Panel(
-                title="all units",
-                x="examples",
-                y="angle of W to B, °",
-                lines=[Line.of("mean over units", curves[ANGLE])],
-                low=0,
-                marks=(90,),
-            ),
+            Panel(title="angles of five units", lines=lines, **angles),
+            Panel(title="all units", lines=[Line.of("mean over units", curves[ANGLE])], **angles),
             Panel(title="learning curve", x="examples", y=ERROR, lines=[Line.of("fa", curves[ERROR])], log_y=True),
         ]
-        return Outcome(rows=rows, claims=claims, panels=panels)
+        return Outcome(rows=rows, claims=judge(ALIGNING, {**curves, "fell": fell}), panels=panels)
 
 
-def ends(curve: Curve, bounds: list[int]) -> np.ndarray:
-    """A curve's values at the bounds of the phases: [seeds, bounds]."""
-    x = np.asarray(curve.x)
-    return curve.values[:, [int(np.argmin(np.abs(x - bound))) for bound in bounds]]
+WHOLE, WITHOUT = "three phases", "without phase 1"
+"""The figure, and a control in which W_0 and W stand still at first."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The errors and angles of one condition where its phases begin and end.
+
+    Args:
+        error: normalized, at the start and at the end of each phase [seeds, phases + 1]. angle: mean over units, likewise.
+    """
+
+    error: np.ndarray
+    angle: np.ndarray
+
+    @staticmethod
+    def of(record: Record) -> Bounds:
+        """The measurements nearest to the bounds of a record's phases."""
+
+        def ends(curve: Curve) -> np.ndarray:
+            x = np.asarray(curve.x)
+            return curve.values[:, [int(np.argmin(np.abs(x - bound))) for bound in record.arrays["bounds"]]]
+
+        return Bounds(ends(record.curves[ERROR]), ends(record.curves[ANGLE]))
+
+    def left(self, phase: int) -> np.ndarray:
+        """The fraction of the error that a phase leaves, counted from 1 [seeds]."""
+        return self.error[:, phase] / self.error[:, phase - 1]
+
+    def turned(self, phase: int) -> float:
+        """The mean angle at the end of a phase."""
+        return float(self.angle[:, phase].mean())
+
+
+PASSING = (
+    Statement(
+        "Phase 1: error driven through B hardly reduces the loss",
+        (WHOLE,),
+        lambda whole: whole.left(1).mean() > 0.9,
+        lambda whole: f"{whole.left(1).mean():.2f} of the error is left",
+    ),
+    Statement(
+        "Phase 2: B's information passes from W_0 into W, which turns towards B",
+        (WHOLE,),
+        lambda whole: whole.turned(2) < whole.turned(1) - 5,
+        lambda whole: f"mean angle per unit from {whole.turned(1):.1f} to {whole.turned(2):.1f} degrees",
+    ),
+    Statement(
+        "Phase 3: error driven through B has become effective for the hidden layer",
+        (WHOLE,),
+        lambda whole: whole.left(3).mean() < 0.9 and whole.left(3).mean() < whole.left(1).mean(),
+        lambda whole: f"{whole.left(3).mean():.2f} of the error of phase 2 is left",
+    ),
+    Statement(
+        "Without phase 1 the third phase is not as effective (our control)",
+        (WITHOUT, WHOLE),
+        lambda without, whole: without.left(3).mean() > whole.left(3).mean(),
+        lambda without, whole: f"{without.left(3).mean():.2f} of the error is left, against {whole.left(3).mean():.2f}",
+    ),
+)
+"""About the bounds of the phases under both conditions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,22 +183,20 @@ class Phases(Quadratic):
     phases: tuple[int, int, int] = (4000, 4000, 4000)  # [R]
 
     @property
+    @override
     def conditions(self) -> tuple[str, ...]:
-        """The figure, and the same without its first phase, in which W_0 then stands still."""
-        return ("three phases", "without phase 1")
+        return (WHOLE, WITHOUT)
 
+    @override
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
-        """Examples in each phase."""
         return {f"phase {number}": length for number, length in enumerate(self.phases, 1)}
 
+    @override
     def run(self, task: Task) -> Record:
-        """All seeds at once, as copies of one network."""
         pairs, students = self.students(task)
         x, y = pairs.held_out(500)
         bounds = np.cumsum([0, *task.lengths.values()]).tolist()
-        still: dict[int, tuple[str, ...]] = {0: ("2",), 1: ("0",), 2: ("2",)}
-        if task.condition == "without phase 1":
-            still[0] = ("0", "2")
+        still = [("0", "2") if task.condition == WITHOUT else ("2",), ("0",), ("2",)]
         now = -1
 
         def learn(step: int) -> None:
@@ -212,59 +219,21 @@ class Phases(Quadratic):
 
     @override
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
-        rows, claims = [], []
-        for name, record in records.items():
-            error = ends(record.curves[ERROR], record.arrays["bounds"])
-            rows += [
-                Row(
-                    f"fraction of the error left by phase {phase}, {name}",
-                    (error[:, phase] / error[:, phase - 1]).tolist(),
-                )
-                for phase in (1, 2, 3)
-            ]
-        if "three phases" in records:
-            record = records["three phases"]
-            error, angle = (ends(record.curves[key], record.arrays["bounds"]) for key in (ERROR, ANGLE))
-            left = (error[:, 1:] / error[:, :-1]).mean(0)
-            claims += [
-                Claim(
-                    "Phase 1: error driven through B hardly reduces the loss",
-                    bool(left[0] > 0.9),
-                    f"{left[0]:.2f} of the error is left",
-                ),
-                Claim(
-                    "Phase 2: B's information passes from W_0 into W, which turns towards B",
-                    bool(angle[:, 2].mean() < angle[:, 1].mean() - 5),
-                    f"mean angle per unit from {angle[:, 1].mean():.1f} to {angle[:, 2].mean():.1f} degrees",
-                ),
-                Claim(
-                    "Phase 3: error driven through B has become effective for the hidden layer",
-                    bool(left[2] < 0.9 and left[2] < left[0]),
-                    f"{left[2]:.2f} of the error of phase 2 is left",
-                ),
-            ]
-        if len(records) == 2:
-            left = {
-                name: float((error[:, 3] / error[:, 2]).mean())
-                for name, record in records.items()
-                for error in [ends(record.curves[ERROR], record.arrays["bounds"])]
-            }
-            claims.append(
-                Claim(
-                    "Without phase 1 the third phase is not as effective (our control)",
-                    left["without phase 1"] > left["three phases"],
-                    f"{left['without phase 1']:.2f} of the error is left, against {left['three phases']:.2f}",
-                )
-            )
+        bounds = {name: Bounds.of(record) for name, record in records.items()}
+        rows = [
+            Row(f"fraction of the error left by phase {phase}, {name}", one.left(phase).tolist())
+            for name, one in bounds.items()
+            for phase in (1, 2, 3)
+        ]
         panels = [
             Panel(title=title, x="examples", y=key, lines=self._lines(records, key), low=low, marks=marks)
             for title, key, low, marks in (("c", ERROR, 0, ()), ("angles", ANGLE, None, (90,)))
         ]
-        return Outcome(rows=rows, claims=claims, panels=panels)
+        return Outcome(rows=rows, claims=judge(PASSING, bounds), panels=panels)
 
     @staticmethod
     def _lines(records: Mapping[str, Record], key: str) -> list[Line]:
-        return [Line.of(name, one.curves[key], dashed=name != "three phases") for name, one in records.items()]
+        return [Line.of(name, one.curves[key], dashed=name != WHOLE) for name, one in records.items()]
 
 
 READINGS = (

@@ -1,4 +1,4 @@
-"""Learning a function one example at a time: what figures 2, 3d and 5 of the paper have in common."""
+"""Learning of a function one example at a time, which figures 2, 3d and 5 of the paper have in common."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import apical
 from apical.measures.tensors import angles
+from apical.papers.experiment import given
 
 Uniform = Callable[..., Tensor]
 Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
@@ -18,12 +19,12 @@ BLOCK = 250
 
 
 def uniform(bound: float) -> Uniform:
-    """An init that fills a tensor from U[-bound, bound]."""
+    """The init that fills a tensor from U[-bound, bound]."""
     return lambda tensor, generator: nn.init.uniform_(tensor, -bound, bound, generator=generator)
 
 
 def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """N(0, 1)."""
+    """A tensor from N(0, 1)."""
     return torch.randn(shape, generator=generator)
 
 
@@ -33,7 +34,7 @@ def drawn(shape: tuple[int, ...], bound: float, seed: int) -> Tensor:
 
 
 class Pairs:
-    """Examples and their targets, step by step for every seed: the same under all conditions.
+    """Examples and their targets, step by step for every seed, the same under all conditions.
 
     They are drawn in blocks from (seed, number of the block), so a course that is resumed anywhere sees what it would have.
 
@@ -50,7 +51,7 @@ class Pairs:
 
     @torch.no_grad()
     def __call__(self, step: int) -> tuple[Float[Tensor, "seeds 1 i"], Float[Tensor, "seeds 1 o"]]:
-        """X and y* of a step."""
+        """The examples and targets, x and y*, of a step."""
         number, place = divmod(step, BLOCK)
         if number != self._number:
             draws = [torch.Generator().manual_seed(10**9 + seed * 10**6 + number) for seed in self.seeds]
@@ -68,7 +69,7 @@ class Pairs:
 
 
 class Students:
-    """One network per seed, computed together, each with weights and feedback of its own.
+    """Networks that learn side by side, one per seed, each with weights and feedback of its own.
 
     Args:
         build: makes the network of a seed. rule: what they learn by. seeds: one network for each. inputs: features of x.
@@ -112,28 +113,27 @@ class Students:
 
     @torch.no_grad()
     def outputs(self, x: Float[Tensor, "n i"]) -> Float[Tensor, "seeds n o"]:
-        """Every network's outputs for the same examples."""
+        """The outputs of every network for the same examples."""
         return self.copies(x.expand(self.n, *x.shape))
 
     def weight(self, name: str) -> Float[Tensor, "seeds o i"]:
-        """W of a layer of every network."""
+        """The weights W of a layer of every network."""
         weight = self.learner.synapses[name].weight
         return weight.detach().view(self.n, -1, weight.shape[1])
 
     def feedback(self, name: str) -> Float[Tensor, "seeds o i"]:
-        """B of a layer of every network."""
-        feedback = self.learner.synapses[name].feedback
-        assert feedback is not None
+        """The feedback B of a layer of every network."""
+        feedback = given(self.learner.synapses[name].feedback, "feedback weights")
         return feedback.detach().view(self.n, -1, feedback.shape[1])
 
 
 def half_squared_error(outputs: Tensor, targets: Tensor) -> Float[Tensor, " n"]:
-    """Half the squared error of each sample."""
+    """The half of each sample's squared error."""
     return (outputs - targets).square().sum(1) / 2
 
 
 def normalized_squared_error(outputs: Float[Tensor, "seeds n o"], y: Float[Tensor, "n o"]) -> list[float]:
-    """`apical.measures.normalized_squared_error` of every network."""
+    """The `apical.measures.normalized_squared_error` of every network."""
     outputs, y = outputs.double(), y.double()
     return ((outputs - y).square().sum((1, 2)) / (y - y.mean(0)).square().sum()).tolist()
 
@@ -141,5 +141,5 @@ def normalized_squared_error(outputs: Float[Tensor, "seeds n o"], y: Float[Tenso
 def signal_angles(
     e: Float[Tensor, "seeds n o"], A: Float[Tensor, "seeds o i"], B: Float[Tensor, "seeds o i"]
 ) -> list[float]:
-    """Mean over samples of the angle between e A and e B, for every network."""
+    """The mean over samples of the angle between e A and e B, for every network."""
     return angles((e @ A).flatten(0, 1), (e @ B).flatten(0, 1)).view(len(e), -1).nanmean(1).tolist()

@@ -1,4 +1,4 @@
-"""How well the weights of the linear network align, with what, and from how small a start (preprint's Figure 4; section 1.22)."""
+"""Alignment of the linear network's weights: with what, and from how small a start (preprint's Figure 4; section 1.22)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,17 @@ from torch import Tensor
 from typing_extensions import override
 
 from apical.measures.tensors import angles
+from apical.papers.claims import Statement, judge
 from apical.papers.experiment import Task
-from apical.papers.lillicrap2016.fig2 import ERROR, RATES, READINGS, SEARCH, TO_BP, LinearFunction, reached
+from apical.papers.lillicrap2016.linear_function import (
+    ERROR,
+    RATES,
+    READINGS,
+    SEARCH,
+    TO_BP,
+    LinearFunction,
+    reached,
+)
 from apical.papers.lillicrap2016.online import Students, signal_angles
 from apical.papers.outcome import Claim, Line, Outcome, Panel, Row
 from apical.papers.record import Curve, Record
@@ -27,9 +36,10 @@ SOON = 60
 
 
 def alignments(students: Students, e: Tensor) -> dict[str, list[float]]:
-    """Angles of FA's signal e B to those through W and through its pseudo-inverse, and of W to the same two matrices of B.
+    """The angles of FA's signal e B to those through W and through its pseudo-inverse, and of W to the same two matrices of B.
 
-    e: errors [seeds, N, outputs].
+    Args:
+        students: the networks. e: their errors [seeds, N, outputs].
     """
     W, B = students.weight("1"), students.feedback("1")
     return {
@@ -38,6 +48,32 @@ def alignments(students: Students, e: Tensor) -> dict[str, list[float]]:
         TO_INVERSE: angles(W.flatten(1), torch.linalg.pinv(B.double().mT).flatten(1)).tolist(),
         TO_TRANSPOSE: angles(W.flatten(1), B.flatten(1)).tolist(),
     }
+
+
+CLOSER = (
+    Statement(
+        "FA's signal comes closer to W^+ e than to W^T e",
+        (TO_PBP, TO_BP),
+        lambda pbp, bp: pbp[-1] < bp[-1],
+        lambda pbp, bp: (
+            f"{pbp[-1]:.1f} against {bp[-1]:.1f} degrees at the end; "
+            f"closer at {100 * (bp[1:] > pbp[1:]).mean():.0f} % of the points measured after the start"
+        ),
+    ),
+    Statement(
+        "W aligns with the pseudo-inverse of B",
+        (TO_INVERSE,),
+        lambda inverse: inverse[-1] < inverse[0] - 30,
+        lambda inverse: f"from {inverse[0]:.1f} to {inverse[-1]:.1f} degrees",
+    ),
+    Statement(
+        "W comes closer to the pseudo-inverse of B than to its transpose",
+        (TO_INVERSE, TO_TRANSPOSE),
+        lambda inverse, transpose: inverse[-1] < transpose[-1],
+        lambda inverse, transpose: f"{inverse[-1]:.1f} against {transpose[-1]:.1f} degrees at the end",
+    ),
+)
+"""Of the angles' means over seeds [points]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,45 +89,84 @@ class PseudoInverse(LinearFunction):
         if "fa" not in records:
             return Outcome()
         curves = records["fa"].curves
-        mean = {name: curve.values.mean(0) for name, curve in curves.items()}
-        later = mean[TO_BP][1:] > mean[TO_PBP][1:]
-        claims = [
-            Claim(
-                "FA's signal comes closer to W^+ e than to W^T e",
-                bool(mean[TO_PBP][-1] < mean[TO_BP][-1]),
-                f"{mean[TO_PBP][-1]:.1f} against {mean[TO_BP][-1]:.1f} degrees at the end; "
-                f"closer at {100 * later.mean():.0f} % of the points measured after the start",
-            ),
-            Claim(
-                "W aligns with the pseudo-inverse of B",
-                bool(mean[TO_INVERSE][-1] < mean[TO_INVERSE][0] - 30),
-                f"from {mean[TO_INVERSE][0]:.1f} to {mean[TO_INVERSE][-1]:.1f} degrees",
-            ),
-            Claim(
-                "W comes closer to the pseudo-inverse of B than to its transpose",
-                bool(mean[TO_INVERSE][-1] < mean[TO_TRANSPOSE][-1]),
-                f"{mean[TO_INVERSE][-1]:.1f} against {mean[TO_TRANSPOSE][-1]:.1f} degrees at the end",
-            ),
-        ]
         rows = [Row(f"{name} at the end", curve.last, unit="°") for name, curve in curves.items() if name != ERROR]
-        labels = {TO_BP: "to W^T e", TO_PBP: "to W^+ e"}
-        other = {TO_TRANSPOSE: "to the transpose of B", TO_INVERSE: "to the pseudo-inverse of B"}
+        signal = {TO_BP: "to W^T e", TO_PBP: "to W^+ e"}
+        weights = {TO_TRANSPOSE: "to the transpose of B", TO_INVERSE: "to the pseudo-inverse of B"}
         panels = [
             Panel(
                 title=title,
                 x="examples",
-                y=y,
+                y="angle, °",
                 lines=[Line.of(label, curves[name]) for name, label in lines.items()],
                 low=0,
                 high=100,
                 marks=(90,),
             )
-            for title, y, lines in (
-                ("FA's signal", "angle, °", labels),
-                ("weights W", "angle, °", other),
-            )
+            for title, lines in (("FA's signal", signal), ("weights W", weights))
         ]
+        claims = judge(CLOSER, {name: curve.mean for name, curve in curves.items()})
         return Outcome(rows=rows, claims=claims, panels=panels)
+
+
+def at_end(curve: Curve) -> np.ndarray:
+    """Each seed's last value [seeds]."""
+    return curve.values[:, -1]
+
+
+def soon(curve: Curve) -> np.ndarray:
+    """The examples until each seed's angle is small [seeds]; all there are, and one more, where it never is."""
+    return np.nan_to_num(reached(curve, SOON), nan=curve.x[-1] + 1)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A number that tells how far or how fast an angle fell."""
+
+    name: str
+    of: Callable[[Curve], np.ndarray]
+
+
+AT_END, FAST = Timing("angle at the end", at_end), Timing(f"examples to {SOON}°", soon)
+ByScale = Mapping[float, np.ndarray]
+"""w -> value per seed."""
+
+
+def told(by_scale: ByScale, pair: Callable[[float], str]) -> str:
+    """One entry per scale, in words."""
+    return ", ".join(f"{pair(w)} for w = {w:g}" for w in by_scale)
+
+
+def rises(by_scale: ByScale) -> bool:
+    """Whether a value rises with the scale, from each to the next, up to two standard errors of the difference."""
+    values = list(by_scale.values())
+    means = [float(one.mean()) for one in values]
+    errors = [float(one.std(ddof=1) / len(one) ** 0.5) if len(one) > 1 else 0.0 for one in values]
+    steps = all(b > a - 2 * np.hypot(p, q) for a, b, p, q in zip(means, means[1:], errors, errors[1:], strict=False))
+    return steps and means[-1] > means[0]
+
+
+def ordered(word: str, timing: Timing) -> Statement:
+    """The statement that smaller weights align better, of the angle to W^T e."""
+    return Statement(
+        f"The smaller w, the {word} the alignment",
+        (f"{timing.name}, {TO_BP}",),
+        rises,
+        lambda bp: f"{timing.name}: " + told(bp, lambda w: f"{bp[w].mean():.1f}"),
+    )
+
+
+def nearer(word: str, when: str, timing: Timing) -> Statement:
+    """The statement that, from every scale, the angle to W^+ e is before that to W^T e."""
+    return Statement(
+        f"The angle to W^+ e falls {word} than that to W^T e",
+        (f"{timing.name}, {TO_PBP}", f"{timing.name}, {TO_BP}"),
+        lambda pbp, bp: all(pbp[w].mean() < bp[w].mean() for w in bp),
+        lambda pbp, bp: f"{when}: " + told(bp, lambda w: f"{pbp[w].mean():.1f} against {bp[w].mean():.1f}"),
+    )
+
+
+ORDERED = (ordered("closer", AT_END), ordered("faster", FAST))
+NEARER = (nearer("lower", "at the end", AT_END), nearer("faster", FAST.name, FAST))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +177,8 @@ class ScaleSweep(LinearFunction):
     rate: float = 1e-3  # [T]
 
     @property
+    @override
     def conditions(self) -> tuple[str, ...]:
-        """The scales."""
         return tuple(f"w = {scale:g}" for scale in self.scales)
 
     @override
@@ -117,26 +192,19 @@ class ScaleSweep(LinearFunction):
 
     @override
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
-        scales = [scale for scale, name in zip(self.scales, self.conditions, strict=True) if name in records]
-        curves = [records[name].curves for name in self.conditions if name in records]
+        named = zip(self.scales, self.conditions, strict=True)
+        curves = {scale: records[name].curves for scale, name in named if name in records}
         rows = [
             Row(f"{name} at the end, w = {scale:g}", one[name].last, unit="°")
-            for scale, one in zip(scales, curves, strict=True)
+            for scale, one in curves.items()
             for name in (TO_BP, TO_PBP)
         ]
-        claims = []
-        if len(scales) > 1:
-            claims += [_ordered("closer", "angle at the end", scales, [one[TO_BP].values[:, -1] for one in curves])]
-            claims += [_ordered("faster", f"examples to {SOON}°", scales, [_soon(one[TO_BP]) for one in curves])]
-        if curves:
-            claims += [_nearer("lower", "at the end", scales, curves, lambda curve: curve.values[:, -1])]
-            claims += [_nearer("faster", f"examples to {SOON}°", scales, curves, _soon)]
         panels = [
             Panel(
                 title=title,
                 x="examples",
                 y=y,
-                lines=[Line.of(f"w = {scale:g}", one[name]) for scale, one in zip(scales, curves, strict=True)],
+                lines=[Line.of(f"w = {scale:g}", one[name]) for scale, one in curves.items()],
                 log_y=name == ERROR,
                 low=None if name == ERROR else 0,
                 high=None if name == ERROR else 100,
@@ -148,34 +216,17 @@ class ScaleSweep(LinearFunction):
                 ("delta FA and W^+ e", TO_PBP, "angle, °"),
             )
         ]
-        return Outcome(rows=rows, claims=claims, panels=panels)
+        return Outcome(rows=rows, claims=self.judged(curves), panels=panels)
 
-
-def _soon(curve: Curve) -> np.ndarray:
-    """Examples until each seed's angle is small; all there are, and one more, where it never is."""
-    return np.nan_to_num(reached(curve, SOON), nan=curve.x[-1] + 1)
-
-
-def _nearer(
-    word: str,
-    when: str,
-    scales: Sequence[float],
-    curves: Sequence[Mapping[str, Curve]],
-    measure: Callable[[Curve], np.ndarray],
-) -> Claim:
-    """Whether a measure of the angle to W^+ e is below that of the angle to W^T e, from every scale."""
-    pairs = [(float(measure(one[TO_PBP]).mean()), float(measure(one[TO_BP]).mean())) for one in curves]
-    told = ", ".join(f"{a:.1f} against {b:.1f} for w = {w:g}" for (a, b), w in zip(pairs, scales, strict=True))
-    return Claim(f"The angle to W^+ e falls {word} than that to W^T e", all(a < b for a, b in pairs), f"{when}: {told}")
-
-
-def _ordered(word: str, measure: str, scales: Sequence[float], values: Sequence[np.ndarray]) -> Claim:
-    """Whether a measure rises with the scale, from each to the next, up to two standard errors of the difference."""
-    means = [float(one.mean()) for one in values]
-    errors = [float(one.std(ddof=1) / len(one) ** 0.5) if len(one) > 1 else 0.0 for one in values]
-    rises = all(b > a - 2 * np.hypot(p, q) for a, b, p, q in zip(means, means[1:], errors, errors[1:], strict=False))
-    told = ", ".join(f"{mean:.1f} for w = {scale:g}" for mean, scale in zip(means, scales, strict=True))
-    return Claim(f"The smaller w, the {word} the alignment", bool(rises and means[-1] > means[0]), f"{measure}: {told}")
+    def judged(self, curves: Mapping[float, Mapping[str, Curve]]) -> list[Claim]:
+        """The claims that can be made of the curves from each scale; an order needs two of these."""
+        values = {
+            f"{timing.name}, {angle}": {w: timing.of(one[angle]) for w, one in curves.items()}
+            for timing in (AT_END, FAST)
+            for angle in (TO_BP, TO_PBP)
+        }
+        statements = (*ORDERED, *NEARER) if len(curves) > 1 else NEARER
+        return judge(statements, values) if curves else []
 
 
 SCALE_SWEEP = ScaleSweep(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Dynamics:
-    """How potentials and teaching signals evolve.
+    """The dynamics of potentials and teaching signals.
 
     Args:
         tau: integration constant, the same forward and back.
@@ -40,22 +40,22 @@ class Dynamics:
 
     @property
     def kept(self) -> float:
-        """Share of a potential that is left after a step."""
+        """The share of a potential that is left after a step."""
         return self.tau if self.integration == "leak" else 1 - self.tau
 
     @property
     def taken(self) -> float:
-        """Factor of a step's input."""
+        """The factor of a step's input."""
         return 1.0 if self.integration == "leak" else self.tau
 
     def phi(self, signal: Tensor) -> Tensor:
-        """phi_d(signal)."""
+        """The squashed signal phi_d(d)."""
         return torch.sigmoid(signal) - 0.5 if self.squash == "sigmoid" else torch.tanh(signal / 2)
 
 
 @dataclass
 class Stream:
-    """Activity while N sequences of images go by in parallel; nothing is reset between images.
+    """The activity of a network while N sequences of images go by in parallel; nothing is reset between images.
 
     Attributes:
         spikes: of input and layers 1..m, [N, n_l], 0 or 1. inputs: what drove layers 1..m in this step, [N, n_{l-1}].
@@ -71,22 +71,24 @@ class Stream:
     generator: torch.Generator
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it."""
+        """The whole activity, and the state of the generator."""
         return {**vars(self), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what `state_dict` gave."""
+        """Go on from what `state_dict` gave."""
         vars(self).update({name: value for name, value in state.items() if name != "generator"})
         self.generator.set_state(state["generator"])
 
     def spike(self, probability: Tensor) -> Tensor:
-        """1 with this probability, else 0."""
+        """A draw for each element: 1 with its probability, else 0."""
         drawn = torch.rand(probability.shape, generator=self.generator, dtype=probability.dtype)
         return (drawn < probability).to(probability.dtype)
 
 
 class SpikingNetwork:
-    """Stochastic binary units in layers 1..m, with weights W_l [n_l, n_{l-1}], biases and fixed feedback B_l [n_l, n_{l-1}].
+    """A network of stochastic binary units in layers 1..m.
+
+    Layer l has weights W_l [n_l, n_{l-1}], biases, and fixed feedback B_l [n_l, n_{l-1}].
 
     Args:
         sizes: n_0..n_m. dynamics: see there. weights, feedback: half-widths of the uniform distributions they are drawn from.
@@ -117,7 +119,7 @@ class SpikingNetwork:
         """B_2..B_m."""
 
     def at_rest(self, streams: int, generator: torch.Generator) -> Stream:
-        """No spikes, potentials and signals at zero, for so many parallel sequences, whose spikes the generator draws."""
+        """The activity before the first image, all zero, of so many parallel sequences, whose spikes the generator draws."""
         zeros = [torch.zeros(streams, n, dtype=self.dtype) for n in self.sizes]
         return Stream(
             spikes=list(zeros),
@@ -167,9 +169,9 @@ class SpikingNetwork:
             b.mul_(kept).add_(delta.sum(0), alpha=rate)
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, biases and feedback."""
+        """The weights, biases and feedback."""
         return {"weights": self.weights, "biases": self.biases, "feedback": self.feedback}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what `state_dict` gave."""
+        """Go on from what `state_dict` gave."""
         self.weights, self.biases, self.feedback = state["weights"], state["biases"], state["feedback"]

@@ -3,7 +3,8 @@
 from apical.papers.nokland2016.fig2_left import FIG2_LEFT
 from apical.papers.nokland2016.fig2_right import FIG2_RIGHT
 from apical.papers.nokland2016.fig3 import FIG3
-from apical.papers.nokland2016.tables import TABLE1, TABLE2, TABLE3
+from apical.papers.nokland2016.table1 import TABLE1
+from apical.papers.nokland2016.table23 import TABLE2, TABLE3
 from apical.papers.nokland2016.text_ifa import TEXT_IFA
 from apical.papers.nokland2016.theorem1 import THEOREM1
 

@@ -10,19 +10,69 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from typing_extensions import override
 
 from apical.data import ImageData
-from apical.papers.experiment import Experiment, Task
+from apical.papers.claims import Statement, judge
+from apical.papers.experiment import Experiment, Task, given
 from apical.papers.nokland2016.training import EPOCHS, MNIST_RATE, Net, Training, per_epoch, start
-from apical.papers.outcome import Claim, Line, Outcome, Panel, Row
+from apical.papers.outcome import Line, Outcome, Panel, Row
 from apical.papers.record import Record
+
+ByLayer = Mapping[str, float]
+"""Layer, from the input on -> percent of nearest neighbours of another class, mean over seeds."""
+
+
+def falling(means: ByLayer) -> bool:
+    """Whether every layer has less than the one before, or than a fifth of the input's."""
+    first, *_ = found = list(means.values())
+    return all(after < before or after < first / 5 for before, after in pairwise(found))
+
+
+def gain(means: ByLayer) -> bool:
+    """Whether the first hidden layer has less than the input."""
+    before, after, *_ = means.values()
+    return after < before
+
+
+def told(means: ByLayer) -> str:
+    """The values, in words."""
+    return ", ".join(f"{layer} {mean:.1f} %" for layer, mean in means.items())
+
+
+def separating(rule: str) -> tuple[Statement, ...]:
+    """The statements on the classes of a rule's layers."""
+    return (
+        Statement(
+            f"{rule}: classes lie further apart with depth (here: every layer has fewer nearest neighbours of another "
+            "class in the plane than the one before, or no more than a fifth of the input's)",
+            (rule,),
+            falling,
+            told,
+        ),
+        Statement(
+            f"{rule}: clusters are separated at the last layer except for stray points (here: at most 3 % of nearest "
+            "neighbours of another class)",
+            (rule,),
+            lambda means: list(means.values())[-1] <= 3,
+            told,
+        ),
+    )
+
+
+STATEMENTS = (
+    *separating("bp"),
+    *separating("dfa"),
+    Statement("dfa: there is a gain from input to first layer", ("dfa",), gain, told),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Features(Experiment):
     """Test images, and their activity in every hidden layer, in the plane.
 
-    points: how many images. perplexity: of t-SNE.
+    Args:
+        net: that learns. rate: of RMSprop. points: how many images. perplexity, iterations: of t-SNE, which is not shortened.
     """
 
     net: Net
@@ -32,22 +82,21 @@ class Features(Experiment):
     iterations: int = 1000  # [R]
 
     @property
+    @override
     def conditions(self) -> tuple[str, ...]:
-        """The rules."""
         return ("bp", "dfa")
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The input and the hidden layers."""
+        """The names of the input and of the hidden layers."""
         return ("input", *(f"h{layer}" for layer in range(1, self.net.layers + 1)))
 
+    @override
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
-        """Minibatches; t-SNE is not shortened."""
-        assert data is not None
-        return {"steps": EPOCHS * per_epoch(data)}
+        return {"steps": EPOCHS * per_epoch(given(data))}
 
+    @override
     def run(self, task: Task) -> Record:
-        """Train until it stops, then look at every layer."""
         (seed,) = task.seeds
         training = Training(
             start(self.net, task.condition, task.data, seed).model, task.data, task.seeds, rate=self.rate
@@ -70,37 +119,23 @@ class Features(Experiment):
         plane = TSNE(perplexity=perplexity, max_iter=self.iterations, init="pca", random_state=seed)
         return np.asarray(plane.fit_transform(values), dtype=np.float64)
 
+    @override
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
-        """The planes, layer by layer, and how well they keep the classes apart."""
-        rows, claims, panels = [], [], []
-        for rule, record in records.items():
-            apart = [record.numbers[f"neighbours {layer}"] for layer in self.layers]
-            rows += [
-                Row(f"{rule}, {layer}: nearest neighbour of another class", errors, unit="%")
-                for layer, errors in zip(self.layers, apart, strict=True)
-            ]
-            means = [float(np.mean(errors)) for errors in apart]
-            told = ", ".join(f"{layer} {mean:.1f} %" for layer, mean in zip(self.layers, means, strict=True))
-            claims.append(
-                Claim(
-                    f"{rule}: classes lie further apart with depth (here: every layer has fewer nearest neighbours of another "
-                    "class in the plane than the one before, or no more than a fifth of the input's)",
-                    all(after < before or after < means[0] / 5 for before, after in pairwise(means)),
-                    told,
-                )
-            )
-            claims.append(
-                Claim(
-                    f"{rule}: clusters are separated at the last layer except for stray points (here: at most 3 % of nearest "
-                    "neighbours of another class)",
-                    means[-1] <= 3,
-                    told,
-                )
-            )
-            if rule == "dfa":
-                claims.append(Claim("dfa: there is a gain from input to first layer", means[1] < means[0], told))
-            panels += [self._panel(rule, layer, record) for layer in self.layers]
-        return Outcome(rows=rows, claims=claims, panels=panels, columns=len(self.layers))
+        apart = {
+            rule: {layer: record.numbers[f"neighbours {layer}"] for layer in self.layers}
+            for rule, record in records.items()
+        }
+        rows = [
+            Row(f"{rule}, {layer}: nearest neighbour of another class", errors, unit="%")
+            for rule, by_layer in apart.items()
+            for layer, errors in by_layer.items()
+        ]
+        means = {
+            rule: {layer: float(np.mean(errors)) for layer, errors in by_layer.items()}
+            for rule, by_layer in apart.items()
+        }
+        panels = [self._panel(rule, layer, record) for rule, record in records.items() for layer in self.layers]
+        return Outcome(rows=rows, claims=judge(STATEMENTS, means), panels=panels, columns=len(self.layers))
 
     def _panel(self, rule: str, layer: str, record: Record) -> Panel:
         plane, labels = np.asarray(record.arrays[layer], dtype=float), np.asarray(record.arrays["labels"])
@@ -113,11 +148,10 @@ class Features(Experiment):
 
 @torch.no_grad()
 def activities(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    """The input [N, features] and every hidden layer's activity [N, units]."""
-    assert isinstance(model, nn.Sequential)
-    model.eval()
+    """The input [N, features] and the activity of every hidden layer [N, units] of a network whose layers are its children."""
+    *hidden, _ = model.eval().children()
     found = [x]
-    for layer in list(model)[:-1]:
+    for layer in hidden:
         x = layer(x)
         if not isinstance(layer, nn.Linear | nn.Dropout):
             found.append(x)
@@ -125,7 +159,7 @@ def activities(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 def neighbour_error(points: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Percent of points [N, 2] whose nearest other point has another label."""
+    """The percent of points [N, 2] whose nearest other point has another label."""
     distances = np.square(points[:, None] - points[None]).sum(2)
     np.fill_diagonal(distances, np.inf)
     return 100 * float(np.mean(labels[distances.argmin(1)] != labels))

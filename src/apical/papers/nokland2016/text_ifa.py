@@ -6,12 +6,30 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from typing_extensions import override
 
 from apical.data import ImageData
-from apical.papers.experiment import Experiment, Task
+from apical.papers.claims import Statement, judge
+from apical.papers.experiment import Experiment, Task, given
 from apical.papers.nokland2016.training import EPOCHS, MNIST_RATE, Net, Training, per_epoch, start
-from apical.papers.outcome import Claim, Line, Outcome, Panel, Published, Row
+from apical.papers.outcome import Line, Outcome, Panel, Published, Row
 from apical.papers.record import Record
+
+
+def percents(values: Iterable[float]) -> str:
+    """The values, in words."""
+    return ", ".join(f"{value:.3f}" for value in values) + " %"
+
+
+GONE = (
+    Statement(
+        "IFA reaches a training error of 0 % (here: at most 0.01 %, by every seed)",
+        ("least", "at the end"),
+        lambda least, end: (least <= 0.01).all(),
+        lambda least, end: f"least {percents(least)} by seed; at the end {percents(end)}",
+    ),
+)
+"""About the training error, in %: the least that each seed came to, and the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,34 +40,28 @@ class IndirectFeedback(Experiment):
     rate: float = MNIST_RATE  # [R]
 
     @property
+    @override
     def conditions(self) -> tuple[str, ...]:
-        """The one rule."""
         return ("ifa",)
 
+    @override
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
-        """Minibatches."""
-        assert data is not None
-        return {"steps": EPOCHS * per_epoch(data)}
+        return {"steps": EPOCHS * per_epoch(given(data))}
 
+    @override
     def run(self, task: Task) -> Record:
-        """Train until it stops."""
         (seed,) = task.seeds
         learner = start(self.net, task.condition, task.data, seed, zero=False)
         curves = Training(learner.model, task.data, task.seeds, rate=self.rate).course(task, task.lengths["steps"])
         numbers = {name: curve.last for name, curve in curves.items()}
         return Record(curves=curves, numbers={**numbers, "epochs": [curves["test error"].x[-1]]})
 
+    @override
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
-        """The printed error, and whether the training error went."""
         record = records["ifa"]
         train = record.numbers["train error"]
         # A step too far takes some of it back, so its least is what was reached.
         least = np.nanmin(record.curves["train error"].values, axis=1)
-        claim = Claim(
-            "IFA reaches a training error of 0 % (here: at most 0.01 %, by every seed)",
-            bool((least <= 0.01).all()),
-            f"least {percents(least)} by seed; at the end {percents(train)}",
-        )
         panel = Panel(
             title="Indirect feedback alignment",
             x="epoch",
@@ -62,12 +74,7 @@ class IndirectFeedback(Experiment):
             Row("least train error", least.tolist(), Published(0.0, to=0.01), "%", within=0.0),
             Row("train error at the end", train, unit="%"),
         ]
-        return Outcome(rows=rows, claims=[claim], panels=[panel], columns=1)
-
-
-def percents(values: Iterable[float]) -> str:
-    """In words."""
-    return ", ".join(f"{value:.3f}" for value in values) + " %"
+        return Outcome(rows=rows, claims=judge(GONE, {"least": least, "at the end": train}), panels=[panel], columns=1)
 
 
 TEXT_IFA = IndirectFeedback(

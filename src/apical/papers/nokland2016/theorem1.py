@@ -8,120 +8,106 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from typing_extensions import override
 
 from apical.data import ImageData
-from apical.learner import Learner
 from apical.losses import binary_cross_entropy
-from apical.measures.tensors import Criteria, alignment_criteria
+from apical.papers.claims import Statement, judge
 from apical.papers.course import course, spread
-from apical.papers.experiment import Experiment, Task
+from apical.papers.experiment import Experiment, Task, given
+from apical.papers.nokland2016.criteria import Layers, held_cost
 from apical.papers.nokland2016.training import MNIST_RATE, Net, Training, per_epoch, start
-from apical.papers.outcome import Claim, Line, Outcome, Panel
-from apical.papers.record import Record
+from apical.papers.outcome import Line, Outcome, Panel
+from apical.papers.record import Curve, Record
 
-FIRST, BETWEEN, LAST = "0", "2", "4"
-"""Names of the synapses below layer k, from k to k + 1, and above k + 1."""
-
-
-def held_cost(outputs: Tensor, targets: Tensor) -> Tensor:
-    """A cost [N] whose error is 1/2 - onehot whatever the outputs [N, C]: that of logistic outputs before any learning."""
-    return (outputs * held_error(outputs, targets)).sum(1)
-
-
-def held_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """1/2 - onehot [N, C]."""
-    return 0.5 - F.one_hot(targets, outputs.shape[1]).to(outputs)
-
-
-def error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Logistic outputs less their targets [N, C]."""
-    return outputs.sigmoid() - F.one_hot(targets, outputs.shape[1]).to(outputs)
+HELD, FOLLOWED = "directions held", "dfa"
+"""Update directions stay as before any learning, or follow the error."""
+AS_K_SAYS, SLOPE_TOO = "as K says", "as K says, f' too"
+"""Percent of samples whose L moves as the sign of K says, with f' held and with f' at its new value."""
 
 
 @dataclass(frozen=True)
-class Layers:
-    """Layers k and k + 1 on a batch, in float64: activities h, their update directions dh, and the weights between."""
+class Seen:
+    """The criteria over training, in one condition."""
 
-    h_lower: Tensor
-    dh_lower: Tensor
-    h_upper: Tensor
-    dh_upper: Tensor
-    W: Tensor
-    bias: Tensor
+    curves: Mapping[str, Curve]
 
-    @staticmethod
-    @torch.no_grad()
-    def of(learner: Learner, x: Tensor, y: Tensor, *, held: bool) -> Layers:
-        """Those of a tanh network with two hidden layers by "dfa"; held: directions are those before any learning."""
-        first, between, last = (learner.synapses[name] for name in (FIRST, BETWEEN, LAST))
+    def largest(self, name: str) -> float:
+        """The largest value of any seed at any time."""
+        return float(np.max(self.curves[name].values))
 
-        def through(synapse, h):
-            return h @ synapse.weight.double().t() + synapse.bias.double()
+    def last(self, name: str) -> float:
+        """The mean over seeds at the end."""
+        return float(np.mean(self.curves[name].last))
 
-        lower = through(first, x.double()).tanh()
-        upper = through(between, lower).tanh()
-        outputs = through(last, upper)
-        e = held_error(outputs, y) if held else error(outputs, y)
-        assert between.feedback is not None
-        assert last.feedback is not None
-        assert between.bias is not None
-        return Layers(
-            lower,
-            e @ between.feedback.double(),
-            upper,
-            e @ last.feedback.double(),
-            between.weight.double(),
-            between.bias.double(),
-        )
+    def known(self, name: str) -> np.ndarray:
+        """All values that are numbers; one that is none if there are no others."""
+        values = self.curves[name].values
+        return values[np.isfinite(values)] if np.isfinite(values).any() else np.array([math.nan])
 
     @property
-    def slope(self) -> Tensor:
-        """The upper layer's f'."""
-        return 1 - self.h_upper.square()
+    def start(self) -> float:
+        """The largest |L| before learning."""
+        return float(np.max(self.curves["largest L"].values[:, 0]))
 
     @property
-    def criteria(self) -> Criteria:
-        """K, L and beta, per sample."""
-        return alignment_criteria(self.h_lower, self.dh_lower, self.h_upper, self.dh_upper, self.W, self.slope)
+    def ends(self) -> str:
+        """The criteria at the end, in words."""
+        K, L, beta = (self.last(name) for name in ("K", "L", "beta"))
+        highest = float(self.curves["L"].mean.max())
+        return f"in the end K {K:.2f}, L {L:.3f} (at its highest {highest:.3f}), beta {beta:.0f}°"
 
-    @property
-    def identity(self) -> float:
-        """The most by which ||dh_k|| L_k and ||dh_{k+1}|| L_{k+1} differ, over samples, beside the product of all norms."""
-        found = self.criteria
-        lower, upper = self.dh_lower.norm(dim=1), self.dh_upper.norm(dim=1)
-        size = lower * (self.dh_upper * self.slope).norm(dim=1) * self.W.norm()
-        apart = (lower * found.L_lower - upper * found.L_upper).abs()
-        return float((apart / size.clamp(min=torch.finfo(size.dtype).tiny)).max())
 
-    def step(self, sample: int, size: float, *, held_slope: bool) -> tuple[float, float]:
-        """K_k of one sample, and how far its L is raised by a step of W along -da_{k+1}^T h_k.
+def theorem(condition: str) -> tuple[Statement, ...]:
+    """The statements of the theorem, judged by the criteria in one condition."""
+    return (
+        Statement(
+            f"{condition}: from W = 0, L = 0",
+            (condition,),
+            lambda seen: seen.start == 0,
+            lambda seen: f"|L| at most {seen.start:.2g}",
+        ),
+        Statement(
+            f"{condition}: the directions -dh are those of steepest descent on K",
+            (condition,),
+            lambda seen: seen.largest("steepest") < 1e-12,
+            lambda seen: f"gradients by h differ by at most {seen.largest('steepest'):.1g}",
+        ),
+        Statement(
+            f"{condition}: ||dh_k|| L_k = ||dh_k+1|| L_k+1",
+            (condition,),
+            lambda seen: seen.largest("identity") < 1e-12,
+            lambda seen: (
+                f"their difference at most {seen.largest('identity'):.1g} of the product of the vectors' lengths, "
+                "over training and samples"
+            ),
+        ),
+        Statement(
+            f"{condition}: a small step of W raises L exactly where K_k < 0, f' held",
+            (condition,),
+            lambda seen: seen.known(AS_K_SAYS).min() == 100,
+            lambda seen: (
+                f"{seen.known(AS_K_SAYS).min():.0f} % of samples at worst; "
+                f"with f' at its new value {seen.known(SLOPE_TOO).mean():.0f} % on average"
+            ),
+        ),
+        Statement(
+            f"{condition}: learning lowers K and raises L, to angles below 90°",
+            (condition,),
+            lambda seen: seen.last("K") < 0 < seen.last("L") and seen.last("beta") < 90,
+            lambda seen: seen.ends,
+        ),
+    )
 
-        held_slope: f' stays as it was before the step, as in the theorem's dL/dW.
-        """
-        one = slice(sample, sample + 1)
-        h, dh, dh_upper, slope = self.h_lower[one], self.dh_lower[one], self.dh_upper[one], self.slope[one]
-        W = self.W - size * (dh_upper * slope).t() @ h
-        h_upper = (h @ W.t() + self.bias).tanh()
-        before = alignment_criteria(h, dh, self.h_upper[one], dh_upper, self.W, slope)
-        after = alignment_criteria(h, dh, h_upper, dh_upper, W, slope if held_slope else 1 - h_upper.square())
-        return float(before.K_lower), float(after.L - before.L)
 
-    def steepest(self) -> float:
-        """The most by which the gradients of K_k and K_{k+1} by the activities differ from the unit directions."""
-        h = [self.h_lower.clone().requires_grad_(), self.h_upper.clone().requires_grad_()]
-        with torch.enable_grad():
-            K = alignment_criteria(h[0], self.dh_lower, h[1], self.dh_upper, self.W, self.slope).K.sum()
-            gradients = torch.autograd.grad(K, h)
-        units = [dh / dh.norm(dim=1, keepdim=True) for dh in (self.dh_lower, self.dh_upper)]
-        return max(float((g - u).abs().max()) for g, u in zip(gradients, units, strict=True))
+STATEMENTS = (*theorem(HELD), *theorem(FOLLOWED))
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentTheorem(Experiment):
     """Two hidden layers by DFA, with update directions that are held, as the theorem has them, or follow the error."""
 
+    # Weights start at zero; the criteria are looked at on test images.
     net: Net
     rate: float = MNIST_RATE  # [R]
     epochs: int = 5  # [R]
@@ -130,19 +116,18 @@ class AlignmentTheorem(Experiment):
     step_size: float = 1e-4
 
     @property
+    @override
     def conditions(self) -> tuple[str, ...]:
-        """What the update directions do."""
-        return ("directions held", "dfa")
+        return (HELD, FOLLOWED)
 
+    @override
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
-        """Minibatches."""
-        assert data is not None
-        return {"steps": self.epochs * per_epoch(data)}
+        return {"steps": self.epochs * per_epoch(given(data))}
 
+    @override
     def run(self, task: Task) -> Record:
-        """Train from zero weights, and look at the criteria on test images."""
         (seed,) = task.seeds
-        held = task.condition == "directions held"
+        held = task.condition == HELD
         learner = start(self.net, "dfa", task.data, seed)
         cost = held_cost if held else binary_cross_entropy
         training = Training(learner.model, task.data, task.seeds, rate=self.rate, cost=cost)
@@ -158,8 +143,8 @@ class AlignmentTheorem(Experiment):
                 "largest L": [float(found.L.abs().max())],
                 "identity": [layers.identity],
                 "steepest": [layers.steepest()],
-                "as K says": [self._share(layers, held_slope=True)],
-                "as K says, f' too": [self._share(layers, held_slope=False)],
+                AS_K_SAYS: [self._share(layers, held_slope=True)],
+                SLOPE_TOO: [self._share(layers, held_slope=False)],
             }
 
         steps = task.lengths["steps"]
@@ -174,7 +159,7 @@ class AlignmentTheorem(Experiment):
         return Record(curves=curves)
 
     def _share(self, layers: Layers, *, held_slope: bool) -> float:
-        """Percent of samples whose L a step of W raises if K_k < 0, and lowers if K_k > 0."""
+        """The percent of samples whose L a step of W raises if K_k < 0, and lowers if K_k > 0."""
         right = []
         for sample in range(min(self.probed, len(layers.h_lower))):
             K, raised = layers.step(sample, self.step_size, held_slope=held_slope)
@@ -182,41 +167,8 @@ class AlignmentTheorem(Experiment):
                 right.append((raised > 0) == (K < 0))
         return 100 * sum(right) / len(right) if right else math.nan
 
+    @override
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
-        """The theorem's statements, and the criteria over training."""
-        claims = []
-        for condition, record in records.items():
-            values = {name: curve.values for name, curve in record.curves.items()}
-            last = {name: float(np.mean(curve.last)) for name, curve in record.curves.items()}
-            start_, identity = float(np.max(values["largest L"][:, 0])), float(np.max(values["identity"]))
-            steepest, highest = float(np.max(values["steepest"])), float(values["L"].mean(0).max())
-            shares, both = (values[name] for name in ("as K says", "as K says, f' too"))
-            told = shares[np.isfinite(shares)]
-            share = float(told.min()) if told.size else math.nan
-            with_slope = float(both[np.isfinite(both)].mean()) if told.size else math.nan
-            claims += [
-                Claim(f"{condition}: from W = 0, L = 0", start_ == 0, f"|L| at most {start_:.2g}"),
-                Claim(
-                    f"{condition}: the directions -dh are those of steepest descent on K",
-                    steepest < 1e-12,
-                    f"gradients by h differ by at most {steepest:.1g}",
-                ),
-                Claim(
-                    f"{condition}: ||dh_k|| L_k = ||dh_k+1|| L_k+1",
-                    identity < 1e-12,
-                    f"their difference at most {identity:.1g} of the product of the vectors' lengths, over training and samples",
-                ),
-                Claim(
-                    f"{condition}: a small step of W raises L exactly where K_k < 0, f' held",
-                    share == 100,
-                    f"{share:.0f} % of samples at worst; with f' at its new value {with_slope:.0f} % on average",
-                ),
-                Claim(
-                    f"{condition}: learning lowers K and raises L, to angles below 90°",
-                    last["K"] < 0 and last["L"] > 0 and last["beta"] < 90,
-                    f"in the end K {last['K']:.2f}, L {last['L']:.3f} (at its highest {highest:.3f}), beta {last['beta']:.0f}°",
-                ),
-            ]
         panels = [
             Panel(
                 title=name,
@@ -229,7 +181,7 @@ class AlignmentTheorem(Experiment):
             for name, label, mark in (("K", "K", 0.0), ("L", "L", 0.0), ("beta", "angle of dh to c [°]", 90.0))
         ]
         return Outcome(
-            claims=claims,
+            claims=judge(STATEMENTS, {condition: Seen(record.curves) for condition, record in records.items()}),
             panels=panels,
             columns=3,
             notes=(

@@ -38,6 +38,9 @@ class Net:
     Args:
         layers, units: "7x240" are 7 hidden layers of 240. activation: of hidden layers.
         variant: "DO" for dropout, "ADV" for training on adversarial inputs, or nothing.
+
+    >>> Net(2, 800, variant="DO").name
+    '2x800 tanh + DO'
     """
 
     layers: int
@@ -47,13 +50,15 @@ class Net:
 
     @property
     def name(self) -> str:
-        """As the tables write it: "2x800 tanh + DO"."""
+        """The name as the tables write it."""
         return f"{self.layers}x{self.units} {self.activation}" + (f" + {self.variant}" if self.variant else "")
 
     def build(self, inputs: int, classes: int, generator: torch.Generator, *, zero: bool) -> nn.Sequential:
         """A new network: x [N, inputs] -> [N, classes], linear output.
 
-        zero: weights and biases start at zero; else U(+-1/sqrt(fan in)).
+        Args:
+            inputs, classes: how many. generator: draws the weights. zero: weights and biases start at zero; else
+                U(+-1/sqrt(fan in)).
         """
         dropout = self.variant == "DO"
         sizes = [inputs, *[self.units] * self.layers]
@@ -71,9 +76,11 @@ class Net:
 
 
 def start(net: Net, rule: str, data: ImageData, seed: int, *, zero: bool | None = None) -> apical.Learner:
-    """A new network of this seed, attached to "bp", "fa", "dfa" or "ifa" with the released code's feedback.
+    """The learner of a new network of this seed, attached to "bp", "fa", "dfa" or "ifa" with the released code's feedback.
 
-    zero: whether weights start at zero; None: as section 4 has it, for all rules but BP and all activations but ReLU.
+    Args:
+        net, rule, data, seed: of the network. zero: whether weights start at zero; None: as section 4 has it, for all rules
+            but BP and all activations but ReLU.
     """
     generator = torch.Generator().manual_seed(seed)
     zero = (rule != "bp" and net.activation != "relu") if zero is None else zero
@@ -83,13 +90,13 @@ def start(net: Net, rule: str, data: ImageData, seed: int, *, zero: bool | None 
 
 
 def per_epoch(data: ImageData) -> int:
-    """Minibatches, the last one smaller."""
+    """The number of minibatches in an epoch, the last one smaller."""
     return math.ceil(len(data.train) / BATCH)
 
 
 @contextmanager
 def flushed() -> Iterator[None]:
-    """While open, denormal numbers count as zero, as they do on GPUs.
+    """A context in which denormal numbers count as zero, as they do on GPUs.
 
     Gradients of very deep networks underflow, and arithmetic on such numbers takes several times as long. RMSprop adds 1e-8 to
     what it divides by, so nothing would move by them.
@@ -102,7 +109,7 @@ def flushed() -> Iterator[None]:
 
 
 class Training:
-    """One network, or copies of several seeds side by side, and all that changes while they learn.
+    """The training of one network, or of copies of several seeds side by side.
 
     Args:
         model: takes x [N, features], or [copies, N, features]. data: both splits. seeds: of each network.
@@ -136,7 +143,7 @@ class Training:
     def course(
         self, task: Task, steps: int, *, name: str = "course", first: int = 0, every: int | None = None
     ) -> dict[str, Curve]:
-        """Learn for `steps`, counted on from `first`, and measure `every` so many (an epoch): errors in % by epoch."""
+        """The errors in % by epoch, after learning for `steps`, counted on from `first`; measured `every` so many (an epoch)."""
         every = every or self.per_epoch
         return course(
             task,
@@ -158,7 +165,7 @@ class Training:
         x = self._shaped(x)
         self.model.train()
         if self.adversarial:
-            x = self._worsened(x, y)
+            x = self.worsened(x, y)
         outputs = self.model(x).reshape(len(y), -1)
         self.cost(outputs, y).sum().backward()  # Summed, not averaged: released code.
         self.optimizer.step()
@@ -168,7 +175,7 @@ class Training:
 
     @torch.no_grad()
     def measure(self) -> dict[str, list[float]]:
-        """Test error, and the training error of the minibatches since the last call, in %; nan for a network that was done."""
+        """The test error, and the training error of the minibatches since the last call, in %; nan once a network is done."""
         before = self.done.clone()
         wrong = torch.zeros(len(self.seeds), dtype=torch.int64)
         self.model.eval()
@@ -199,15 +206,15 @@ class Training:
     def _shaped(self, x: Tensor) -> Tensor:
         return x.view(len(self.seeds), -1, self.data.features) if isinstance(self.model, Replicas) else x.flatten(1)
 
-    def _worsened(self, x: Tensor, y: Tensor) -> Tensor:
-        """The fast-sign method, with backpropagation's gradient whatever the rule: released code."""
+    def worsened(self, x: Tensor, y: Tensor) -> Tensor:
+        """The images after a step of the fast-sign method, with backpropagation's gradient whatever the rule: released code."""
         x.requires_grad_()
         with backpropagating(apical.learner_of(self.model)):
             (gradient,) = torch.autograd.grad(self.cost(self.model(x), y).sum(), x)
         return x.detach().add_(gradient.sign_(), alpha=self.adversarial)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes."""
+        """The state of all that changes."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
