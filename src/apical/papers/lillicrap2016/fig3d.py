@@ -16,9 +16,8 @@ from typing_extensions import override
 import apical
 from apical.data import ImageData
 from apical.papers.claims import Statement, judge
-from apical.papers.course import course, spread
 from apical.papers.experiment import Experiment, Task
-from apical.papers.lillicrap2016.online import Pairs, Students, drawn, normalized_squared_error, uniform
+from apical.papers.lillicrap2016.online import Pairs, Students, drawn, learned, normalized_squared_error, uniform
 from apical.papers.outcome import Line, Outcome, Panel, Published, Row
 from apical.papers.record import Curve, Record
 
@@ -113,16 +112,11 @@ class Depth(Experiment):
             frozen=("0",) if student.frozen else (),
         )
         x, y = pairs.held_out(5000)  # [T]
-        examples = task.lengths["examples"]
-        found = course(
-            task,
-            examples,
-            learn=lambda step: learning.learn(*pairs(step)),
-            measure=lambda: {ERROR: normalized_squared_error(learning.outputs(x), y)},
-            at=spread(examples, 50),
-            parts=learning.parts,
-        )
-        return Record(curves=found)
+
+        def measure() -> dict[str, list[float]]:
+            return {ERROR: normalized_squared_error(learning.outputs(x), y)}
+
+        return Record(curves=learned(task, pairs, learning, measure, points=50))
 
     @override
     def outcome(self, records: Mapping[str, Record]) -> Outcome:

@@ -13,7 +13,7 @@ from apical.data import ImageData
 from apical.papers.claims import Statement, judge
 from apical.papers.course import course, spread
 from apical.papers.experiment import Task
-from apical.papers.lillicrap2016.online import Students, normalized_squared_error
+from apical.papers.lillicrap2016.online import Students, learned, normalized_squared_error
 from apical.papers.lillicrap2016.quadratic_function import ANGLE, ERROR, HIDDEN, Quadratic, unit_angles
 from apical.papers.outcome import Line, Outcome, Panel, Row
 from apical.papers.record import Curve, Record
@@ -77,16 +77,7 @@ class UnitAngles(Quadratic):
             each = {unit(number): found[:, number].tolist() for number in SAMPLE}
             return {ERROR: normalized_squared_error(students.outputs(x), y), ANGLE: found.mean(1).tolist(), **each}
 
-        examples = task.lengths["examples"]
-        found = course(
-            task,
-            examples,
-            learn=lambda step: students.learn(*pairs(step)),
-            measure=measure,
-            at=spread(examples, 60),
-            parts=students.parts,
-        )
-        return Record(curves=found)
+        return Record(curves=learned(task, pairs, students, measure, points=60))
 
     @override
     def outcome(self, records: Mapping[str, Record]) -> Outcome:

@@ -12,9 +12,8 @@ from typing_extensions import override
 
 import apical
 from apical.data import ImageData
-from apical.papers.course import course, spread
 from apical.papers.experiment import Experiment, Task
-from apical.papers.lillicrap2016.online import Pairs, Students, drawn, normalized_squared_error, uniform
+from apical.papers.lillicrap2016.online import Pairs, Students, drawn, learned, normalized_squared_error, uniform
 from apical.papers.record import Curve, Record
 
 INPUTS, HIDDEN, OUTPUTS = 30, 20, 10
@@ -57,7 +56,7 @@ class LinearFunction(Experiment):
 
     @override
     def run(self, task: Task) -> Record:
-        return self.learned(task, task.condition, self.rates[task.condition], self.weights)
+        return self.trained(task, task.condition, self.rates[task.condition], self.weights)
 
     def rule(self, condition: str) -> apical.Rule:
         """The rule of a condition."""
@@ -68,27 +67,18 @@ class LinearFunction(Experiment):
         """The angles to measure beside the error, given the errors e [seeds, N, outputs] of held-out examples."""
         return {}
 
-    def learned(self, task: Task, rule: str, rate: float, weights: float) -> Record:
+    def trained(self, task: Task, rule: str, rate: float, weights: float) -> Record:
         """The curves of one training of all seeds at once, as copies of one network."""
         T = drawn((OUTPUTS, INPUTS), 1.0, 2016)
         pairs = Pairs(task.seeds, INPUTS, lambda x: x @ T.t())
         students = Students(lambda seed: network(seed, weights), self.rule(rule), task.seeds, inputs=INPUTS, rate=rate)
         x, y = pairs.held_out(500)
-        examples = task.lengths["examples"]
 
         def measure() -> dict[str, list[float]]:
             outputs = students.outputs(x)
             return {ERROR: normalized_squared_error(outputs, y), **self.angles(students, outputs - y)}
 
-        found = course(
-            task,
-            examples,
-            learn=lambda step: students.learn(*pairs(step)),
-            measure=measure,
-            at=spread(examples, 100),
-            parts=students.parts,
-        )
-        return Record(curves=found)
+        return Record(curves=learned(task, pairs, students, measure, points=100))
 
 
 def reached(curve: Curve, level: float) -> np.ndarray:

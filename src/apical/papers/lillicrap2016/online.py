@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 import apical
 from apical.measures.tensors import angles
-from apical.papers.experiment import given
+from apical.papers.course import Measures, course, spread
+from apical.papers.experiment import Task, given
+from apical.papers.record import Curve
 
 Uniform = Callable[..., Tensor]
 Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
@@ -143,3 +145,18 @@ def signal_angles(
 ) -> list[float]:
     """The mean over samples of the angle between e A and e B, for every network."""
     return angles((e @ A).flatten(0, 1), (e @ B).flatten(0, 1)).view(len(e), -1).nanmean(1).tolist()
+
+
+def learned(
+    task: Task, pairs: Pairs, students: Students, measure: Callable[[], Measures], *, points: int
+) -> dict[str, Curve]:
+    """The curves of students that learn a task's examples one by one, measured at so many points."""
+    examples = task.lengths["examples"]
+    return course(
+        task,
+        examples,
+        learn=lambda step: students.learn(*pairs(step)),
+        measure=measure,
+        at=spread(examples, points),
+        parts=students.parts,
+    )

@@ -188,7 +188,7 @@ class ScaleSweep(LinearFunction):
     @override
     def run(self, task: Task) -> Record:
         scale = self.scales[self.conditions.index(task.condition)]
-        return self.learned(task, "fa", self.rate, scale)
+        return self.trained(task, "fa", self.rate, scale)
 
     @override
     def outcome(self, records: Mapping[str, Record]) -> Outcome:

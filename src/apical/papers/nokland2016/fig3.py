@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from torch import nn
 from typing_extensions import override
 
-from apical.data import ImageData
 from apical.papers.claims import Statement, judge
-from apical.papers.experiment import Experiment, Task, given
-from apical.papers.nokland2016.training import EPOCHS, MNIST_RATE, Net, Training, per_epoch, start
+from apical.papers.experiment import Task
+from apical.papers.nokland2016.training import MNIST_RATE, Net, Training, UntilStopped, start
 from apical.papers.outcome import Line, Outcome, Panel, Row
 from apical.papers.record import Record
 
@@ -68,7 +67,7 @@ STATEMENTS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features(Experiment):
+class Features(UntilStopped):
     """Test images, and their activity in every hidden layer, in the plane.
 
     Args:
@@ -90,10 +89,6 @@ class Features(Experiment):
     def layers(self) -> tuple[str, ...]:
         """The names of the input and of the hidden layers."""
         return ("input", *(f"h{layer}" for layer in range(1, self.net.layers + 1)))
-
-    @override
-    def steps(self, data: ImageData | None) -> Mapping[str, int]:
-        return {"steps": EPOCHS * per_epoch(given(data))}
 
     @override
     def run(self, task: Task) -> Record:

@@ -10,9 +10,8 @@ from typing import Literal, TypeVar
 import torch
 from typing_extensions import override
 
-from apical.data import ImageData
-from apical.papers.experiment import Experiment, Task, given
-from apical.papers.nokland2016.training import ADVERSARIAL, EPOCHS, Net, Training, flushed, per_epoch, start
+from apical.papers.experiment import Task
+from apical.papers.nokland2016.training import ADVERSARIAL, Net, Training, UntilStopped, flushed, start
 from apical.papers.outcome import Claim, Outcome, Published, Row
 from apical.papers.record import Curve, Record
 
@@ -64,7 +63,7 @@ Errors = Mapping[Entry, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table(Experiment):
+class Table(UntilStopped):
     """Every network of `rows` by every rule.
 
     Args:
@@ -84,10 +83,6 @@ class Table(Experiment):
     @override
     def conditions(self) -> tuple[str, ...]:
         return tuple(map(str, self.entries))
-
-    @override
-    def steps(self, data: ImageData | None) -> Mapping[str, int]:
-        return {"steps": EPOCHS * per_epoch(given(data))}
 
     @override
     def run(self, task: Task) -> Record:

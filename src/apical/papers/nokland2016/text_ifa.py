@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from typing_extensions import override
 
-from apical.data import ImageData
 from apical.papers.claims import Statement, judge
-from apical.papers.experiment import Experiment, Task, given
-from apical.papers.nokland2016.training import EPOCHS, MNIST_RATE, Net, Training, per_epoch, start
+from apical.papers.experiment import Task
+from apical.papers.nokland2016.training import MNIST_RATE, Net, Training, UntilStopped, start
 from apical.papers.outcome import Line, Outcome, Panel, Published, Row
 from apical.papers.record import Record
 
@@ -33,7 +32,7 @@ GONE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndirectFeedback(Experiment):
+class IndirectFeedback(UntilStopped):
     """One network by "ifa", from random weights."""
 
     net: Net
@@ -43,10 +42,6 @@ class IndirectFeedback(Experiment):
     @override
     def conditions(self) -> tuple[str, ...]:
         return ("ifa",)
-
-    @override
-    def steps(self, data: ImageData | None) -> Mapping[str, int]:
-        return {"steps": EPOCHS * per_epoch(given(data))}
 
     @override
     def run(self, task: Task) -> Record:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 import apical
 from apical.data import ImageData, batches
@@ -18,7 +19,7 @@ from apical.learner import Criterion
 from apical.losses import binary_cross_entropy
 from apical.networks.mlp import ACTIVATIONS
 from apical.papers.course import course
-from apical.papers.experiment import Task
+from apical.papers.experiment import Experiment, Task, given
 from apical.papers.record import Curve
 from apical.phases.backpropagation import backpropagating
 from apical.replicas.replicas import Replicas
@@ -92,6 +93,15 @@ def start(net: Net, rule: str, data: ImageData, seed: int, *, zero: bool | None 
 def per_epoch(data: ImageData) -> int:
     """The number of minibatches in an epoch, the last one smaller."""
     return math.ceil(len(data.train) / BATCH)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UntilStopped(Experiment):
+    """An experiment whose networks learn until the training error is gone, for 300 epochs at most."""
+
+    @override
+    def steps(self, data: ImageData | None) -> Mapping[str, int]:
+        return {"steps": EPOCHS * per_epoch(given(data))}
 
 
 @contextmanager

@@ -1,0 +1,22 @@
+"""Statements that are judged by values, as far as these were measured."""
+
+from apical.papers import Claim
+from apical.papers.claims import Statement, judge
+
+RULES = (
+    Statement("fa is slower", ("fa", "bp"), lambda fa, bp: fa > bp, lambda fa, bp: f"{fa} against {bp}"),
+    Statement("bp learns", ("bp",), lambda bp: bp < 10, lambda bp: f"{bp}"),
+)
+
+
+def test_statements_are_judged_in_their_order_with_the_values_in_theirs():
+    assert judge(RULES, {"bp": 9, "fa": 12}) == [
+        Claim("fa is slower", True, "12 against 9"),
+        Claim("bp learns", True, "9"),
+    ]
+    assert [claim.holds for claim in judge(RULES, {"bp": 11, "fa": 11})] == [False, False]
+
+
+def test_a_statement_about_what_was_not_measured_makes_no_claim():
+    assert [claim.text for claim in judge(RULES, {"bp": 9})] == ["bp learns"]
+    assert judge(RULES, {}) == []
