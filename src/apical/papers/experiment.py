@@ -102,7 +102,7 @@ IMAGES = {
 
 
 def same_data(one: str | None, other: str | None) -> bool:
-    """Whether two names, of the hub or of a folder, are those of one data set."""
+    """True if two names, of the hub or of a folder, are those of one data set."""
     one, other = (None if name is None else name.rpartition("/")[2] for name in (one, other))
     return one == other
 
@@ -173,7 +173,7 @@ class Task:
 
     @property
     def save_due(self) -> bool:
-        """Whether a minute has passed since the last checkpoint."""
+        """True if a minute has passed since the last checkpoint."""
         return time.monotonic() - self._saved > CHECKPOINT_SECONDS
 
     @property

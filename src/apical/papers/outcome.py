@@ -62,7 +62,7 @@ class Row:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether ours lies within two standard errors of both together, or within `within`, of theirs; None without a source.
+        """True if ours lies within two standard errors of both together, or within `within`, of theirs; None without a source.
 
         Ours counts up to theirs or half of `within`: the more our seeds differ, the more would agree otherwise.
         """

@@ -55,7 +55,7 @@ def raced(fa: Learned, bp: Learned) -> str:
 
 
 def as_quick(fa: Learned, bp: Learned) -> bool:
-    """Whether FA needs at most half as many examples more."""
+    """True if FA needs at most half as many examples more."""
     _, ours, theirs = paces(fa, bp)
     return ours <= 1.5 * theirs
 

@@ -137,7 +137,7 @@ def told(by_scale: ByScale, pair: Callable[[float], str]) -> str:
 
 
 def rises(by_scale: ByScale) -> bool:
-    """Whether a value rises with the scale, from each to the next, up to two standard errors of the difference."""
+    """True if a value rises with the scale, from each to the next, up to two standard errors of the difference."""
     values = list(by_scale.values())
     means = [float(one.mean()) for one in values]
     errors = [float(one.std(ddof=1) / len(one) ** 0.5) if len(one) > 1 else 0.0 for one in values]

@@ -58,7 +58,7 @@ class Release:
 
     @property
     def rise(self) -> float:
-        """How far the mean error of the first epoch lies above that before it."""
+        """The mean error of the first epoch less that before it."""
         return fmean(self.first) - fmean(self.frozen)
 
 

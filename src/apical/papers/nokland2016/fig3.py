@@ -23,13 +23,13 @@ ByLayer = Mapping[str, float]
 
 
 def falling(means: ByLayer) -> bool:
-    """Whether every layer has less than the one before, or than a fifth of the input's."""
+    """True if every layer has less than the one before, or than a fifth of the input's."""
     first, *_ = found = list(means.values())
     return all(after < before or after < first / 5 for before, after in pairwise(found))
 
 
 def gain(means: ByLayer) -> bool:
-    """Whether the first hidden layer has less than the input."""
+    """True if the first hidden layer has less than the input."""
     before, after, *_ = means.values()
     return after < before
 

@@ -17,7 +17,7 @@ DEEP = Net(100, 240)
 
 @dataclass(frozen=True)
 class Apart:
-    """How much worse than BP each entry is, in percentage points, on every row but the very deep one's."""
+    """The distances from BP in percentage points, positive where an entry is worse, on every row but the very deep one's."""
 
     by_entry: Errors
 
