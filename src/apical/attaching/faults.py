@@ -35,7 +35,7 @@ def faults(model: nn.Module) -> list[str]:
 def _fault(module: nn.Module) -> str | None:
     kind = type(module)
     own = [key for key, parameter in module._parameters.items() if parameter is not None]
-    if any(module._parameters[key].is_complex() for key in own):  # type: ignore[union-attr]
+    if any(parameter is not None and parameter.is_complex() for parameter in module._parameters.values()):
         return "complex weights are not supported; use pairs of real ones"
     if kind in registry.SYNAPSES:
         if registry.SYNAPSES[kind] is None:
@@ -62,7 +62,7 @@ def _fault(module: nn.Module) -> str | None:
 def _computed(module: nn.Module) -> dict[str, str]:
     """Name -> the call that makes it a parameter again, for every weight that PyTorch computes from other values."""
     if parametrize.is_parametrized(module):
-        names = list(module.parametrizations)  # type: ignore[arg-type]
+        names = [name for name, _ in module.get_submodule("parametrizations").named_children()]
         return {key: f"torch.nn.utils.parametrize.remove_parametrizations(layer, '{key}')" for key in names}
     # What hooks of the older functions compute stands beside what they store under such names.
     calls = {"_g": "remove_weight_norm", "_u": "remove_spectral_norm", "_mask": "prune.remove"}

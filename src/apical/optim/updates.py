@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from apical.optim.shared_velocity import join, part, shares
 from apical.pathways.checkpointing import recomputing
 from apical.plasticity.base import Trained
 from apical.step_hooks import require_optimizer
@@ -98,7 +99,7 @@ class Updates:
                 found.pop(id(weight), None)
         self._seen, self._groups = list(groups), found
         for synapse in self.sites:
-            self._join(synapse)
+            join(self.optimizer.state, synapse._parameters.get("weight"), synapse._parameters.get("feedback"))
 
     def take(
         self,
@@ -161,28 +162,29 @@ class Updates:
         weight, feedback = own["weight"], own.get("feedback")
         assert weight is not None
         delta, x, product = waiting[0]
-        moves = feedback is not None and site.feedback and id(feedback) in self._groups
+        if feedback is not None and not (site.feedback and id(feedback) in self._groups):
+            part(self.optimizer.state, weight, feedback)  # It stands still in this step.
+            feedback = None
         forth = back = None
         if synapse.sparse:
             forth, back = synapse._buffers.get("weight_mask"), synapse._buffers.get("feedback_mask")
-        together = moves and forth is back and self._together(synapse)
-        if feedback is not None and not together:
-            self._part(synapse)
-        if (moves and not together) or len(waiting) > 1 or weight.dtype != delta.dtype:
+        together = feedback is not None and forth is back and self._shares(synapse, weight, feedback)
+        if (feedback is not None and not together) or len(waiting) > 1 or weight.dtype != delta.dtype:
             # In full, where it is needed more than once.
             made = [synapse.hebbian(a, d) if p is None else p for d, a, p in waiting]
             product = sum(made[1:], made[0]).to(weight.dtype)
         waiting.clear()
-        if moves and not together:
-            assert synapse.connection.increment is not None
-            increment = synapse.connection.increment(product)
-            if increment is not None:
-                self._move(feedback, synapse, delta, x, increment, back)  # type: ignore[arg-type]
+        if feedback is not None and not together:
+            part(self.optimizer.state, weight, feedback)
+            increment = synapse.connection.increment
+            own_product = None if increment is None else increment(product)
+            if own_product is not None:
+                self._move(feedback, synapse, delta, x, own_product, back)
         self._move(weight, synapse, delta, x, product, forth)
-        if together:
+        if feedback is not None and together:
             state = self.optimizer.state
-            velocity = state[feedback]["momentum_buffer"] = state[weight]["momentum_buffer"]  # type: ignore[index]
-            feedback.add_(velocity, alpha=-self._groups[id(feedback)]["lr"])  # type: ignore[union-attr]
+            velocity = state[feedback]["momentum_buffer"] = state[weight]["momentum_buffer"]
+            feedback.add_(velocity, alpha=-self._groups[id(feedback)]["lr"])
         if site.bias is not None:
             bias = own["bias"]
             assert bias is not None
@@ -190,47 +192,21 @@ class Updates:
                 bias, synapse, delta, x, site.bias if site.bias.dtype == bias.dtype else site.bias.to(bias.dtype)
             )
 
-    def _together(self, synapse: Synapse) -> bool:
-        """Whether weights and trainable feedback have one velocity: the same sum of products, kept once."""
-        weight, feedback = synapse._parameters["weight"], synapse._parameters["feedback"]
-        one, other = self._groups[id(weight)], self._groups[id(feedback)]
-        if not (one["momentum"] or other["momentum"]):
-            return False
-        state = self.optimizer.state
+    def _shares(self, synapse: Synapse, weight: nn.Parameter, feedback: nn.Parameter) -> bool:
+        """Whether weights and trainable feedback move by one velocity."""
+        plasticity = synapse.plasticity
         return (
-            state[weight].get("momentum_buffer") is state[feedback].get("momentum_buffer")  # type: ignore[index]
-            and one["momentum"] == other["momentum"]
-            and one["dampening"] == other["dampening"]
-            and not (one["weight_decay"] or other["weight_decay"] or one["nesterov"] or other["nesterov"])
-            and isinstance(synapse.plasticity, Trained)
-            and synapse.plasticity.follows_weights
+            isinstance(plasticity, Trained)
+            and plasticity.follows_weights
+            and shares(self.optimizer.state, weight, feedback, self._groups[id(weight)], self._groups[id(feedback)])
         )
 
     def part(self) -> None:
-        """Separate the velocities of weights and feedback of which one is about to move by a gradient."""
+        """Part the velocities of weights and feedback of which one is about to move by a gradient."""
         for synapse in self.sites:
             weight, feedback = synapse._parameters.get("weight"), synapse._parameters.get("feedback")
             if feedback is not None and (feedback.grad is not None or (weight is not None and weight.grad is not None)):
-                self._part(synapse)
-
-    def _part(self, synapse: Synapse) -> None:
-        mine, its = self._states(synapse)
-        if its is not None and mine is not None and its["momentum_buffer"] is mine["momentum_buffer"]:
-            its["momentum_buffer"] = mine["momentum_buffer"].clone()
-
-    def _join(self, synapse: Synapse) -> None:
-        """Keep two velocities that are equal once: those of a state that was saved with the two together."""
-        mine, its = self._states(synapse)
-        if its is not None and mine is not None:
-            velocity, another = mine["momentum_buffer"], its["momentum_buffer"]
-            if velocity.shape == another.shape and velocity.device == another.device and torch.equal(velocity, another):
-                its["momentum_buffer"] = velocity
-
-    def _states(self, synapse: Synapse) -> list[dict[str, Any] | None]:
-        """The optimizer's states of weights and trainable feedback, None where there is no velocity."""
-        own, state = synapse._parameters, self.optimizer.state
-        found = [state.get(own.get(name)) for name in ("weight", "feedback")]  # type: ignore[call-overload]
-        return [one if one is not None and one.get("momentum_buffer") is not None else None for one in found]
+                part(self.optimizer.state, weight, feedback)
 
     def _move(
         self,

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from apical.plasticity.initialization import Init, draw_for
+from apical.synapses.circuit import Connection
 from apical.synapses.storage import keep, kept
-from apical.synapses.synapse import Connection
 
 if TYPE_CHECKING:
     from apical.phases.phase import Phase

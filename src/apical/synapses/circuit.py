@@ -1,12 +1,13 @@
-"""What the synapses of one learner share: whom they tell of what passes through them, and memory that they use again."""
+"""What a synapse is connected to: what it shares with the others of a learner, and the answers of its own plasticity."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from apical.synapses.memory import Recycler
 
@@ -47,6 +48,35 @@ class Updater(Protocol):
 
     def drop(self) -> None:
         """Let go of updates that wait, without learning from them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A plasticity's answers for one synapse, settled once so that a backward pass need not ask what kind it is.
+
+    Attributes:
+        resolve: resolve(synapse, kept, out), the feedback weights from the tensor that a forward pass kept; None where that is
+            the feedback itself.
+        gain: factor of the feedback that `resolve` leaves out, because it is cheaper to apply to the signal.
+        increment: increment(product), the gradient of feedback that the user's optimizer moves; None where it moves none.
+        assign: assign(synapse, value), which takes feedback weights that are set; None where they are computed.
+    """
+
+    resolve: Callable[..., Tensor] | None = None
+    gain: float = 1.0
+    increment: Callable[[Tensor | None], Tensor | None] | None = None
+    assign: Callable[[nn.Module, Tensor], None] | None = None
+
+
+class WholePass(Protocol):
+    """A forward pass of the whole model, on which a synapse's signal depends if its own error is not enough."""
+
+    def call_without_graph(self, synapse: Synapse, x: Tensor) -> None:
+        """Refuse a call that builds no graph, where its signal would be lost."""
+
+    def within(self, label: str) -> bool:
+        """Whether a pass is computed again; an error if none of the whole model is open."""
+        ...
 
 
 class Circuit:

@@ -12,9 +12,7 @@ To add a kind, subclass `Synapse` together with the plain module, give it these 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,39 +24,10 @@ from apical.synapses.storage import MASKS, drop, kept, mask_feedback, names_kept
 if TYPE_CHECKING:
     from apical.pathways.base import Pathway
     from apical.plasticity.base import Plasticity
-    from apical.synapses.circuit import Circuit
+    from apical.synapses.circuit import Circuit, Connection, WholePass
 
 Geometry = tuple[Any, ...]
 """What one call of a layer fixes besides its weights, e.g. a convolution's stride and padding."""
-
-
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """A plasticity's answers for one synapse, settled once so that a backward pass need not ask what kind it is.
-
-    Attributes:
-        resolve: resolve(synapse, kept, out), the feedback weights from the tensor that a forward pass kept; None where that is
-            the feedback itself.
-        gain: factor of the feedback that `resolve` leaves out, because it is cheaper to apply to the signal.
-        increment: increment(product), the gradient of feedback that the user's optimizer moves; None where it moves none.
-        assign: assign(synapse, value), which takes feedback weights that are set; None where they are computed.
-    """
-
-    resolve: Callable[..., Tensor] | None = None
-    gain: float = 1.0
-    increment: Callable[[Tensor | None], Tensor | None] | None = None
-    assign: Callable[[nn.Module, Tensor], None] | None = None
-
-
-class WholePass(Protocol):
-    """A forward pass of the whole model, on which a synapse's signal depends if its own error is not enough."""
-
-    def call_without_graph(self, synapse: Synapse, x: Tensor) -> None:
-        """Refuse a call that builds no graph, where its signal would be lost."""
-
-    def within(self, label: str) -> bool:
-        """Whether a pass is computed again; an error if none of the whole model is open."""
-        ...
 
 
 class Synapse(nn.Module):
