@@ -20,7 +20,8 @@ TESTS = ROOT / "tests"
 FLOORS = [
     "checks citations distributed files losses nested noise per_copy step_hooks",
     "synapses data",
-    "pathways plasticity",
+    "plasticity",
+    "pathways",
     "phases rules",
     "learner networks",
     "attaching measures optim",
