@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -21,9 +20,10 @@ from apical.cli.allocator import keep_freed_memory
 from apical.data import ImageData, Split
 from apical.losses import cross_entropy
 from apical.networks import mlp, parse_sizes
-from apical.training import RunFolder, TrainConfig
-from apical.training.session import Session
-from apical.training.side_by_side import Together
+from apical.training import TrainConfig
+from apical.training.one_network import OneNetwork
+from apical.training.session import Networks
+from apical.training.side_by_side import SideBySide
 
 SUBJECTS = (([30, 20, 10], 20, 1), ([784, 50, 20, 10], 20, 32), ([784, 1000, 10], 5, 64))
 """Sizes, copies, batch."""
@@ -74,15 +74,15 @@ def noise_images(features: int) -> ImageData:
     return ImageData("noise", split, split, 10, tuple("0123456789"))
 
 
-def steps_of(session: Session) -> Step:
+def steps_of(networks: Networks, data: ImageData) -> Step:
     """A training step of `apical compare`'s own loop."""
 
     def endless():
         while True:
-            yield from session.batches(0)
+            yield from data.train.batches(networks.configs[0].batch, networks.seed, 0)
 
-    indices = endless()
-    return lambda: session.learn(next(indices))
+    batches = endless()
+    return lambda: networks.learn(*next(batches), check=lambda losses: losses.tolist())
 
 
 def compare() -> None:
@@ -91,11 +91,12 @@ def compare() -> None:
         data = noise_images(parse_sizes(network)[0])
         for rule in ("fa", "kp", "wm"):
             config = TrainConfig(network=network, batch=batch, rule=rule, accelerator="cpu")
-            makers: dict[str, Maker] = {"alone": lambda config=config, data=data: steps_of(Session(config, data))}
+            makers: dict[str, Maker] = {
+                "alone": lambda config=config, data=data: steps_of(OneNetwork(config, data), data)
+            }
             for n in numbers:
                 seeds = [dataclasses.replace(config, seed=seed) for seed in range(n)]
-                runs = [RunFolder(Path()) for _ in seeds]
-                makers[str(n)] = lambda s=seeds, d=data, r=runs: steps_of(Together(s, d, r))
+                makers[str(n)] = lambda s=seeds, d=data: steps_of(SideBySide(s, d), d)
             found = contest(makers, seconds=8, repeats=2)
             cells = ", ".join(f"{n} seeds {int(n) / timing.ratio:.2f}x" for n, timing in list(found.items())[1:])
             print(f"{network}, batch {batch}, {rule}: {cells}", flush=True)

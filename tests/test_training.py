@@ -26,6 +26,7 @@ from apical.training import (
     train,
 )
 from apical.training import checkpoint as checkpoints
+from apical.training.one_network import OneNetwork
 from processes import BoomError, boom_at, killed_and_resumed, started, wait_for
 
 DIGITS = images.load()
@@ -63,14 +64,12 @@ def test_a_run_is_stochastic_gradient_descent_written_out(tmp_path):
     train(config, tmp_path / "run", data=data, watcher=watcher)
     assert seen == list(range(1, 22))
     # The same in NumPy, from the run's own initial weights and order of samples.
-    from apical.training.session import Session
-
-    session = Session(config, data)
-    model = session.learner.model
+    learner = OneNetwork(config, data).learner
+    model = learner.model
     W1, b1, W2, b2 = (
         p.detach().numpy().copy() for p in (model[1].weight, model[1].bias, model[3].weight, model[3].bias)
     )
-    B2 = session.learner.synapses["3"].feedback.numpy()
+    B2 = learner.synapses["3"].feedback.numpy()
     for epoch in range(3):
         generator = torch.Generator().manual_seed((4 + 1) * 1_000_003 + epoch)
         for index in torch.randperm(64, generator=generator).split(10):

@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from apical.attaching.attach import learner_of
+from apical.comparison.config import CompareConfig
 from apical.data import ImageData
 from apical.replicas.optimizers import PROPORTIONAL
 from apical.training.config import TrainConfig
@@ -25,8 +26,29 @@ times the memory. Counted, not timed, so that every machine chooses alike.
 """
 
 
+def chosen(config: CompareConfig, data: ImageData) -> list[str]:
+    """The rules whose seeds are to be trained in one pass, as `config.replicas` has it.
+
+    Raises:
+        ValueError: if all are asked for, and some can't be; with every reason.
+    """
+    if config.replicas == "off" or (config.replicas == "auto" and config.seeds < 2):
+        return []
+    if config.replicas == "auto" and not pays(config.run(config.rules[0], config.first_seed), data):
+        return []
+    found = {rule: obstacle(config.run(rule, config.first_seed), config.seeds, data) for rule in config.rules}
+    faults = [f"- {rule}: {reason}" for rule, reason in found.items() if reason is not None]
+    if config.replicas == "on" and faults:
+        raise ValueError(
+            "replicas='on' asks for all seeds of every rule in one pass, and that can't be had:\n"
+            + "\n".join(faults)
+            + "\nGive replicas='auto', which trains those one by one"
+        )
+    return [rule for rule, reason in found.items() if reason is None]
+
+
 def obstacle(config: TrainConfig, seeds: int, data: ImageData) -> str | None:
-    """Why runs of this config from several seeds can't be trained together with the results of single ones, or None."""
+    """The reason why runs from several seeds can't be trained together with the results of single ones; None if they can."""
     optimizer = optimizer_of(config.optimizer)[0]
     if processes() > 1:
         return "there are several processes"
@@ -50,7 +72,7 @@ def obstacle(config: TrainConfig, seeds: int, data: ImageData) -> str | None:
 
 
 def pays(config: TrainConfig, data: ImageData) -> bool:
-    """Whether several copies in one pass are faster than one after the other."""
+    """True if several copies in one pass are faster than one after the other."""
     _, learner = make(config, rule_of("bp"), config.seed, data)
     with FlopCounterMode(display=False) as counter:
         _pass(learner.detach().eval(), data)

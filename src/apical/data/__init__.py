@@ -1,7 +1,7 @@
 """Image-classification data: scikit-learn's digits, or any data set in the Hugging Face hub's layout.
 
 Images are decoded once into uint8 arrays, one per split, which are kept on disk and checked whenever they are read.
-Batches are made by index: from memory where the images fit, else from the file.
+A split gives batches: from memory where the images fit, else from the file.
 """
 
 from apical.data.images import DataError, ImageData, Split, batches

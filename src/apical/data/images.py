@@ -1,26 +1,46 @@
-"""Images with their classes, batched by index."""
+"""Images with their classes, and the batches that training and testing take of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+Batch = tuple[Float[Tensor, "*n c h w"], Int[Tensor, "*n"]]
+"""Images, float32 from 0 to 1, and their labels."""
+
 
 class DataError(ValueError):
-    """Data that can't be used; the message says which, why, and the way out."""
+    """An error of data that can't be used; its message says which data, why, and the way out.
+
+    >>> from apical.data import load
+    >>> load("./nowhere")
+    Traceback (most recent call last):
+    apical.data.images.DataError: data folder './nowhere' does not exist ...
+    """
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images with their classes; the images may lie in a file that is mapped into memory.
+    """One part of a data set: images with their labels, all for training or all for testing.
+
+    Whoever trains asks for batches and not for rows, so that data may lie in memory, in a mapped file, or arrive as a stream.
+
+    Args:
+        images: uint8 [N, C, H, W]; they may lie in a file that is mapped into memory.
+        labels: int64 [N], classes from 0.
 
     Raises:
-        DataError: if the tensors aren't uint8 [N, C, H, W] and int64 [N].
+        DataError: if the tensors aren't of these kinds and of one length.
+
+    >>> split = Split(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 2, 0, 1]))
+    >>> [len(y) for x, y in split.batches(2, seed=0, epoch=0)]
+    [2, 2, 1]
     """
 
     images: UInt8[Tensor, "n c h w"]
@@ -37,9 +57,74 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(
-        self, index: Int[Tensor, " n"], *, device: torch.device | str = "cpu"
-    ) -> tuple[Float[Tensor, "n c h w"], Int[Tensor, " n"]]:
+    def batches(
+        self,
+        size: int,
+        seed: int | Sequence[int],
+        epoch: int,
+        start: int = 0,
+        *,
+        part: tuple[int, int] = (0, 1),
+        device: torch.device | str = "cpu",
+    ) -> Iterator[Batch]:
+        """One epoch's batches in a random order, which depends on the seed and the epoch alone.
+
+        So a run that was stopped asks for the rest of its epoch, and several networks can learn side by side, each from what
+        it would see on its own.
+
+        Args:
+            size: samples per batch, over all parts together; the last batch may be smaller.
+            seed: of the order; or several, each with an order of its own.
+            epoch: which pass over the data, from 0.
+            start: how many batches of the epoch to leave out.
+            part: (number, of how many) nearly equal parts of each batch, for several processes that share it.
+            device: where the batches are to lie.
+
+        Returns:
+            Iterator over images, float32 [n, C, H, W] from 0 to 1, and labels, int64 [n]; for k seeds [k, n, C, H, W] and
+            [k, n].
+
+        >>> split = Split(torch.zeros(6, 1, 2, 2, dtype=torch.uint8), torch.arange(6))
+        >>> [y.tolist() for x, y in split.batches(4, seed=1, epoch=0)]
+        [[4, 1, 0, 3], [5, 2]]
+        >>> [y.tolist() for x, y in split.batches(4, seed=1, epoch=0, start=1)]
+        [[5, 2]]
+        >>> [tuple(x.shape) for x, y in split.batches(4, seed=[1, 2], epoch=0)]
+        [(2, 4, 1, 2, 2), (2, 2, 1, 2, 2)]
+        """
+        several = not isinstance(seed, int)
+        orders = [
+            batches(len(self), size, generator=torch.Generator().manual_seed((one + 1) * 1_000_003 + epoch))
+            for one in (seed if several else [seed])
+        ]
+        number, parts = part
+        for indices in islice(zip(*orders, strict=True), start, None):
+            # One look-up for all orders: a row of each beside those of the others, as networks side by side take them.
+            index = torch.stack(indices, 1) if several else indices[0]
+            index = index.tensor_split(parts)[number]
+            images, labels = self.batch(index.flatten(), device=device)
+            if several:
+                images, labels = (x.unflatten(0, index.shape).transpose(0, 1) for x in (images, labels))
+            yield images, labels
+
+    def in_order(self, size: int, *, device: torch.device | str = "cpu") -> Iterator[Batch]:
+        """All samples in their own order, `size` at a time, for testing.
+
+        >>> split = Split(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.arange(5))
+        >>> [y.tolist() for x, y in split.in_order(2)]
+        [[0, 1], [2, 3], [4]]
+        """
+        return (self.batch(index, device=device) for index in torch.arange(len(self)).split(size))
+
+    def first(self, n: int, *, device: torch.device | str = "cpu") -> Batch:
+        """The first `n` samples, or all of them where there are fewer: for a measurement that needs no more.
+
+        >>> Split(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.arange(5)).first(2)[1].tolist()
+        [0, 1]
+        """
+        return self.batch(torch.arange(min(n, len(self))), device=device)
+
+    def batch(self, index: Int[Tensor, " n"], *, device: torch.device | str = "cpu") -> Batch:
         """The samples at `index`.
 
         Args:
@@ -51,6 +136,11 @@ class Split:
 
         Raises:
             IndexError: if an index isn't from 0 to N - 1.
+
+        >>> split = Split(torch.full((3, 1, 1, 1), 51, dtype=torch.uint8), torch.arange(3))
+        >>> x, y = split.batch(torch.tensor([2, 0]))
+        >>> x.flatten(), y
+        (tensor([0.2000, 0.2000]), tensor([2, 0]))
         """
         index = index.to(self.images.device)
         images = self.images.index_select(0, index).to(device, non_blocking=True).to(torch.float32)
@@ -61,10 +151,19 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A data set in two splits.
+    """An image-classification data set: a split to train on and one to test on.
+
+    Args:
+        name: how it was asked for. train, test: the two splits.
+        classes: how many there are; labels count from 0. class_names: one for each.
 
     Raises:
         DataError: if the splits' images differ in shape, or the names or labels don't agree with `classes`.
+
+    >>> split = Split(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+    >>> data = ImageData("mine", train=split, test=split, classes=2, class_names=("cat", "dog"))
+    >>> data.shape, data.features
+    ((3, 2, 2), 12)
     """
 
     name: str
@@ -99,7 +198,7 @@ class ImageData:
 def batches(
     n: int, size: int, *, generator: torch.Generator, drop_last: bool = False
 ) -> Iterator[Int[Tensor, " size"]]:
-    """One epoch: every index from 0 to n - 1 once, shuffled, `size` at a time.
+    """One epoch of indices: every one from 0 to n - 1 once, shuffled, `size` at a time.
 
     The order is drawn at the call, not at the first batch, so that the generator's state says which epoch comes next.
 
@@ -114,6 +213,9 @@ def batches(
 
     Raises:
         DataError: if `n` is negative or `size` isn't positive.
+
+    >>> [index.tolist() for index in batches(5, 2, generator=torch.Generator().manual_seed(0))]
+    [[4, 0], [1, 3], [2]]
     """
     if n < 0:
         raise DataError(f"n has to be a number of samples, 0 or more, got {n}")

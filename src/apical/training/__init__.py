@@ -1,12 +1,18 @@
-"""The training engine: one run, and comparisons of many."""
+"""The training engine: one run from its config to its result, in a folder of its own."""
 
-from apical.comparison.compare import compare
-from apical.comparison.config import CompareConfig
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from apical.training.checkpoint import CheckpointError
 from apical.training.config import Recipe, TrainConfig
 from apical.training.run_folder import RunFolder, RunFolderError
 from apical.training.session import Interrupted, NonFiniteLossError
 from apical.training.train import train
+
+if TYPE_CHECKING:
+    from apical.comparison import CompareConfig, compare
 
 __all__ = [
     "CheckpointError",
@@ -20,3 +26,11 @@ __all__ = [
     "compare",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Comparisons are made of runs, so `apical.comparison` imports this package and not the other way round; its two names
+    # have always been here as well, and are looked up when somebody asks for them.
+    if name in ("CompareConfig", "compare"):
+        return getattr(importlib.import_module("apical.comparison"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""A run while it goes on: its steps, measurements and checkpoints, on Lightning Fabric."""
+"""A run while it goes on: its steps, measurements and checkpoints, whether of one network or of several side by side."""
 
 from __future__ import annotations
 
@@ -6,271 +6,299 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from apical import data as images
-from apical.data import ImageData, Split
+from apical.data import ImageData
+from apical.data.images import Batch, Split
 from apical.learner import Learner
-from apical.losses import LOSSES, error_rate
+from apical.losses import error_rate
 from apical.measures.alignment import alignment
-from apical.rules import Rule
 from apical.training.checkpoint import CheckpointError
 from apical.training.config import TrainConfig
-from apical.training.options import rule_of
+from apical.training.metrics import MetricsLog
 from apical.training.run_folder import RunFolder
-from apical.training.setup import make, make_fabric, make_optimizer, make_scheduler
+from apical.training.setup import Engine
 
 ALIGNMENT_SAMPLES = 256
 KEPT_PREDICTIONS = 1000
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss that became infinite or not a number."""
+    """An error of a run whose loss became infinite or not a number; the usual remedy is a smaller learning rate.
+
+    >>> issubclass(NonFiniteLossError, RuntimeError)
+    True
+    """
 
 
 class Interrupted(Exception):  # noqa: N818
-    """Stopped by the user, at a step from which the run can be resumed."""
+    """A stop by the user, at a step from which the run can be resumed; no error, hence the name.
+
+    >>> raise Interrupted("stopped at step 3 of 10; the run in runs/one can be resumed")
+    Traceback (most recent call last):
+    apical.training.session.Interrupted: stopped at step 3 of 10; the run in runs/one can be resumed
+    """
 
 
 Watcher = Callable[[int, int, dict[str, Any] | None], None]
 """watcher(step, steps, newest measurement): called after every step."""
 
 
+class Networks(Protocol):
+    """The networks that a session trains: one, or several side by side that differ in their seeds only.
+
+    Attributes:
+        configs: one for each network.
+        seed: of the order of samples: one, or one for each network; batches come from a `Split` accordingly.
+        engine: device, optimizer, schedule and loss, which they have in common.
+    """
+
+    configs: Sequence[TrainConfig]
+    seed: int | Sequence[int]
+    engine: Engine
+
+    def learn(self, x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> Tensor:
+        """Take one step on a batch. `check` is given the mean losses [networks] before anything learns from them.
+
+        Returns:
+            Losses summed over the batch, [networks].
+        """
+        ...
+
+    def outputs(self, split: Split) -> Tensor:
+        """Outputs [networks, N, classes] for all samples of a split, in eval mode, on the CPU."""
+        ...
+
+    def learners(self) -> Sequence[Learner]:
+        """Each network's learner as it is now, for what is measured of each on its own."""
+        ...
+
+    def states(self) -> list[dict[str, Any]]:
+        """Each network's own part of a checkpoint: model, optimizer, learner, random."""
+        ...
+
+    def load(self, states: Sequence[dict[str, Any]]) -> None:
+        """Go back to what `states` gave."""
+        ...
+
+
+@final
 class Session:
-    """Everything that changes while a run goes on."""
+    """Training from the present step to the last: schedule, measurements, checkpoints, stopping.
 
-    learner: Learner
+    It is the same for one network and for several, whose `Networks` say how they learn and what they hold.
 
-    def __init__(self, config: TrainConfig, data: ImageData) -> None:
-        self.config, self.data = config, data
-        rule = rule_of(config.rule)
-        self.fabric = make_fabric(config, rule)
-        self.fabric.launch()
-        model = self.build(rule)
-        optimizer = make_optimizer(config, rule, model)
-        self.net, self.optimizer = self.fabric.setup(model, optimizer)
-        self.dtype = next(model.parameters()).dtype
-        self.scheduler = make_scheduler(config, optimizer)
-        self.criterion = LOSSES[config.loss]
-        torch.manual_seed(self.global_seed(config))
-        self.per_epoch = math.ceil(len(data.train) / config.batch)
-        self.steps = self.per_epoch * config.epochs
-        self.step, self.before = 0, 0.0
-        self.loss_sum, self.loss_count = torch.zeros((), dtype=torch.float64), 0
-        self.durations: deque[float] = deque(maxlen=2000)
+    Args:
+        networks: what is trained. data: what on. metrics: where each network's measurements go.
 
-    def global_seed(self, config: TrainConfig) -> int:
-        """Of PyTorch's global generator, for whatever a network draws while it trains."""
-        return config.seed + 7919 * (self.fabric.global_rank + 1)
+    Attributes:
+        step: steps taken. steps: steps in all.
+        failed: network -> why, for networks whose loss became infinite or not a number.
+    """
 
-    def build(self, rule: Rule) -> nn.Module:
-        """The network to train, with its learner."""
-        model, self.learner = make(self.config, rule, self.config.seed, self.data)
-        return model
+    def __init__(self, networks: Networks, data: ImageData, metrics: Sequence[MetricsLog]) -> None:
+        self.networks, self.data, self.metrics = networks, data, metrics
+        self.engine, self.config = networks.engine, networks.configs[0]
+        self.count = len(networks.configs)
+        self.per_epoch = math.ceil(len(data.train) / self.config.batch)
+        self.step, self.steps = 0, self.per_epoch * self.config.epochs
+        self.failed: dict[int, str] = {}
+        self._newest: dict[int, dict[str, Any]] | None = None
+        self._loss_sum, self._loss_count = torch.zeros(self.count, dtype=torch.float64), 0
+        self._durations: deque[float] = deque(maxlen=2000)
+        self._before = 0.0
 
-    def go(self, run: RunFolder, stopped: Callable[[], bool], watcher: Watcher) -> dict[str, Any]:
-        """Train from the present step to the end; the result."""
-        self.started = time.perf_counter()
-        newest = self.measured(run)
-        if self.step == 0 and newest is None:
-            newest = self.measure(run)
-        for index in self._order():
+    @property
+    def going(self) -> list[int]:
+        """Numbers of the networks that have not failed."""
+        return [number for number in range(self.count) if number not in self.failed]
+
+    def go(self, run: RunFolder, stopped: Callable[[], bool], watcher: Watcher) -> None:
+        """Train from the present step to the last, with checkpoints in `run`.
+
+        Raises:
+            NonFiniteLossError: no network is left whose loss is finite.
+            Interrupted: `stopped` said so.
+        """
+        self._started = time.perf_counter()
+        self._newest = self._measured()
+        if self.step == 0 and self._newest is None:
+            self._newest = self._measure()
+        for x, y in self._batches():
             tick = time.perf_counter()
-            self.learn(index)
-            self.durations.append(time.perf_counter() - tick)
+            losses = self.networks.learn(x, y, self._check)
+            self._loss_sum += losses.to(self._loss_sum)
+            self._loss_count += y.shape[-1]
+            self._durations.append(time.perf_counter() - tick)
             self.step += 1
-            self._after_step()
-            if self._due(self.config.test_every) or self.aligns():
-                newest = self.measure(run)
-            watcher(self.step, self.steps, newest)
+            if self.engine.scheduler is not None and self.step % self.per_epoch == 0:
+                self.engine.scheduler.step()
+            if self._due(self.config.test_every) or self._aligns():
+                self._newest = self._measure()
+            watcher(self.step, self.steps, self._mean())
             if self._due(self.config.checkpoint_every) and self.step < self.steps:
-                self.save(run)
+                self._save(run)
             if stopped() and self.step < self.steps:
-                self.save(run)
+                self._save(run)
                 raise Interrupted(f"stopped at step {self.step} of {self.steps}; the run in {run.path} can be resumed")
-        if newest is None:  # A loss of power may leave the last checkpoint without the line before it.
-            newest = self.measure(run)
-        return self.finish(run, newest)
+        if self._newest is None:  # A loss of power may leave the last checkpoint without the line before it.
+            self._newest = self._measure()
+        self._save(run)
 
-    def _order(self) -> Iterator[Tensor]:
-        """Batches of indices from the present step on."""
+    def _batches(self) -> Iterator[Batch]:
+        """Batches from the present step on, on the device."""
+        fabric = self.engine.fabric
         while self.step < self.steps:
             epoch, done = divmod(self.step, self.per_epoch)
-            for number, index in enumerate(self.batches(epoch)):
-                if number >= done:
-                    yield index
+            yield from self.data.train.batches(
+                self.config.batch,
+                self.networks.seed,
+                epoch,
+                done,
+                part=(fabric.global_rank, fabric.world_size),
+                device=fabric.device,
+            )
 
-    def batches(self, epoch: int) -> Iterator[Tensor]:
-        """An epoch's batches of indices."""
-        return self._batches_of(self.config.seed, epoch)
+    def _check(self, losses: Tensor) -> None:
+        """Note which networks' mean losses [networks] are not finite."""
+        # On a GPU every look waits for the device.
+        if losses.device.type != "cpu" and self.step % 50:
+            return
+        for number, loss in enumerate(losses.tolist()):
+            if not math.isfinite(loss) and number not in self.failed:
+                self.failed[number] = self._fault(loss, self.networks.configs[number])
+        if not self.going:
+            raise NonFiniteLossError("; ".join(self.failed.values()))
 
-    def _batches_of(self, seed: int, epoch: int) -> Iterator[Tensor]:
-        """The order of an epoch depends on the seed and the epoch only."""
-        generator = torch.Generator().manual_seed((seed + 1) * 1_000_003 + epoch)
-        return images.batches(len(self.data.train), self.config.batch, generator=generator)
-
-    def learn(self, index: Tensor) -> None:
-        """One step on the samples at `index`."""
-        share = index.tensor_split(self.fabric.world_size)[self.fabric.global_rank]
-        x, y = self.data.train.batch(share, device=self.fabric.device)
-        x = x.to(self.dtype)
-        if self.config.input_noise:
-            x = torch.add(x, torch.randn_like(x), alpha=self.config.input_noise)
-        self.net.train()
-        losses = self.criterion(self.net(x), y)
-        loss = losses.mean()
-        self._check_finite(loss)
-        self.fabric.backward(loss)
-        self.learner.adapt(x, y, self.criterion)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.loss_sum += losses.detach().sum().to(self.loss_sum)
-        self.loss_count += len(losses)
-
-    def looks(self, loss: Tensor) -> bool:
-        """Whether to look at the loss in this step: on a GPU every look waits for the device."""
-        return loss.device.type == "cpu" or self.step % 50 == 0
-
-    def _check_finite(self, loss: Tensor) -> None:
-        if self.looks(loss):
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise NonFiniteLossError(self.fault(value, self.config))
-
-    def fault(self, loss: float, config: TrainConfig) -> str:
-        """That a loss is not finite, in words."""
+    def _fault(self, loss: float, config: TrainConfig) -> str:
         return (
             f"loss became {loss} at step {self.step + 1} (epoch {self.step // self.per_epoch + 1}) of rule "
             f"'{config.rule}' with seed {config.seed}; a smaller learning rate than {config.rate:g} is the usual remedy"
         )
 
-    def _after_step(self) -> None:
-        if self.scheduler is not None and self.step % self.per_epoch == 0:
-            self.scheduler.step()
-
     def _due(self, every: int | None) -> bool:
         return self.step == self.steps or self.step % (every or self.per_epoch) == 0
 
-    def aligns(self) -> bool:
-        """Whether alignment is due."""
+    def _aligns(self) -> bool:
         return self.config.align_every != 0 and (self.step == 0 or self._due(self.config.align_every))
 
-    def measured(self, run: RunFolder) -> dict[str, Any] | None:
+    def _measured(self) -> dict[int, dict[str, Any]] | None:
         """What has been measured at the present step already, before the run was stopped."""
-        return next((line for line in reversed(run.metrics.read()) if line["step"] == self.step), None)
+        found: dict[int, dict[str, Any]] = {}
+        for number in self.going:
+            lines = reversed(self.metrics[number].read())
+            line = next((line for line in lines if line["step"] == self.step), None)
+            if line is None:
+                return None
+            found[number] = line
+        return found
 
-    def measure(self, run: RunFolder) -> dict[str, Any]:
-        """Test error and, where due, alignment; written as a line of metrics.jsonl."""
-        line = self.line(self.outputs(self.data.test), self.loss_sum, self.learner)
-        self.loss_sum.zero_()
-        self.loss_count = 0
-        if self.fabric.is_global_zero:
-            run.metrics.append(line)
-        return line
+    def _measure(self) -> dict[int, dict[str, Any]]:
+        """Test error and, where due, alignment of every network, written as a line of its metrics."""
+        outputs = self.networks.outputs(self.data.test)
+        learners = self.networks.learners() if self._aligns() else [None] * self.count
+        found = {number: self._line(outputs[number], self._loss_sum[number], learners[number]) for number in self.going}
+        self._loss_sum.zero_()
+        self._loss_count = 0
+        if self.engine.fabric.is_global_zero:
+            for number, line in found.items():
+                self.metrics[number].append(line)
+        return found
 
-    def line(self, outputs: Tensor, loss_sum: Tensor, learner: Learner) -> dict[str, Any]:
+    def _line(self, outputs: Tensor, loss_sum: Tensor, learner: Learner | None) -> dict[str, Any]:
         """One network's measurement, from its outputs [N, classes] for the test set and its loss since the last one."""
         labels = self.data.test.labels
         line: dict[str, Any] = {
             "step": self.step,
             "epoch": self.step / self.per_epoch,
-            "seconds": round(self.seconds, 3),
-            "train_loss": float(loss_sum) / self.loss_count if self.loss_count else None,
-            "test_loss": _number(self.criterion(outputs, labels).mean()),
+            "seconds": round(self._seconds, 3),
+            "train_loss": float(loss_sum) / self._loss_count if self._loss_count else None,
+            "test_loss": _number(self.engine.criterion(outputs, labels).mean()),
             "test_error": error_rate(outputs, labels),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.engine.optimizer.param_groups[0]["lr"],
         }
-        if self.aligns():
+        if learner is not None:
             line["alignment"] = self._alignment(learner)
         return line
 
-    @property
-    def seconds(self) -> float:
-        """How long the run has taken, with what came before it was resumed."""
-        return self.before + time.perf_counter() - self.started
-
-    @torch.no_grad()
-    def outputs(self, split: Split) -> Tensor:
-        """Outputs [N, classes] for all samples of a split, on the CPU."""
-        self.net.eval()
-        parts = []
-        for index in torch.arange(len(split)).split(1000):
-            x, _ = split.batch(index, device=self.fabric.device)
-            parts.append(self.net(x).float().cpu())
-        return torch.cat(parts)
-
     def _alignment(self, learner: Learner) -> dict[str, dict[str, float | None]]:
-        index = torch.arange(min(ALIGNMENT_SAMPLES, len(self.data.test)))
-        x, y = self.data.test.batch(index, device=self.fabric.device)
+        x, y = self.data.test.first(ALIGNMENT_SAMPLES, device=self.engine.fabric.device)
         learner.model.eval()
-        found = alignment(learner, x.to(self.dtype), y, self.criterion)
+        found = alignment(learner, x.to(self.engine.dtype), y, self.engine.criterion)
         return {name: {k: _number(v) for k, v in a.asdict().items()} for name, a in found.items()}
 
-    def finish(self, run: RunFolder, newest: dict[str, Any]) -> dict[str, Any]:
-        """Write the last checkpoint and the result."""
-        result = self.result(self.outputs(self.data.test), newest, run.metrics.read())
-        self.save(run)
-        if self.fabric.is_global_zero:
-            run.finish(result)
-        self.fabric.barrier()
-        return result
+    def _mean(self) -> dict[str, Any] | None:
+        """The newest measurement for a watcher: the first network's, with the mean test error of all."""
+        lines = list((self._newest or {}).values())
+        return {**lines[0], "test_error": statistics.fmean(line["test_error"] for line in lines)} if lines else None
 
-    def result(self, outputs: Tensor, newest: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Any]:
-        """One network's result, from its outputs for the test set and what was measured."""
-        return {
-            "test_error": error_rate(outputs, self.data.test.labels),
-            "test_loss": newest["test_loss"],
-            "steps": self.step,
-            "epochs": self.config.epochs,
-            "seconds": round(self.seconds, 3),
-            "step_ms": round(1000 * statistics.median(self.durations), 4) if self.durations else None,
-            "alignment": next((line["alignment"] for line in reversed(lines) if "alignment" in line), None),
-            "predictions": outputs[:KEPT_PREDICTIONS].argmax(1).tolist(),
-        }
+    @property
+    def _seconds(self) -> float:
+        """A network's share of the time that the run has taken, with what came before it was resumed."""
+        return (self._before + time.perf_counter() - self._started) / self.count
 
-    def save(self, run: RunFolder) -> None:
-        """Write a checkpoint."""
-        if not self.fabric.is_global_zero:
-            return
-        run.save(
+    def results(self) -> dict[int, dict[str, Any]]:
+        """Number -> result of every network that has not failed, once the last step is taken."""
+        assert self._newest is not None
+        outputs = self.networks.outputs(self.data.test)
+        step_ms = round(1000 * statistics.median(self._durations) / self.count, 4) if self._durations else None
+        found = {}
+        for number in self.going:
+            lines = self.metrics[number].read()
+            found[number] = {
+                "test_error": error_rate(outputs[number], self.data.test.labels),
+                "test_loss": self._newest[number]["test_loss"],
+                "steps": self.step,
+                "epochs": self.config.epochs,
+                "seconds": round(self._seconds, 3),
+                "step_ms": step_ms,
+                "alignment": next((line["alignment"] for line in reversed(lines) if "alignment" in line), None),
+                "predictions": outputs[number, :KEPT_PREDICTIONS].argmax(1).tolist(),
+            }
+        return found
+
+    def states(self) -> list[dict[str, Any]]:
+        """The content of each network's own checkpoint."""
+        scheduler = self.engine.scheduler
+        return [
             {
                 "step": self.step,
-                "seconds": self.seconds,
-                "model": self.learner.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-                "learner": self.learner.state_dict(),
-                "loss": [float(self.loss_sum), self.loss_count],
-                "random": torch.get_rng_state(),
-                "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "seconds": self._seconds,
+                "scheduler": None if scheduler is None else scheduler.state_dict(),
+                "loss": [float(loss), self._loss_count],
+                **own,
             }
-        )
+            for loss, own in zip(self._loss_sum, self.networks.states(), strict=True)
+        ]
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go back to where the checkpoint was written.
+    def _save(self, run: RunFolder) -> None:
+        if self.engine.fabric.is_global_zero:
+            states = self.states()
+            run.save(states[0] if self.count == 1 else {"runs": states, "failed": self.failed})
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go back to where a checkpoint was written.
 
         Raises:
             CheckpointError: if it is of another run.
         """
         try:
-            self.learner.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.scheduler is not None:
-                self.scheduler.load_state_dict(state["scheduler"])
-            self.learner.load_state_dict(state["learner"])
-            self.step, self.before = state["step"], state["seconds"]
-            self.loss_sum.fill_(state["loss"][0])
-            self.loss_count = state["loss"][1]
-            torch.set_rng_state(state["random"])
-            if state["random_cuda"] and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(state["random_cuda"])
+            states = [state] if self.count == 1 else state["runs"]
+            self.networks.load(states)
+            if self.engine.scheduler is not None:
+                self.engine.scheduler.load_state_dict(states[0]["scheduler"])
+            self.step, self._before = states[0]["step"], states[0]["seconds"] * self.count
+            self._loss_sum.copy_(torch.tensor([own["loss"][0] for own in states], dtype=torch.float64))
+            self._loss_count = states[0]["loss"][1]
+            self.failed = dict(state.get("failed", {}))
         except (KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
+            these = "this run" if self.count == 1 else "these runs"
             raise CheckpointError(
-                f"the checkpoint does not fit this run: {error}; delete the folder to start anew"
+                f"the checkpoint does not fit {these}: {error}; delete the folder to start anew"
             ) from error
 
 

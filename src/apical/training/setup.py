@@ -1,8 +1,9 @@
-"""What a run is made of, from nothing but its config: network and learner, optimizer, Fabric."""
+"""The parts of a run, made from nothing but its config: network and learner, optimizer, schedule, Lightning Fabric."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,12 +13,13 @@ from apical.attaching.attach import attach
 from apical.attaching.connectivity import Connectivity
 from apical.data import ImageData
 from apical.learner import Learner
+from apical.losses import LOSSES
 from apical.networks import build
 from apical.networks.noisy import NoisyActivations
 from apical.rules import Rule
 from apical.synapses.registry import synapse_type
-from apical.training.config import Recipe
-from apical.training.options import making, optimizer_of, scheduler_of
+from apical.training.config import Recipe, TrainConfig
+from apical.training.options import making, optimizer_of, rule_of, scheduler_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -31,7 +33,8 @@ def make(config: Recipe, rule: Rule, seed: int, data: ImageData) -> tuple[nn.Mod
     torch.manual_seed(seed)
     model = build(config.network, shape=data.shape, classes=data.classes, activation=config.activation)
     if config.memory_format == "channels_last":
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        changed: Any = model  # In place; PyTorch's types leave this way of calling `to` out.
+        changed.to(memory_format=torch.channels_last)
     if config.activation_noise:
         NoisyActivations(model, config.activation_noise)
     # Another stream than the weights': equal streams could give feedback equal to the weights.
@@ -41,6 +44,39 @@ def make(config: Recipe, rule: Rule, seed: int, data: ImageData) -> tuple[nn.Mod
     if config.whole_output:
         thinned[[name for name, module in model.named_modules() if synapse_type(module) is not None][-1]] = 1.0
     return model, attach(model, rule, example_input=example, generator=generator, connectivity=thinned)
+
+
+class Engine:
+    """Where and how a session's networks learn: Lightning Fabric, optimizer, schedule and loss, from the config alone.
+
+    Args:
+        config: of the run; of several side by side, the first one's.
+        build: makes the module to train, given the rule, when Fabric knows which process this is.
+
+    Attributes:
+        net: the module as Fabric calls it. dtype: of its weights, and so of its input.
+    """
+
+    def __init__(self, config: TrainConfig, build: Callable[[Rule], nn.Module]) -> None:
+        rule = rule_of(config.rule)
+        self.fabric = make_fabric(config, rule)
+        self.fabric.launch()
+        model = build(rule)
+        optimizer = make_optimizer(config, rule, model)
+        self.net, self.optimizer = self.fabric.setup(model, optimizer)
+        self.dtype = next(model.parameters()).dtype
+        self.scheduler = make_scheduler(config, optimizer)
+        self.criterion = LOSSES[config.loss]
+        torch.manual_seed(self.global_seed(config.seed))
+
+    def global_seed(self, seed: int) -> int:
+        """The seed of PyTorch's global generator, for whatever a network draws while it trains; each process has its own."""
+        return seed + 7919 * (self.fabric.global_rank + 1)
+
+    def step(self) -> None:
+        """Take the optimizer's step, and clear the gradients."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
 def make_optimizer(config: Recipe, rule: Rule, model: nn.Module) -> torch.optim.Optimizer:

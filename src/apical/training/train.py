@@ -12,6 +12,7 @@ from typing import Any
 from apical import data as images
 from apical.data import ImageData
 from apical.training.config import TrainConfig
+from apical.training.one_network import OneNetwork
 from apical.training.run_folder import RunFolder
 from apical.training.session import Session, Watcher
 
@@ -43,20 +44,26 @@ def train(
     """
     data = images.load(config.data) if data is None else data
     run = RunFolder(folder)
-    session = Session(config, data)
+    session = Session(OneNetwork(config, data), data, [run.metrics])
+    fabric = session.engine.fabric
     if resume:
         run.reopen(config.asdict())
         if run.result is not None:
             return run.result
         state = run.restore()
         if state is not None:
-            session.load_state(state)
-        if session.fabric.is_global_zero:
+            session.load(state)
+        if fabric.is_global_zero:
             run.metrics.cut(None if state is None else session.step)
-    elif session.fabric.is_global_zero:
+    elif fabric.is_global_zero:
         run.start(config.asdict(), overwrite=overwrite)
     with stoppable() as stopped:
-        return session.go(run, stopped, watcher or (lambda *_: None))
+        session.go(run, stopped, watcher or (lambda *_: None))
+        (result,) = session.results().values()
+        if fabric.is_global_zero:
+            run.finish(result)
+        fabric.barrier()
+    return result
 
 
 @contextmanager
