@@ -83,10 +83,10 @@ def number(
     Traceback (most recent call last):
     ValueError: rate must be a number of at least 0, got -0.1
     """
-    kind = Integral if whole else Real
-    fine = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-    if fine and (least is None or value >= least) and (above is None or value > above):  # type: ignore[operator]
-        return
+    if isinstance(value, Integral if whole else Real) and not isinstance(value, bool) and math.isfinite(value):
+        given = float(value)
+        if (least is None or given >= least) and (above is None or given > above):
+            return
     noun = "whole number" if whole else "number"
     if above == 0:
         told = f"a positive {noun}"
@@ -103,12 +103,12 @@ def near(name: str, names: Iterable[str], *, cutoff: float = 0.5) -> list[str]:
     return [folded[n] for n in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=cutoff)]
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Words that offer the names that `name` may have meant, or all of them.
+def nearest(name: str, names: Iterable[str], written: Callable[[str], str] = repr) -> str:
+    """Words that offer the names that `name` may have meant, or all of them where none is near.
 
-    >>> nearest("rsnet20", ["resnet20", "mlp"])
-    "did you mean 'resnet20'?"
+    >>> nearest("resnet-20", ["mlp", "resnet20"]), nearest("zzz", ["mlp", "resnet20"])
+    ("did you mean 'resnet20'?", 'the names are mlp, resnet20')
     """
     names = list(names)
     found = near(name, names)
-    return f"did you mean {' or '.join(map(repr, found))}?" if found else f"the names are {', '.join(names)}"
+    return f"did you mean {' or '.join(map(written, found))}?" if found else f"the names are {', '.join(names)}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable
 
 from torch import nn
 
+from apical.checks import nearest
 from apical.networks.cnn import lansdell2020_cnn
 from apical.networks.mlp import lansdell2020_mlp, mlp, parse_sizes
 from apical.networks.resnet import resnet20
@@ -20,10 +20,11 @@ NETWORKS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
     "resnet20": lambda shape, classes: resnet20(classes, shape[0]),
     "resnet20-norm-after": lambda shape, classes: resnet20(classes, shape[0], "after"),
 }
+"""Networks by name, each made for images of a shape (C, H, W) and a number of classes."""
 
 
 def build(spec: str, *, shape: tuple[int, int, int], classes: int, activation: str = "tanh") -> nn.Module:
-    """The network that `spec` describes.
+    """The network that `spec` describes, in train mode, seen to take the data's images.
 
     Args:
         spec: sizes such as "784-800-800-10"; a name in `NETWORKS`; or "module:function" (or "path/to/file.py:function")
@@ -34,8 +35,14 @@ def build(spec: str, *, shape: tuple[int, int, int], classes: int, activation: s
 
     Raises:
         ValueError: if there is no such network, it can't be made, or it does not fit the data.
+
+    >>> build("64-20-10", shape=(1, 8, 8), classes=10)(torch.zeros(5, 1, 8, 8)).shape
+    torch.Size([5, 10])
+    >>> build("resnet-20", shape=(3, 32, 32), classes=10)
+    Traceback (most recent call last):
+    ValueError: unknown network 'resnet-20'; did you mean resnet20? (or give sizes, 784-800-800-10, or module:function)
     """
-    features = shape[0] * shape[1] * shape[2]
+    features = math.prod(shape)
     spec = spec.strip()
     if ":" in spec:
         return own(spec, shape, classes)
@@ -49,9 +56,8 @@ def build(spec: str, *, shape: tuple[int, int, int], classes: int, activation: s
             )
         return mlp(sizes, activation)
     if spec not in NETWORKS:
-        near = difflib.get_close_matches(spec, NETWORKS, n=2, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"the named ones are {', '.join(NETWORKS)}."
-        raise ValueError(f"unknown network {spec!r}; {hint} Else give sizes (784-800-800-10) or module:function")
+        hint = nearest(spec, NETWORKS, str)
+        raise ValueError(f"unknown network {spec!r}; {hint} (or give sizes, 784-800-800-10, or module:function)")
     model = NETWORKS[spec](shape, classes)
     check(spec, model, shape, classes)
     return model

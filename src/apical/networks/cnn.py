@@ -12,6 +12,9 @@ def lansdell2020_cnn(classes: int = 10, dropout: float = 0.5) -> nn.Sequential:
     two hidden layers of 2048 with dropout after each. The released code pads everything to SAME and has 5x5 with 96 maps in
     its first layer; tanh and the padding are the code's, the sizes the paper's. Dropout rescales as PyTorch's does; the code
     masks without rescaling.
+
+    >>> lansdell2020_cnn()(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
     """
     layers: list[nn.Module] = []
     for before, after, kernel in ((3, 32, 3), (32, 128, 5), (128, 256, 5)):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import nn
+
+from apical.checks import nearest
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -21,13 +22,17 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "leaky-relu": nn.LeakyReLU,
     "softplus": nn.Softplus,
 }
+"""Activation functions by name, for a network given by sizes."""
 
 
 def parse_sizes(text: str) -> list[int]:
-    """Layer sizes from "784-800-800-10".
+    """Layer sizes written with dashes, from input to output.
 
     Raises:
         ValueError: if `text` is no such list of at least two positive numbers.
+
+    >>> parse_sizes("784-800-800-10")
+    [784, 800, 800, 10]
     """
     if not re.fullmatch(r"\d+(-\d+)+", text) or 0 in (sizes := [int(part) for part in text.split("-")]):
         raise ValueError(
@@ -37,16 +42,25 @@ def parse_sizes(text: str) -> list[int]:
 
 
 def mlp(sizes: Sequence[int], activation: str = "tanh") -> nn.Sequential:
-    """A fully connected network with biases: x [N, *] with sizes[0] values per sample -> [N, sizes[-1]], linear output.
+    """A fully connected network with biases and a linear output: x [N, *], sizes[0] values per sample -> [N, sizes[-1]].
+
+    Args:
+        sizes: values per layer, from input to output. activation: a name in `ACTIVATIONS`, between the layers.
 
     Raises:
         ValueError: for an unknown activation (the nearest ones are offered).
+
+    >>> mlp([784, 20, 10], "relu")
+    Sequential(
+      (0): Flatten(start_dim=1, end_dim=-1)
+      (1): Linear(in_features=784, out_features=20, bias=True)
+      (2): ReLU()
+      (3): Linear(in_features=20, out_features=10, bias=True)
+    )
     """
     key = activation.lower().replace("_", "-")
     if key not in ACTIVATIONS:
-        near = difflib.get_close_matches(key, ACTIVATIONS, n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"give one of {', '.join(ACTIVATIONS)}"
-        raise ValueError(f"unknown activation {activation!r}; {hint}")
+        raise ValueError(f"unknown activation {activation!r}; {nearest(key, ACTIVATIONS, str)}")
     layers: list[nn.Module] = [nn.Flatten()]
     for before, after in pairwise(sizes[:-1]):
         layers += [nn.Linear(before, after), ACTIVATIONS[key]()]
@@ -57,6 +71,9 @@ def lansdell2020_mlp(inputs: int = 784, classes: int = 10, hidden: tuple[int, in
     """The small network of lansdell2020 figs 2 and 4: x [N, *] -> [N, classes], two hidden layers, sigmoid.
 
     Released code: weights and biases are normal with sd sqrt(2 / fan in), the output is linear.
+
+    >>> [layer.out_features for layer in lansdell2020_mlp() if isinstance(layer, nn.Linear)]
+    [50, 20, 10]
     """
     model = mlp([inputs, *hidden, classes], "sigmoid")
     for layer in model:

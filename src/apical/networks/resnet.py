@@ -40,7 +40,14 @@ class BasicBlock(nn.Module):
 
 
 def resnet20(classes: int = 10, channels: int = 3, norm: Norm = "before") -> nn.Sequential:
-    """ResNet-20: x [N, channels, H, W] -> [N, classes], 16, 32 and 64 maps in three stages of three blocks."""
+    """ResNet-20: x [N, channels, H, W] -> [N, classes], 16, 32 and 64 maps in three stages of three blocks.
+
+    Args:
+        classes: values of the output. channels: of the images. norm: where batch normalization stands.
+
+    >>> sum(p.numel() for p in resnet20().parameters())
+    272474
+    """
     stem = [nn.BatchNorm2d(16), nn.ReLU()]
     layers: list[nn.Module] = [
         nn.Conv2d(channels, 16, 3, padding=1, bias=False),
