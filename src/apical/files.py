@@ -1,4 +1,4 @@
-"""Writing files that are either whole or not there."""
+"""Files that are either whole or not there, whatever happens while they are written."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -18,7 +18,7 @@ from apical.cli.rules import Rules
 from apical.cli.terminal import plain_errors
 from apical.cli.train import Train
 
-Command = (
+Command: Any = (
     Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
     | Annotated[Train, tyro.conf.subcommand("train", prefix_name=False)]
     | Annotated[Audit, tyro.conf.subcommand("audit", prefix_name=False)]
@@ -28,16 +28,25 @@ Command = (
     | Annotated[Papers, tyro.conf.subcommand("papers", prefix_name=False)]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce", prefix_name=False)]
 )
+"""Any of the commands, as tyro reads them; a type to it, but to no type checker."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the `apical` command."""
+    """Run the `apical` command.
+
+    Args:
+        arguments: the words after `apical`. None: those of the process.
+
+    >>> main(["rules", "fa"])  # doctest: +ELLIPSIS
+    fa: Feedback alignment
+    ...
+    """
     keep_freed_memory()
     with plain_errors():
         command = tyro.cli(
-            Command,  # type: ignore[arg-type]
+            Command,
             prog="apical",
             description=f"apical {apical.__version__}: train any PyTorch network without weight transport.",
             args=arguments,
         )
-        command.run()  # type: ignore[union-attr]
+        command.run()

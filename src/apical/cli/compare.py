@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from apical.cli.terminal import check_resumed, command_line, config_in, console, line, new_folder, progress, slug, watch
-from apical.comparison.compare import compare
 from apical.comparison.config import CompareConfig
 from apical.training.session import Interrupted
 
@@ -42,6 +41,7 @@ class Compare:
         """Compare."""
         from apical import report
         from apical.benchmark import step_ratios
+        from apical.comparison import compare
 
         config, folder = self.config, self.resume
         if folder is not None:

@@ -9,7 +9,6 @@ from rich.table import Table
 from rich.text import Text
 
 from apical.cli.terminal import console, line
-from apical.papers import PAPERS, experiments
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ class Papers:
             for page in results.pages(self.pages):
                 line(f"page: {page}")
             return
+        from apical.papers import PAPERS, experiments
+
         table = Table(title="apical reproduce ID", title_justify="left", show_header=False)
         table.add_column(style="bold", no_wrap=True)
         table.add_column()
@@ -46,7 +47,7 @@ class Papers:
 
 
 def duration(minutes: float) -> str:
-    """In words that fit a column.
+    """A duration in words that fit a column.
 
     >>> duration(0.2), duration(12), duration(90), duration(6000)
     ('seconds', '12 min', '1.5 h', '4.2 days')

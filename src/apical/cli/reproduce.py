@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.progress import Progress
 from rich.table import Table
 
 from apical.cli.terminal import check_resumed, config_in, console, errors, line, new_folder, progress, slug
-from apical.papers import find
-from apical.papers.experiment import Watcher
-from apical.papers.reproduce import KEYS, reproduce
 from apical.training.session import Interrupted
+
+if TYPE_CHECKING:
+    from apical.papers.experiment import Watcher
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Reproduce:
 
     def run(self) -> None:
         """Reproduce."""
+        from apical.papers import find
+        from apical.papers.reproduce import KEYS, reproduce
         from apical.report.papers import paper, results
 
         options: dict[str, Any] = {
@@ -119,7 +121,7 @@ def _watch(display: Progress, condition: str, seeds: Any) -> Watcher:
 
 
 def tables(outcome: dict[str, Any]) -> list[Table]:
-    """An outcome for the terminal: ours beside theirs, then the claims."""
+    """The tables of an outcome for the terminal: our numbers beside the published ones, then the paper's claims."""
     from apical.report.papers.paper import extent, number, printed
 
     made = []

@@ -9,8 +9,6 @@ import tyro
 from rich.table import Table
 
 from apical.cli.terminal import console
-from apical.rules import rules
-from apical.training.options import rule_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,8 @@ class Rules:
         if self.name is not None:
             self._one(self.name)
             return
+        from apical.rules import rules
+
         table = Table(title="Rules", title_justify="left")
         for column in ("name", "title", "pathway", "feedback is", "source"):
             table.add_column(column, style="bold" if column == "name" else None)
@@ -39,6 +39,8 @@ class Rules:
         console.print("More on one: apical rules NAME")
 
     def _one(self, name: str) -> None:
+        from apical.training.options import rule_of
+
         rule = rule_of(name)
         console.print(f"[bold]{rule.name}[/]: {rule.title}", markup=True)
         console.print(f"  pathway: {rule.pathway.name}; feedback: {rule.plasticity.name}")

@@ -10,7 +10,6 @@ import tyro
 
 from apical.cli.terminal import check_resumed, config_in, console, line, new_folder, progress, slug, watch
 from apical.training.config import TrainConfig
-from apical.training.train import train
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,8 @@ class Train:
 
     def run(self) -> None:
         """Train."""
+        from apical.training.train import train
+
         config, folder = self.config, self.resume
         if folder is not None:
             kept = config_in(folder, "train", [one.name for one in fields(TrainConfig)])

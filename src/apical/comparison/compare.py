@@ -61,6 +61,13 @@ def compare(
     Raises:
         Interrupted: Ctrl-C; call again with resume=True to go on.
         ValueError: bad config, data or folder, or a rule that can't learn this network, before anything is written.
+
+    >>> import tempfile
+    >>> config = CompareConfig(rules=("bp", "fa"), seeds=1, epochs=1, network="64-8-10")
+    >>> with tempfile.TemporaryDirectory() as home:
+    ...     found = compare(config, f"{home}/all")
+    >>> [(row["rule"], row["transported"]) for row in found["table"]]
+    [('bp', 'weights'), ('fa', 'nothing')]
     """
     data = images.load(config.data) if data is None else data
     for rule in config.rules:

@@ -1,4 +1,4 @@
-"""What a comparison is made of: rules x seeds on one network."""
+"""The config of a comparison: rules x seeds on one network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from apical.training.options import rule_of
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(Recipe):
-    """Rules x seeds on one network."""
+    """The config of a comparison: a recipe with several rules and several seeds.
+
+    >>> config = CompareConfig(rules=("bp", "fa"), seeds=2, epochs=1)
+    >>> config.run("fa", seed=1).rule
+    'fa'
+    """
 
     rules: tuple[str, ...] = ("bp", "fa", "dfa", "kp", "usf", "shallow")
     """Rules to compare, with options after a colon: bp fa urfb:epsilon=0.5."""

@@ -19,7 +19,7 @@ class DataError(ValueError):
     """An error of data that can't be used; its message says which data, why, and the way out.
 
     >>> from apical.data import load
-    >>> load("./nowhere")
+    >>> load("./nowhere")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     apical.data.images.DataError: data folder './nowhere' does not exist ...
     """

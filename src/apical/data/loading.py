@@ -25,7 +25,7 @@ def load(
     label_column: str | None = None,
     in_memory: bool | None = None,
 ) -> ImageData:
-    """A data set by name, decoded at the first time and kept for later ones.
+    """The data set of a name, decoded at the first time and kept for later ones.
 
     Grey images have one channel, all others three (RGB), as have grey images among coloured ones; an alpha channel is
     dropped. What was kept is checked byte by byte, and decoded anew when it is damaged or its source has changed: a
@@ -47,6 +47,10 @@ def load(
     Raises:
         DataError: if the data is missing, empty, damaged or unreachable, has images of several sizes, or is no
             image-classification data; or if the cache folder can't be written.
+
+    >>> digits = load("digits")
+    >>> len(digits.train), len(digits.test), digits.shape, digits.classes
+    (1442, 355, (1, 8, 8), 10)
     """
     name, choice = os.fspath(name), Choice(test_split, image_column, label_column)
     if name == "digits":

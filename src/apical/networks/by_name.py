@@ -36,11 +36,12 @@ def build(spec: str, *, shape: tuple[int, int, int], classes: int, activation: s
     Raises:
         ValueError: if there is no such network, it can't be made, or it does not fit the data.
 
+    >>> import torch
     >>> build("64-20-10", shape=(1, 8, 8), classes=10)(torch.zeros(5, 1, 8, 8)).shape
     torch.Size([5, 10])
-    >>> build("resnet-20", shape=(3, 32, 32), classes=10)
+    >>> build("resnet-20", shape=(3, 32, 32), classes=10)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: unknown network 'resnet-20'; did you mean resnet20? (or give sizes, 784-800-800-10, or module:function)
+    ValueError: unknown network 'resnet-20'; did you mean resnet20 ...
     """
     features = math.prod(shape)
     spec = spec.strip()

@@ -13,6 +13,7 @@ def lansdell2020_cnn(classes: int = 10, dropout: float = 0.5) -> nn.Sequential:
     its first layer; tanh and the padding are the code's, the sizes the paper's. Dropout rescales as PyTorch's does; the code
     masks without rescaling.
 
+    >>> import torch
     >>> lansdell2020_cnn()(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """

@@ -16,7 +16,12 @@ _MAGIC = b"apical checkpoint 1\n"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that can't be used, with the way out."""
+    """An error of a checkpoint that can't be used; its message says why, and the way out.
+
+    >>> load(Path("nowhere.ckpt"))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    apical.training.checkpoint.CheckpointError: can't read checkpoint nowhere.ckpt: ...
+    """
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -28,7 +33,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state written by `save`, on the CPU.
+    """The state that `save` has written, on the CPU.
 
     Raises:
         CheckpointError: if the file is no checkpoint of apical's, or is damaged.

@@ -1,4 +1,4 @@
-"""What a run is: a typed, frozen description that is written beside its results."""
+"""The config of a run: a typed, frozen description that is written beside its results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ from apical.training.options import optimizer_of, rule_of, scheduler_of
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to train, whatever the rule and the seed."""
+    """A way to train, whatever the rule and the seed: data, network, loss, optimizer, length, measurements.
+
+    Every field is an option of the command line, under the same name.
+
+    Raises:
+        ValueError: naming every field whose value can't be.
+
+    >>> Recipe(epochs=0, batch=-3)
+    Traceback (most recent call last):
+    ValueError: epochs must be at least 1, got 0; batch must be at least 1, got -3
+    """
 
     data: str = "digits"
     """"digits" (bundled), a Hugging Face hub name such as ylecun/mnist or uoft-cs/cifar10, or a folder in the hub's layout."""
@@ -94,7 +104,11 @@ class Recipe:
 
     @property
     def rate(self) -> float:
-        """The learning rate, given or by default."""
+        """The learning rate, given or by default.
+
+        >>> Recipe().rate, Recipe(optimizer="Adam").rate, Recipe(learning_rate=0.3).rate
+        (0.05, 0.001, 0.3)
+        """
         if self.learning_rate is not None:
             return self.learning_rate
         return 0.05 if optimizer_of(self.optimizer)[0] is torch.optim.SGD else 0.001
@@ -106,7 +120,12 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Recipe):
-    """One run: one network, one rule, one seed."""
+    """The config of one run: a recipe with one rule and one seed.
+
+    >>> config = TrainConfig(rule="kp", network="64-20-10", epochs=2, seed=7)
+    >>> config.rule, config.seed, config.data
+    ('kp', 7, 'digits')
+    """
 
     rule: str = "fa"
     """A rule, with options after a colon: fa, dfa, urfb:epsilon=0.5, fa:init=nokland2016. See `apical rules`."""

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from apical.files import write_bytes
+from apical.files import write_text
 
 
 class MetricsLog:
@@ -44,4 +44,4 @@ class MetricsLog:
     def cut(self, step: int | None) -> None:
         """Drop everything measured after `step`; with None, everything."""
         kept = [] if step is None else [line for line in self.read() if line["step"] <= step]
-        write_bytes(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))

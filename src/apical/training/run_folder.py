@@ -13,11 +13,26 @@ from apical.training.metrics import MetricsLog
 
 
 class RunFolderError(ValueError):
-    """A run folder that can't be used as asked, with the way out."""
+    """An error of a run folder that can't be used as asked; its message says why, and the way out.
+
+    >>> RunFolder("nowhere").reopen()
+    Traceback (most recent call last):
+    apical.training.run_folder.RunFolderError: folder nowhere holds no run to resume: it has no config.json
+    """
 
 
 class RunFolder:
-    """Where a run keeps everything it knows. Every file in it is whole or not there."""
+    """The folder in which a run keeps everything it knows. Every file in it is whole or not there.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as home:
+    ...     run = RunFolder(f"{home}/one")
+    ...     run.start({"rule": "fa"})
+    ...     run.metrics.append({"step": 0, "test_error": 90.1})
+    ...     run.finish({"test_error": 2.5})
+    ...     run.reopen(), run.metrics.read(), run.result
+    ({'rule': 'fa'}, [{'step': 0, 'test_error': 90.1}], {'test_error': 2.5})
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -69,12 +84,12 @@ class RunFolder:
 
     @property
     def has_run(self) -> bool:
-        """Whether a run was started here."""
+        """True once a run was started here."""
         return self._config.exists()
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What the run ended with, or None while it hasn't."""
+        """The result that the run ended with, or None while it hasn't."""
         path = self.path / "result.json"
         if not path.exists():
             return None

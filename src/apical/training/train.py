@@ -1,4 +1,4 @@
-"""Training one network from its config to its result."""
+"""Training of one network, from its config to its result."""
 
 from __future__ import annotations
 
@@ -41,6 +41,14 @@ def train(
     Raises:
         NonFiniteLossError: the loss is infinite or nan. Interrupted: Ctrl-C; the run can be resumed.
         ValueError: bad config, data, folder or checkpoint, before anything is written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as home:
+    ...     result = train(TrainConfig(rule="fa", network="64-20-10", epochs=1), f"{home}/run")
+    ...     sorted(path.name for path in Path(home, "run").iterdir())
+    ['checkpoint', 'config.json', 'metrics.jsonl', 'result.json']
+    >>> result["steps"], result["test_error"] < 60
+    (23, True)
     """
     data = images.load(config.data) if data is None else data
     run = RunFolder(folder)
@@ -68,7 +76,7 @@ def train(
 
 @contextmanager
 def stoppable() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C stops at the next step's end; a second one at once."""
+    """A function that says whether Ctrl-C was pressed, for a stop at the next step's end; a second Ctrl-C stops at once."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return

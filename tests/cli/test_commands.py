@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 
 from apical.cli import terminal
 from apical.cli.command_line import main
+from apical.training import Interrupted
 
 
 def run(*arguments, capsys=None, code=None):
@@ -34,11 +36,29 @@ def empty_folder(tmp_path, monkeypatch):
 SHORT = ("--network", "64-20-10", "--epochs", "1")
 
 
-@pytest.mark.parametrize("command", ["compare", "train", "audit", "rules", "report", "benchmark"])
-def test_help_shows_examples(command, capsys):
+RECIPE = (
+    "data network activation loss connectivity whole-output optimizer learning-rate weight-decay scheduler epochs batch "
+    "input-noise activation-noise test-every align-every checkpoint-every precision memory-format accelerator"
+)
+OPTIONS = {
+    "compare": f"{RECIPE} rules seeds first-seed replicas folder resume overwrite time-steps",
+    "train": f"{RECIPE} rule seed folder resume overwrite",
+    "audit": "rule data network activation loss seed",
+    "rules": "",
+    "report": "picture",
+    "benchmark": "networks rules seconds repeats threads optimizer device mixed local json figure read",
+    "papers": "pages",
+    "reproduce": "seeds first-seed scale only data folder resume using overwrite publish",
+}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_shows_examples_and_every_option(command, capsys):
     out = run(command, "--help", capsys=capsys, code=0).out
     assert f"apical {command}" in out
     assert "Try:" in out
+    found = set(re.findall(r"^[│|\s]*(?:-h, )?--([a-z][a-z-]*)", out, re.M))
+    assert found == {"help", *OPTIONS[command].split()}
 
 
 def test_compare_prints_the_table_and_writes_the_report(tmp_path, capsys):
@@ -268,5 +288,6 @@ def test_two_processes_by_torchrun(tmp_path):
 
 def test_a_long_message_stays_on_one_line_so_that_its_paths_can_be_copied(capsys):
     path = "/".join(["folder"] * 40)
-    terminal._say("stopped", f"the run in {path} can be resumed")
+    with pytest.raises(SystemExit), terminal.plain_errors():
+        raise Interrupted(f"the run in {path} can be resumed")
     assert f"the run in {path} can be resumed" in capsys.readouterr().err

@@ -1,0 +1,138 @@
+"""A run: what it learns, measures and leaves."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from apical.training import (
+    NonFiniteLossError,
+    RunFolder,
+    TrainConfig,
+    train,
+)
+from apical.training.one_network import OneNetwork
+from training.runs import DIGITS, SHORT, small, weights
+
+
+def test_a_run_is_stochastic_gradient_descent_written_out(tmp_path):
+    data = small()
+    config = TrainConfig(
+        network="16-5-3", rule="fa", optimizer="SGD", learning_rate=0.3, epochs=3, batch=10, precision="64-true", seed=4
+    )
+    seen = []
+
+    def watcher(step, steps, newest):
+        seen.append(step)
+
+    train(config, tmp_path / "run", data=data, watcher=watcher)
+    assert seen == list(range(1, 22))
+    # The same in NumPy, from the run's own initial weights and order of samples.
+    learner = OneNetwork(config, data).learner
+    model = learner.model
+    W1, b1, W2, b2 = (
+        p.detach().numpy().copy() for p in (model[1].weight, model[1].bias, model[3].weight, model[3].bias)
+    )
+    B2 = learner.synapses["3"].feedback.numpy()
+    for epoch in range(3):
+        generator = torch.Generator().manual_seed((4 + 1) * 1_000_003 + epoch)
+        for index in torch.randperm(64, generator=generator).split(10):
+            x = data.train.images[index].numpy().reshape(len(index), -1).astype(np.float32).astype(float) / np.float32(
+                255
+            )
+            x = (data.train.images[index].float() / 255).numpy().reshape(len(index), -1).astype(float)
+            y = np.eye(3)[data.train.labels[index].numpy()]
+            h = np.tanh(x @ W1.T + b1)
+            logits = h @ W2.T + b2
+            p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+            e = (p - y) / len(index)
+            delta = (e @ B2) * (1 - h**2)
+            W2, b2 = W2 - 0.3 * e.T @ h, b2 - 0.3 * e.sum(0)
+            W1, b1 = W1 - 0.3 * delta.T @ x, b1 - 0.3 * delta.sum(0)
+    found = weights(tmp_path / "run")
+    # Fabric hands the outputs of a 64-true model back as float32, so errors carry its rounding.
+    np.testing.assert_allclose(found["1.weight"].numpy(), W1, atol=1e-7)
+    np.testing.assert_allclose(found["3.weight"].numpy(), W2, atol=1e-7)
+    np.testing.assert_allclose(found["3.bias"].numpy(), b2, atol=1e-7)
+
+
+def test_rules_learn_digits(tmp_path):
+    errors = {}
+    for rule in ("bp", "fa", "dfa", "kp", "usf", "shallow"):
+        errors[rule] = train(TrainConfig(rule=rule, align_every=0), tmp_path / rule, data=DIGITS)["test_error"]
+    assert all(errors[rule] < 5 for rule in ("bp", "fa", "dfa", "kp", "usf")), errors
+    assert errors["shallow"] > max(error for rule, error in errors.items() if rule != "shallow") + 2, errors
+
+
+def test_noise_while_training_and_none_in_the_test(tmp_path):
+    clean = train(SHORT, tmp_path / "clean", data=DIGITS)
+    for name in ("input_noise", "activation_noise"):
+        noisy = train(dataclasses.replace(SHORT, **{name: 0.5}), tmp_path / name, data=DIGITS)
+        assert noisy["test_loss"] != clean["test_loss"]
+        first = [RunFolder(tmp_path / run).metrics.read()[0] for run in ("clean", name)]
+        assert first[0]["test_loss"] == first[1]["test_loss"]
+
+
+@pytest.mark.parametrize("rule", ["bp", "kp", "dfa", "wm"])
+def test_thinned_networks_learn_and_stay_thin(tmp_path, rule):
+    config = TrainConfig(rule=rule, connectivity=0.5, whole_output=True, epochs=10, align_every=0)
+    assert train(config, tmp_path / "run", data=DIGITS)["test_error"] < 12
+    state = weights(tmp_path / "run")
+    masks = {name: mask for name, mask in state.items() if name.endswith("_mask")}
+    layers = sorted({name.partition(".")[0] for name in state})
+    whole = layers.pop()
+    assert {name for name in masks if "weight" in name} == {f"{layer}.weight_mask" for layer in layers}
+    assert not any(name.startswith(f"{whole}.") for name in masks)
+    for name, mask in masks.items():
+        assert 0.4 < float(mask.mean()) < 0.6
+        assert not state[name.removesuffix("_mask")][mask == 0].any()
+
+
+def test_schedulers_and_their_state(tmp_path):
+    config = dataclasses.replace(SHORT, epochs=3, scheduler="MultiStepLR:milestones=[1,2],gamma=0.1")
+    train(config, tmp_path / "run", data=DIGITS)
+    lines = RunFolder(tmp_path / "run").metrics.read()
+    rates = {round(line["epoch"]): line["learning_rate"] for line in lines}
+    assert [rates[epoch] for epoch in (0, 1, 2, 3)] == pytest.approx([0.05, 0.005, 0.0005, 0.0005])
+
+
+@pytest.mark.parametrize("rule", ["dfa", "wm", "np", "sg"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_precisions(tmp_path, precision, rule):
+    result = train(dataclasses.replace(SHORT, precision=precision, rule=rule), tmp_path / "run", data=DIGITS)
+    assert result["test_error"] < 60
+    expected = torch.float64 if precision == "64-true" else torch.float32
+    assert weights(tmp_path / "run")["1.weight"].dtype == expected
+
+
+def test_the_run_folder_tells_the_whole_story(tmp_path):
+    config = dataclasses.replace(SHORT, test_every=10, align_every=20)
+    result = train(config, tmp_path / "run", data=DIGITS)
+    run = RunFolder(tmp_path / "run")
+    assert TrainConfig(**json.loads((tmp_path / "run" / "config.json").read_text())) == config
+    lines = run.metrics.read()
+    assert [line["step"] for line in lines] == [0, 10, 20, 30, 40, 46]
+    assert ["alignment" in line for line in lines] == [True, False, True, False, True, True]
+    assert lines[-1]["test_error"] == result["test_error"] == run.result["test_error"]
+    assert lines[0]["train_loss"] is None
+    assert lines[-1]["alignment"]["3"]["matrix_angle"] < lines[0]["alignment"]["3"]["matrix_angle"]
+    assert len(result["predictions"]) == len(DIGITS.test)
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_message(tmp_path):
+    config = TrainConfig(network="64-20-10", learning_rate=1e30, optimizer="SGD", rule="bp", activation="relu")
+    with pytest.raises(NonFiniteLossError, match=r"loss became (nan|inf) at step \d+ \(epoch 1\) of rule 'bp'.*1e\+30"):
+        train(config, tmp_path / "run", data=DIGITS)
+    assert RunFolder(tmp_path / "run").result is None
+
+
+def test_ctrl_c_outside_the_main_thread_is_left_to_the_caller(tmp_path):
+    import threading
+
+    results = []
+    thread = threading.Thread(target=lambda: results.append(train(SHORT, tmp_path / "run", data=DIGITS)))
+    thread.start()
+    thread.join()
+    assert results[0]["steps"] == 46
