@@ -61,7 +61,8 @@ def test_a_run_is_stochastic_gradient_descent_written_out(tmp_path):
 def test_rules_learn_digits(tmp_path):
     errors = {}
     for rule in ("bp", "fa", "dfa", "kp", "usf", "shallow"):
-        errors[rule] = train(TrainConfig(rule=rule, align_every=0), tmp_path / rule, data=DIGITS)["test_error"]
+        config = TrainConfig(rule=rule, align_every=0, test_every=1000, checkpoint_every=1000)
+        errors[rule] = train(config, tmp_path / rule, data=DIGITS)["test_error"]
     assert all(errors[rule] < 5 for rule in ("bp", "fa", "dfa", "kp", "usf")), errors
     assert errors["shallow"] > max(error for rule, error in errors.items() if rule != "shallow") + 2, errors
 
