@@ -238,8 +238,18 @@ def test_bad_input_costs_no_earlier_run(command, bad, tmp_path, capsys):
     [
         ("train", (), ("--seed", "7"), "with --seed 0;"),
         ("train", (), ("--folder", "two"), "with no --folder;"),
-        ("compare", ("--rules", "shallow", "--seeds", "1"), ("--rules", "fa", "--seeds", "2"), "--seeds 1"),
-        ("compare", ("--rules", "shallow", "--seeds", "1"), ("--overwrite",), "with no --overwrite;"),
+        (
+            "compare",
+            ("--rules", "shallow", "--seeds", "1", "--no-time-steps"),
+            ("--rules", "fa", "--seeds", "2"),
+            "--seeds 1",
+        ),
+        (
+            "compare",
+            ("--rules", "shallow", "--seeds", "1", "--no-time-steps"),
+            ("--overwrite",),
+            "with no --overwrite;",
+        ),
     ],
 )
 def test_a_resumed_run_is_not_another_one(command, more, other, told, tmp_path, capsys):
