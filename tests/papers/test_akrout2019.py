@@ -61,7 +61,7 @@ def test_released_run_follows_the_release(condition, rate, tmp_path):
     record = one.run(task)
     ours = {k: v.double().numpy() for k, v in task.restore("course")["parts"]["model"].items()}  # type: ignore[index]
 
-    net = one._network(data, 5)
+    net = one.network(data, 5)
     learner = apical.attach(
         net,
         settings(BATCH)[condition].rule,

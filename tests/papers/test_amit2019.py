@@ -13,6 +13,7 @@ from apical.papers import find
 from apical.papers.amit2019 import circuits, conservation
 from apical.papers.amit2019 import fig12 as linear
 from apical.papers.amit2019 import theorems as scalar
+from apical.papers.amit2019.linear_network import drawn, flow
 from apical.papers.experiment import Task
 from apical.papers.record import Curve, Record
 
@@ -23,10 +24,10 @@ def run(name: str, condition: str, lengths: dict[str, int], folder, seeds=(0, 1)
 
 @pytest.mark.parametrize("condition", ["bp", "eps=0", "eps=0.5", "eps=1, sd 0.2"])
 def test_linear_network_makes_euler_steps_of_the_system(condition, tmp_path):
-    setting = linear.settings()[condition]
+    setting = linear.CONDITIONS[condition]
     found = run("fig12", condition, {"iterations": 30}, tmp_path, (3, 4))
     for index, seed in enumerate((3, 4)):
-        start = linear._start(setting, seed)
+        start = drawn(setting.epsilon, setting.method.sd, seed)
         W = [w.numpy() for w in start.weights]
         R0 = [r.numpy().T for r in start.feedback]  # The paper's R_l is [in, out].
         T = start.target.numpy().T
@@ -34,7 +35,7 @@ def test_linear_network_makes_euler_steps_of_the_system(condition, tmp_path):
             R = [w.T for w in W] if setting.epsilon is None else [r + setting.epsilon * w.T for r, w in zip(R0, W)]  # noqa: B905
             E = T - W[2] @ W[1] @ W[0]
             step = [R[1] @ R[2] @ E, R[2] @ E @ W[0].T, E @ W[0].T @ W[1].T]
-            W = [w + setting.step * d for w, d in zip(W, step, strict=True)]
+            W = [w + setting.method.step * d for w, d in zip(W, step, strict=True)]
         error = np.trace((T - W[2] @ W[1] @ W[0]).T @ (T - W[2] @ W[1] @ W[0]))
         assert found.curves["squared error"].values[index, -1] == pytest.approx(error, rel=1e-9)
         if setting.epsilon is not None:
@@ -52,7 +53,7 @@ def test_flow_of_the_linear_network_is_the_gradient_where_feedback_is_transposed
         moved = [w + shift if i == which else w for i, w in enumerate(W)]
         return ((T - moved[2] @ moved[1] @ moved[0]) ** 2).sum() / 2
 
-    for which, d in enumerate(linear.flow(W, None, T, 0.0)):
+    for which, d in enumerate(flow(W, None, T, 0.0)):
         bump = np.zeros_like(d)
         bump[1, 2] = 1e-6
         assert -(loss(which, bump) - loss(which, -bump)) / 2e-6 == pytest.approx(d[1, 2], rel=1e-6)
@@ -61,8 +62,8 @@ def test_flow_of_the_linear_network_is_the_gradient_where_feedback_is_transposed
 def test_differential_equation_is_solved(tmp_path):
     name, iterations = "eps=0.5, ODE", 60
     found = run("fig12", name, {"iterations": iterations}, tmp_path, (2,))
-    setting = linear.settings()[name]
-    start = linear._start(setting, 2)
+    setting = linear.CONDITIONS[name]
+    start = drawn(setting.epsilon, setting.method.sd, 2)
     W, R0, T = [w.numpy() for w in start.weights], [r.numpy() for r in start.feedback], start.target.numpy().T
 
     def change(W):
@@ -73,7 +74,7 @@ def test_differential_equation_is_solved(tmp_path):
     def along(W, k, h):
         return [w + h * d for w, d in zip(W, k, strict=True)]
 
-    h = setting.step
+    h = setting.method.step
     for _ in range(iterations):  # Runge and Kutta's fourth-order steps.
         k1 = change(W)
         k2 = change(along(W, k1, h / 2))
@@ -137,11 +138,11 @@ def test_rate_of_two_layers_is_as_written_out():
 def test_draws_meet_the_conditions_of_the_theorems(name):
     one = find(f"amit2019/{name}")
     assert isinstance(one, scalar.Decoupled)
-    target, back = one._drawn(range(50))
+    target, back = one.drawn(range(50))
     assert (target <= 1).all()
     assert (back[1:].max(0) < 0.3 * target).all()
     if one.layers == 3:
-        for epsilon in scalar.EPSILONS:
+        for epsilon in scalar.EPSILONS.values():
             assert (back[1] > (1 + np.sqrt(1 + epsilon)) / 2 * back[2]).all()
 
 

@@ -1,9 +1,9 @@
-"""The weight mirror in theory: what its mean update is, where B settles, and what it descends."""
+"""The weight mirror in theory: its mean update, the point where B settles, and the loss that it descends."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,29 +21,56 @@ SIZES = (30, 100, 20)
 BATCH = 100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mirroring:
-    """A weight mirror: its options, and by what diag(phi') the covariance is expected to scale W."""
+    """A weight mirror, and the slope diag(phi') with which the covariance is expected to scale W.
 
-    options: Mapping[str, object]
-    bias: bool
-    derivative: str
+    Args:
+        activation, noise, blocking: of the mirror. bias: whether the network has biases.
+        slope: mean of phi' under the noise, of biases [out].
+        spread: variance of the answers over that of a linear unit with the same covariance; 1.36 for ReLU, found numerically [D].
+    """
+
+    activation: str
+    slope: Callable[[Tensor], Tensor]
+    noise: float = 1.0
+    blocking: bool = False
+    bias: bool = True
     spread: float = 1.0
-    """Variance of the answers over that of a linear unit with the same covariance: 1.36 for ReLU, by numerical check [D]."""
+
+    @property
+    def rule(self) -> apical.Rule:
+        """The rule, whose feedback starts at 0 and does not decay, so that it sums all updates."""
+        return apical.rule(
+            "wm",
+            rate=1.0,
+            decay=0.0,
+            init=nn.init.zeros_,
+            activation=self.activation,
+            noise=self.noise,
+            bias_blocking=self.blocking,
+        )
+
+
+def sigmoid_slope(z: Tensor) -> Tensor:
+    """The derivative of the sigmoid at z."""
+    y = torch.sigmoid(z)
+    return y * (1 - y)
 
 
 MIRRORS = {
-    "ReLU without bias": Mirroring({"activation": "relu"}, False, "half", 1.36),
-    "sigmoid (eq. 11)": Mirroring({"activation": "sigmoid", "noise": 0.1}, True, "at b"),
+    "ReLU without bias": Mirroring(activation="relu", slope=lambda b: torch.full_like(b, 0.5), bias=False, spread=1.36),
+    "sigmoid (eq. 11)": Mirroring(activation="sigmoid", slope=sigmoid_slope, noise=0.1),
     "sigmoid, bias-blocking (eq. 12)": Mirroring(
-        {"activation": "sigmoid", "noise": 0.1, "bias_blocking": True}, True, "at 0"
+        activation="sigmoid", slope=lambda b: sigmoid_slope(torch.zeros_like(b)), noise=0.1, blocking=True
     ),
 }
 POINTS = {"decay times rate": True, "decay as printed": False}
+"""How the decay of eq. 21 is read -> the option `decay_times_rate`."""
 
 
 def networks(seeds: Sequence[int], activation: str = "tanh", bias: bool = True) -> apical.Replicas:
-    """A random network per seed, side by side; without bias its biases are 0."""
+    """Random networks, one per seed, side by side; without bias their biases are 0."""
     nets = []
     for seed in seeds:
         net, draw = mlp(SIZES, activation).double(), torch.Generator().manual_seed(seed)
@@ -61,28 +88,26 @@ def blank(n: int) -> tuple[Tensor, Tensor]:
 
 
 def attached(nets: apical.Replicas, rule: apical.Rule, seed: int) -> tuple[apical.Learner, apical.Synapse]:
-    """The learner, and the only synapse that a signal leaves."""
+    """The learner that `rule` makes of the networks, and its only synapse that a signal leaves."""
     learner = apical.attach(
         nets, rule, example_input=blank(nets.copies)[0], generator=torch.Generator().manual_seed(seed)
     )
     return learner, list(learner.synapses.values())[-1]
 
 
-def feedback_of(synapse: apical.Synapse) -> Tensor:
-    """Its feedback, which it has."""
-    assert synapse.feedback is not None
-    return synapse.feedback
+def mirrored(synapse: apical.Synapse) -> Tensor:
+    """The feedback that a mirror keeps [out, in]."""
+    return synapse.get_buffer("feedback")
 
 
 def expectations(task: Task) -> Record:
-    """The mean update of every mirror: its angle to what eqs 11 and 12 say, and its length along it."""
+    """The mean update of every mirror: its angle to the one of eqs 11 and 12, and its length along it."""
     batches, n = task.lengths["mirrors"], len(task.seeds)
     curves, numbers, arrays = {}, {}, {}
     for index, (name, mirroring) in enumerate(MIRRORS.items()):
         nets = networks(task.seeds, bias=mirroring.bias)
-        rule = apical.rule("wm", rate=1.0, decay=0.0, init=nn.init.zeros_, **mirroring.options)
-        learner, synapse = attached(nets, rule, task.seeds[0])
-        expected = _expected(mirroring, synapse, rule.plasticity.noise).chunk(n)  # type: ignore[attr-defined]
+        learner, synapse = attached(nets, mirroring.rule, task.seeds[0])
+        expected = _expected(mirroring, synapse).chunk(n)
         inputs, targets = blank(n)
 
         def learn(step: int, learner=learner, inputs=inputs, targets=targets) -> None:
@@ -90,7 +115,7 @@ def expectations(task: Task) -> Record:
 
         @torch.no_grad()
         def measure(learner=learner, synapse=synapse, expected=expected) -> Measures:
-            found = feedback_of(synapse).chunk(n)
+            found = mirrored(synapse).chunk(n)
             count = max(learner.adapted, 1)
             return {
                 "angle": [angle(B, E) if learner.adapted else math.nan for B, E in zip(found, expected, strict=True)],
@@ -109,19 +134,14 @@ def expectations(task: Task) -> Record:
 
 
 @torch.no_grad()
-def _expected(mirroring: Mirroring, synapse: apical.Synapse, noise: float) -> Tensor:
-    """sigma^2 diag(phi') W (1 - 1/N), the last factor for the batch mean that is subtracted."""
-    assert synapse.bias is not None
-    if mirroring.derivative == "half":
-        slope = torch.full_like(synapse.bias, 0.5)
-    else:
-        y = torch.sigmoid(synapse.bias if mirroring.derivative == "at b" else torch.zeros_like(synapse.bias))
-        slope = y * (1 - y)
-    return noise**2 * slope[:, None] * synapse.weight * (1 - 1 / BATCH)
+def _expected(mirroring: Mirroring, synapse: apical.Synapse) -> Tensor:
+    """The mean update sigma^2 diag(phi') W (1 - 1/N), the last factor for the batch mean that is subtracted."""
+    slope = mirroring.slope(synapse.get_parameter("bias"))
+    return mirroring.noise**2 * slope[:, None] * synapse.weight * (1 - 1 / BATCH)
 
 
 def fixed_points(task: Task) -> Record:
-    """Where B ends with the printed rate and decay, read in both ways."""
+    """The multiple of W at which B settles with the printed rate and decay, read in both ways."""
     n, batches = len(task.seeds), task.lengths["mirrors"]
     numbers = {}
     for name, times_rate in POINTS.items():
@@ -130,25 +150,25 @@ def fixed_points(task: Task) -> Record:
         learner, synapse = attached(nets, rule, task.seeds[0])
         for _ in range(batches):
             learner.adapt(*blank(n), squared_error)
-        pairs = zip(feedback_of(synapse).chunk(n), synapse.weight.detach().chunk(n), strict=True)
+        pairs = zip(mirrored(synapse).chunk(n), synapse.weight.detach().chunk(n), strict=True)
         numbers[name] = [float((B * W).sum() / W.norm() ** 2) for B, W in pairs]
     return Record(numbers=numbers)
 
 
 def descends(task: Task) -> Record:
-    """A mirror step from B by the library, and a gradient step on eq. 22 with the same noise."""
+    """The difference of the library's mirror step from B and a gradient step on eq. 22 with the same noise."""
     n, rate, decay = len(task.seeds), 0.1, 0.5
     nets = networks(task.seeds, "relu")
     learner, synapse = attached(nets, apical.rule("wm", rate=rate, decay=decay, decay_times_rate=False), task.seeds[0])
-    B = feedback_of(synapse).clone()
+    B = mirrored(synapse).clone()
     generator = learner.generator.get_state()
     learner.adapt(*blank(n), squared_error)
-    stepped = feedback_of(synapse).clone()
+    stepped = mirrored(synapse).clone()
     # From zero, the same noise leaves the product alone.
     learner.generator.set_state(generator)
     synapse.feedback = torch.zeros_like(B)
     learner.adapt(*blank(n), squared_error)
-    product = feedback_of(synapse) / rate
+    product = mirrored(synapse) / rate
     B.requires_grad_()
     loss = -(product * B).sum() + decay / (2 * rate) * B.square().sum()
     (gradient,) = torch.autograd.grad(loss, B)

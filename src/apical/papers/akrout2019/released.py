@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import apical
 from apical.data import ImageData
+from apical.data.images import Split
 from apical.losses import binary_cross_entropy, error_rate
 from apical.networks.mlp import mlp
+from apical.papers.akrout2019.settings import CONDITIONS, Condition, Setting, settings
+from apical.papers.claims import Statement, judge
 from apical.papers.course import course
 from apical.papers.experiment import Experiment, Task
-from apical.papers.outcome import Claim, Line, Outcome, Panel, Published, Row
-from apical.papers.record import Record
+from apical.papers.outcome import Line, Outcome, Panel, Published, Row
+from apical.papers.record import Curve, Record
 
 PROBES = 1000
 """Training images on which loss and angles are measured."""
@@ -25,79 +29,82 @@ LATE = 0.9
 
 
 @dataclass(frozen=True)
-class Setting:
-    """How a condition learns.
+class Printed:
+    """Last values in the release's results.json: test error in percent, and angles in degrees.
 
     Args:
-        rule: with its hyperparameters. rate: of the weights. decay: L2 on weights, feedback and biases.
-        slow_biases: whether the bias step is divided by the batch size a second time, as in the release.
-        mirrored: how many epochs' number of mirror steps come before the first minibatch.
+        error: of the test set. delta: of the hidden layer, FA's to BP's. matrix: of the output's weights and their feedback.
     """
-
-    rule: apical.Rule
-    rate: float
-    decay: float = 0.0
-    slow_biases: bool = True
-    mirrored: int = 0
-
-
-@dataclass(frozen=True)
-class Printed:
-    """What the release's results.json ends with: test error in percent, and angles in degrees."""
 
     error: float
     delta: float | None = None
     matrix: float | None = None
 
 
-def settings(batch: int) -> dict[str, Setting]:
-    """Condition -> setting: the release's four, and two of them as the paper's text has them."""
-    return {
-        "bp": Setting(apical.rule("bp"), 0.2),  # [C]
-        "fa": Setting(apical.rule("fa", init="akrout2019"), 0.2),  # [C]
-        "kp": Setting(apical.rule("kp", init="akrout2019"), 0.3),  # [C] no decay; CONFLICT with the paper
-        # [C] noise on +-0.05, summed over the batch, nothing subtracted, no decay; CONFLICT with the paper
-        "wm": Setting(
-            apical.rule(
-                "wm",
-                noise=0.05 / math.sqrt(3),
-                distribution="uniform",
-                activation="sigmoid",
-                baseline=0.0,
-                rate=0.01 * batch,
-                decay=0.0,
-                init="akrout2019",
-            ),
-            0.05,
-            mirrored=1,
-        ),
-        "kp, paper": Setting(apical.rule("kp", init="akrout2019"), 0.3, decay=1e-4, slow_biases=False),  # [R] rate
-        "wm, paper": Setting(  # [R] rate
-            apical.rule("wm", activation="sigmoid", batch=2048, init="akrout2019"),
-            0.2,
-            slow_biases=False,
-            mirrored=2,
-        ),
-    }
+def statements(within: float) -> list[Statement]:
+    """What the paper says of every rule: its angles, and how near its test error comes to BP's, in points `within`."""
+    return [one for condition in CONDITIONS[1:] for one in (_angles(condition), _error(condition, within))]
+
+
+def _angles(condition: Condition) -> Statement:
+    key = f"angles, {condition}"
+    if condition.rule == "fa":
+        text = "FA: the hidden delta angle and the matrix angle stay above 10°"
+        return Statement(text, (key,), lambda ends: min(ends) > 10, _degrees_of_both)
+    text = f"{condition.title}: the hidden delta angle and the matrix angle end under 10°"
+    return Statement(text, (key,), lambda ends: max(ends) < 10, _degrees_of_both)
+
+
+def _degrees_of_both(ends: Sequence[float]) -> str:
+    return f"{ends[0]:.1f}° and {ends[1]:.1f}° at the end"
+
+
+def _error(condition: Condition, within: float) -> Statement:
+    needs = (f"late error, {condition}", "late error, bp")
+    if condition.rule == "fa":
+        text = f"FA stays more than {within:g} points above BP's test error"
+        return Statement(text, needs, lambda own, bp: own - bp > within, _late_errors)
+    text = f"{condition.title}: the test error reaches BP's within {within:g} points"
+    return Statement(text, needs, lambda own, bp: own - bp < within, _late_errors)
+
+
+def _late_errors(own: float, bp: float) -> str:
+    return f"{own:.2f}% against {bp:.2f}%, mean over the last tenth of training"
+
+
+def measured(records: Mapping[str, Record]) -> dict[str, Any]:
+    """Values that the statements speak of: every condition's test error late in training, and its two angles at the end."""
+    values: dict[str, Any] = {}
+    for name, record in records.items():
+        values[f"late error, {name}"] = _late(record)
+        if name != "bp":
+            angles = (record.curves[f"{what} angle"].values[:, -1] for what in ("delta", "matrix"))
+            values[f"angles, {name}"] = [float(found.mean()) for found in angles]
+    return values
 
 
 @dataclass(frozen=True, kw_only=True)
 class Released(Experiment):
-    """A network with one hidden layer, every rule from the same initial weights, batches in the data's order."""
+    """A network with one hidden layer, every rule from the same initial weights, batches in the data's order.
+
+    Args:
+        hidden: units. printed: condition -> the release's numbers. within: points of test error that count as reaching BP's.
+        epochs: over the data. batch: samples of a minibatch.
+    """
 
     hidden: int
     printed: Mapping[str, Printed]
-    within: float  # points of test error that count as reaching BP's
+    within: float
     epochs: int = 400
     batch: int = 128
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """The rules as released, then as the paper has them."""
-        return tuple(settings(self.batch))
+        """The names of the rules as released, then as the paper has them."""
+        return tuple(map(str, CONDITIONS))
 
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
-        """Minibatches; a last one that is not full is left out."""
+        """The number of minibatches; a last one of an epoch that is not full is left out."""
         assert data is not None
         return {"steps": self.epochs * self._per_epoch(data)}
 
@@ -105,13 +112,13 @@ class Released(Experiment):
         return max(1, len(data.train) // self.batch)
 
     def run(self, task: Task) -> Record:
-        """One seed."""
+        """Train from one seed, and measure errors, losses and angles along the way."""
         (seed,) = task.seeds
         setting = settings(self.batch)[task.condition]
         steps, per_epoch = task.lengths["steps"], self._per_epoch(task.data)
         train, test = task.data.train, task.data.test
         probes = train.batch(torch.arange(min(PROBES, len(train))))
-        model = self._network(task.data, seed)
+        model = self.network(task.data, seed)
         learner = apical.attach(
             model, setting.rule, example_input=probes[0][:1], generator=torch.Generator().manual_seed(seed + 10**6)
         )
@@ -154,7 +161,8 @@ class Released(Experiment):
             )
         )
 
-    def _network(self, data: ImageData, seed: int) -> nn.Sequential:
+    def network(self, data: ImageData, seed: int) -> nn.Sequential:
+        """The network that a seed starts from: weights and biases normal, with the release's standard deviation."""
         generator = torch.Generator().manual_seed(seed)
         model = mlp([data.features, self.hidden, data.classes], "sigmoid")
         for layer in model:
@@ -173,6 +181,16 @@ class Released(Experiment):
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
         """The release's four figures, its final numbers, and the paper's statements."""
         curves = {name: record.curves for name, record in records.items()}
+        panels = [
+            _panel("loss", curves, y="loss, first training images", log_y=True),
+            _panel("test error", curves, y="test error (%)", log_y=True),
+            _panel("delta angle", curves, y="hidden layer's delta angle (°)", low=0),
+            _panel("matrix angle", curves, y="angle of W and B, output layer (°)", low=0),
+        ]
+        claims = judge(statements(self.within), measured(records))
+        return Outcome(rows=self._rows(curves), claims=claims, panels=[panel for panel in panels if panel.lines])
+
+    def _rows(self, curves: Mapping[str, Mapping[str, Curve]]) -> list[Row]:
         rows = []
         for name, printed in self.printed.items():
             for what, label, value, unit in (
@@ -187,54 +205,16 @@ class Released(Experiment):
                 rows.append(Row(f"{name}: test error", own["test error"].last, unit="%"))
                 if "delta angle" in own:
                     rows.append(Row(f"{name}: hidden delta angle", own["delta angle"].last, unit="°"))
-        panels = [
-            self._panel("loss", curves, y="loss, first training images", log_y=True),
-            self._panel("test error", curves, y="test error (%)", log_y=True),
-            self._panel("delta angle", curves, y="hidden layer's delta angle (°)", low=0),
-            self._panel("matrix angle", curves, y="angle of W and B, output layer (°)", low=0),
-        ]
-        return Outcome(rows=rows, claims=self._claims(records), panels=[p for p in panels if p.lines])
+        return rows
 
-    def _claims(self, records: Mapping[str, Record]) -> list[Claim]:
-        late = {name: _late(record) for name, record in records.items()}
-        claims = []
-        for name in records:
-            if name == "bp":
-                continue
-            title = name[:2].upper() + (" with the paper's settings" if "paper" in name else "")
-            ends = [float(records[name].curves[f"{what} angle"].values[:, -1].mean()) for what in ("delta", "matrix")]
-            angles = f"{ends[0]:.1f}° and {ends[1]:.1f}° at the end"
-            if name == "fa":
-                claims.append(
-                    Claim("FA: the hidden delta angle and the matrix angle stay above 10°", min(ends) > 10, angles)
-                )
-            else:
-                text = f"{title}: the hidden delta angle and the matrix angle end under 10°"
-                claims.append(Claim(text, max(ends) < 10, angles))
-            if "bp" in late:
-                apart = late[name] - late["bp"]
-                evidence = f"{late[name]:.2f}% against {late['bp']:.2f}%, mean over the last tenth of training"
-                if name == "fa":
-                    text, holds = (
-                        f"FA stays more than {self.within:g} points above BP's test error",
-                        apart > self.within,
-                    )
-                else:
-                    text, holds = (
-                        f"{title}: the test error reaches BP's within {self.within:g} points",
-                        apart < self.within,
-                    )
-                claims.append(Claim(text, holds, evidence))
-        return claims
 
-    @staticmethod
-    def _panel(measure: str, curves: Mapping[str, Mapping], y: str, **axes) -> Panel:
-        lines = [Line.of(name, own[measure]) for name, own in curves.items() if measure in own]
-        return Panel(title=measure, x="epochs", y=y, lines=lines, **axes)
+def _panel(measure: str, curves: Mapping[str, Mapping[str, Curve]], y: str, **axes: Any) -> Panel:
+    lines = [Line.of(name, own[measure]) for name, own in curves.items() if measure in own]
+    return Panel(title=measure, x="epochs", y=y, lines=lines, **axes)
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, split) -> tuple[Tensor, Tensor]:
+def _outputs(model: nn.Module, split: Split) -> tuple[Tensor, Tensor]:
     parts = [model(split.batch(index)[0]) for index in torch.arange(len(split)).split(1000)]
     return torch.cat(parts), split.labels
 

@@ -1,10 +1,11 @@
-"""What the paper derives: the Kolen-Pollack difference, the weight mirror's expectation and loss, and what both cost."""
+"""The paper's derivations: the Kolen-Pollack difference, the weight mirror's expectation and loss, and the cost of both."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,19 +22,19 @@ from apical.papers.akrout2019.mirroring import (
     attached,
     descends,
     expectations,
-    feedback_of,
     fixed_points,
     networks,
 )
+from apical.papers.claims import Statement, judge
 from apical.papers.course import Measures, course, spread
 from apical.papers.experiment import Experiment, Task
-from apical.papers.outcome import Claim, Line, Outcome, Panel, Row
+from apical.papers.outcome import Line, Outcome, Panel, Row
 from apical.papers.record import Record
 
 
 @dataclass(frozen=True)
 class Descent:
-    """How the Kolen-Pollack network is trained: `decay` as the optimizer's L2."""
+    """The options of the Kolen-Pollack network's optimizer; `decay` is its L2."""
 
     rate: float
     decay: float
@@ -48,97 +49,121 @@ DESCENTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Theory(Experiment):
-    """Each statement is a condition, tested with the library's own rules."""
+    """Five derivations, each a condition, tested with the library's own rules.
+
+    Args:
+        updates: of the Kolen-Pollack network. mirrors: batches of noise.
+    """
 
     updates: int = 1000
     mirrors: int = 2000
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """The statements."""
-        return "kp difference", "wm expectation", "wm fixed point", "wm loss", "flops"
+        """The names of the derivations."""
+        return tuple(RUNS)
 
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
-        """Updates of the Kolen-Pollack network, and mirror batches."""
+        """The numbers of updates of the Kolen-Pollack network, and of mirror batches."""
         return {"updates": self.updates, "mirrors": self.mirrors}
 
     def run(self, task: Task) -> Record:
-        """One statement, all seeds at once."""
-        run = {
-            "kp difference": _differences,
-            "wm expectation": expectations,
-            "wm fixed point": fixed_points,
-            "wm loss": descends,
-            "flops": _flops,
-        }
-        return run[task.condition](task)
+        """Test one derivation, from all seeds at once."""
+        return RUNS[task.condition](task)
 
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
-        """The statements."""
+        """The paper's statements, and curves of the Kolen-Pollack difference and of the mirrors' mean updates."""
         rows: list[Row] = []
-        claims: list[Claim] = []
         panels: list[Panel] = []
         if record := records.get("kp difference"):
-            worst = {name: max(record.numbers[name]) for name in DESCENTS}
-            claims.append(
-                Claim(
-                    "Kolen-Pollack: W − B shrinks by a factor that depends on nothing but the decay",
-                    max(worst.values()) < 1e-10,
-                    "largest deviation from (1 − λ)^t, and with momentum from its recurrence: "
-                    + ", ".join(f"{name} {deviation:.0e}" for name, deviation in worst.items()),
-                )
-            )
             lines = [Line.of(name, record.curves[name]) for name in DESCENTS]
             panels.append(Panel(title="Kolen-Pollack", x="updates", y="‖W − B‖ / ‖W₀ − B₀‖", lines=lines, log_y=True))
         if record := records.get("wm expectation"):
-            lines = []
-            for name in MIRRORS:
-                found, bound = record.curves[f"{name}: angle"], record.arrays[f"{name}: expected angle"]
-                rows.append(Row(f"{name}: mean ΔB over what is expected", record.numbers[f"{name}: slope"]))
-                end = float(found.values[:, -1].mean())
-                claims.append(
-                    Claim(
-                        f"The weight mirror's mean update is proportional to W: {name}",
-                        end < 1.2 * bound[-1],
-                        f"{end:.2f}° from it at the end, where noise alone is expected to leave {bound[-1]:.2f}°",
-                    )
-                )
-                lines += [Line.of(name, found), Line(label=name, x=found.x, y=bound, dashed=True)]
-            panels.append(
-                Panel(
-                    title="weight mirror, mean update",
-                    x="mirror batches",
-                    y="angle to what is expected (°; dashed: noise)",
-                    lines=[line for line in lines if line.x],
-                    log_x=True,
-                    log_y=True,
-                )
-            )
+            slopes = {name: record.numbers[f"{name}: slope"] for name in MIRRORS}
+            rows += [Row(f"{name}: mean ΔB over what is expected", slope) for name, slope in slopes.items()]
+            panels.append(_mean_updates(record))
         if record := records.get("wm fixed point"):
             rows += [Row(f"{name}: B over W, ReLU, η 0.1, λ 0.5", record.numbers[name]) for name in POINTS]
-        if record := records.get("wm loss"):
-            deviation = max(record.numbers["deviation"])
-            claims.append(
-                Claim("Eq. 21 is gradient descent on eq. 22", deviation < 1e-12, f"largest deviation {deviation:.0e}")
-            )
-        if record := records.get("flops"):
-            for name in ("kp", "wm"):
-                ours, most = record.numbers[name][0], record.numbers[f"{name}, Appendix B"][0]
-                # Appendix B counts a product of its own for B's update; the library shares the weights'.
-                shared = 0 if name == "kp" else most
-                claims.append(
-                    Claim(
-                        f"{name.upper()} needs no more than Appendix B's additional operations per sample and layer (here: "
-                        + ("no matrix product of its own)" if name == "kp" else "in matrix products)"),
-                        ours <= shared,
-                        f"{ours:g} in matrix products beyond feedback alignment's here, {most:g} in Appendix B (100 to 20 units)",
-                    )
-                )
-        return Outcome(rows=rows, claims=claims, panels=panels)
+        return Outcome(rows=rows, claims=judge(STATEMENTS, measured(records)), panels=panels)
+
+
+def measured(records: Mapping[str, Record]) -> dict[str, Any]:
+    """Values that the statements speak of: deviations, the mirrors' last angles beside the noise's, and operations."""
+    values: dict[str, Any] = {}
+    if record := records.get("kp difference"):
+        values["deviations"] = {name: max(record.numbers[name]) for name in DESCENTS}
+    if record := records.get("wm expectation"):
+        for name in MIRRORS:
+            values[f"angle, {name}"] = float(record.curves[f"{name}: angle"].values[:, -1].mean())
+            values[f"angle by noise, {name}"] = record.arrays[f"{name}: expected angle"][-1]
+    if record := records.get("wm loss"):
+        values["deviation from descent"] = max(record.numbers["deviation"])
+    if record := records.get("flops"):
+        values |= {f"operations, {name}": found[0] for name, found in record.numbers.items()}
+    return values
+
+
+def _proportional(mirror: str) -> Statement:
+    return Statement(
+        f"The weight mirror's mean update is proportional to W: {mirror}",
+        (f"angle, {mirror}", f"angle by noise, {mirror}"),
+        lambda end, noise: end < 1.2 * noise,
+        lambda end, noise: f"{end:.2f}° from it at the end, where noise alone is expected to leave {noise:.2f}°",
+    )
+
+
+def _affordable(rule: str, limit: str, within: Callable[[float, float], bool]) -> Statement:
+    return Statement(
+        f"{rule.upper()} needs no more than Appendix B's additional operations per sample and layer (here: {limit})",
+        (f"operations, {rule}", f"operations, {rule}, Appendix B"),
+        within,
+        lambda ours, most: (
+            f"{ours:g} in matrix products beyond feedback alignment's here, {most:g} in Appendix B (100 to 20 units)"
+        ),
+    )
+
+
+STATEMENTS = (
+    Statement(
+        "Kolen-Pollack: W − B shrinks by a factor that depends on nothing but the decay",
+        ("deviations",),
+        lambda worst: max(worst.values()) < 1e-10,
+        lambda worst: (
+            "largest deviation from (1 − λ)^t, and with momentum from its recurrence: "
+            + ", ".join(f"{name} {deviation:.0e}" for name, deviation in worst.items())
+        ),
+    ),
+    *map(_proportional, MIRRORS),
+    Statement(
+        "Eq. 21 is gradient descent on eq. 22",
+        ("deviation from descent",),
+        lambda deviation: deviation < 1e-12,
+        lambda deviation: f"largest deviation {deviation:.0e}",
+    ),
+    # Appendix B counts a product of its own for B's update; the library shares the weights'.
+    _affordable("kp", "no matrix product of its own", lambda ours, most: ours <= 0),
+    _affordable("wm", "in matrix products", lambda ours, most: ours <= most),
+)
+
+
+def _mean_updates(record: Record) -> Panel:
+    lines = []
+    for name in MIRRORS:
+        found = record.curves[f"{name}: angle"]
+        noise = Line(label=name, x=found.x, y=record.arrays[f"{name}: expected angle"], dashed=True)
+        lines += [Line.of(name, found), noise]
+    return Panel(
+        title="weight mirror, mean update",
+        x="mirror batches",
+        y="angle to what is expected (°; dashed: noise)",
+        lines=[line for line in lines if line.x],
+        log_x=True,
+        log_y=True,
+    )
 
 
 def _differences(task: Task) -> Record:
-    """W - B under every optimizer, against what it has to be."""
+    """The course of W - B under every optimizer, and its deviation from the derived one."""
     updates, n = task.lengths["updates"], len(task.seeds)
     curves, numbers = {}, {}
     for name, descent in DESCENTS.items():
@@ -146,7 +171,7 @@ def _differences(task: Task) -> Record:
         learner, synapse = attached(nets, apical.rule("kp"), 1)
         optimizer = apical.LocalSGD(learner, descent.rate, descent.momentum, descent.decay)
         draw = torch.Generator().manual_seed(task.seeds[0])
-        start = (synapse.weight - feedback_of(synapse)).detach().clone()
+        start = (synapse.weight - synapse.get_parameter("feedback")).detach().clone()
         # d' = (1 + m - eta lambda) d - m d_before, from the optimizer's own recurrence.
         shrink = 1 - descent.rate * descent.decay
         factors = [1.0, shrink]
@@ -161,7 +186,7 @@ def _differences(task: Task) -> Record:
 
         @torch.no_grad()
         def measure(synapse=synapse, start=start) -> Measures:
-            now = (synapse.weight - feedback_of(synapse)).chunk(n)
+            now = (synapse.weight - synapse.get_parameter("feedback")).chunk(n)
             pairs = list(zip(now, start.chunk(n), strict=True))
             ratios = [float(d.norm() / d0.norm()) for d, d0 in pairs]
             # Along W0 - B0 with its sign, and across it.
@@ -180,7 +205,7 @@ def _differences(task: Task) -> Record:
 
 
 def _flops(task: Task) -> Record:
-    """Operations in matrix products per sample, beyond those of feedback alignment."""
+    """The operations in matrix products per sample beyond those of feedback alignment, and those that Appendix B counts."""
     counts = {}
     for name in ("fa", "kp", "wm"):
         net = mlp(SIZES, "relu").double()
@@ -205,6 +230,15 @@ def _flops(task: Task) -> Record:
     }
     return Record(numbers={name: [float(value)] * len(task.seeds) for name, value in found.items()})
 
+
+RUNS = {
+    "kp difference": _differences,
+    "wm expectation": expectations,
+    "wm fixed point": fixed_points,
+    "wm loss": descends,
+    "flops": _flops,
+}
+"""Derivation -> its test."""
 
 THEORY = Theory(
     name="akrout2019/theory",

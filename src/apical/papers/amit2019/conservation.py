@@ -1,4 +1,4 @@
-"""What two linear layers conserve while they learn with partly updated feedback (the matrix form of eq. 16)."""
+"""The matrix that two linear layers conserve while they learn with partly updated feedback (eq. 16 for matrices)."""
 
 from __future__ import annotations
 
@@ -11,50 +11,54 @@ from torch import Tensor, nn
 
 import apical
 from apical.data import ImageData
+from apical.papers.amit2019.theorems import EPSILONS
+from apical.papers.claims import Statement, judge
 from apical.papers.course import Measures, course, spread
 from apical.papers.experiment import Experiment, Task
-from apical.papers.outcome import Claim, Line, Outcome, Panel, Row
-from apical.papers.record import Record
+from apical.papers.outcome import Line, Outcome, Panel, Row
+from apical.papers.record import Curve, Record
 
 SIZES = (12, 20, 8)
-EPSILONS = (0.0, 0.25, 0.5, 1.0)
 HALVINGS = (1, 2, 4)
 """Steps per unit of the coarsest one."""
 
 
 def conserved(W1: Tensor, W2: Tensor, R2: Tensor, epsilon: float) -> Tensor:
-    """W1 W1^T - R2(0) W2 - W2^T R2(0)^T - eps W2^T W2 [hidden, hidden]; R2 [hidden, out] is R2(0)."""
+    """The conserved matrix W1 W1^T - R2(0) W2 - W2^T R2(0)^T - eps W2^T W2 [hidden, hidden]; R2 [hidden, out] is R2(0)."""
     crossed = R2 @ W2
     return W1 @ W1.t() - crossed - crossed.t() - epsilon * W2.t() @ W2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conservation(Experiment):
-    """A linear 12-20-8 network learns y = T x from X = I by steps that are halved twice; under the flow the law is exact."""
+    """A linear 12-20-8 network learns y = T x from X = I by steps that are halved twice; under the flow the law is exact.
+
+    Args:
+        iterations: with the coarsest step. step: the coarsest. sd: of the entries of W(0) and R(0).
+    """
 
     iterations: int = 500
     step: float = 0.01
-    sd: float = 0.2  # [R] of W(0), R(0) and T's factors
+    sd: float = 0.2  # [R]
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """Every epsilon."""
-        return tuple(f"eps={epsilon:g}" for epsilon in EPSILONS)
+        """The names of every epsilon."""
+        return tuple(EPSILONS)
 
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
-        """Steps of the coarsest size."""
+        """The number of steps of the coarsest size."""
         return {"iterations": self.iterations}
 
     def run(self, task: Task) -> Record:
-        """All seeds as copies, once for every size of step."""
-        epsilon = EPSILONS[self.conditions.index(task.condition)]
+        """Train all seeds as copies, once for every size of step."""
         curves = {}
         for halving in HALVINGS:
-            own = self._trained(task, epsilon, halving)
+            own = self._trained(task, EPSILONS[task.condition], halving)
             curves |= {f"{name}, step / {halving}": curve for name, curve in own.items()}
         return Record(curves=curves)
 
-    def _trained(self, task: Task, epsilon: float, halving: int) -> Mapping:
+    def _trained(self, task: Task, epsilon: float, halving: int) -> Mapping[str, Curve]:
         nets, feedback, targets = zip(*(self._drawn(seed) for seed in task.seeds), strict=True)
         n = len(nets)
         copies = apical.replicate(list(nets))
@@ -100,7 +104,7 @@ class Conservation(Experiment):
         )
 
     def _drawn(self, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
-        """Network, R2(0) [hidden, out], target [in, out]."""
+        """A network, R2(0) [hidden, out] and the target [in, out]."""
         draw = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int, sd: float = self.sd) -> Tensor:
@@ -115,24 +119,18 @@ class Conservation(Experiment):
         return net, normal(hidden, outputs), normal(inputs, hidden, sd=0.5) @ normal(hidden, outputs, sd=0.5)
 
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
-        """How the drift shrinks with the step."""
-        rows, claims = [], []
+        """The drift of the conserved matrix, and the ratio by which it shrinks with the step."""
         drifts = {
             name: [max(record.curves[f"drift, step / {halving}"].last) for halving in HALVINGS]
             for name, record in records.items()
         }
-        for name, found in drifts.items():
-            rows += [Row(f"{name}: drift, step {self.step / h:g}", [d]) for h, d in zip(HALVINGS, found, strict=True)]
-        if drifts:
-            ratios = {name: [a / b for a, b in pairwise(found)] for name, found in drifts.items()}
-            claims = [
-                Claim(
-                    "The flow conserves W1 W1ᵀ − R2(0) W2 − W2ᵀ R2(0)ᵀ − ε W2ᵀ W2: what steps leave of it halves with the step",
-                    all(1.8 < ratio < 2.2 for found in ratios.values() for ratio in found),
-                    "drift with the coarsest step over that with half and quarter of it: "
-                    + "; ".join(f"{name} " + ", ".join(f"{r:.2f}" for r in found) for name, found in ratios.items()),
-                )
-            ]
+        rows = [
+            Row(f"{name}: drift, step {self.step / halving:g}", [drift])
+            for name, found in drifts.items()
+            for halving, drift in zip(HALVINGS, found, strict=True)
+        ]
+        ratios = {name: [a / b for a, b in pairwise(found)] for name, found in drifts.items()}
+        claims = judge([HALVED], {"ratios": ratios} if ratios else {})
         panels = [
             Panel(
                 title=title,
@@ -152,6 +150,16 @@ class Conservation(Experiment):
         ]
         return Outcome(rows=rows, claims=claims, panels=panels)
 
+
+HALVED = Statement(
+    "The flow conserves W1 W1ᵀ − R2(0) W2 − W2ᵀ R2(0)ᵀ − ε W2ᵀ W2: what steps leave of it halves with the step",
+    ("ratios",),
+    lambda ratios: all(1.8 < ratio < 2.2 for found in ratios.values() for ratio in found),
+    lambda ratios: (
+        "drift with the coarsest step over that with half and quarter of it: "
+        + "; ".join(f"{name} " + ", ".join(f"{ratio:.2f}" for ratio in found) for name, found in ratios.items())
+    ),
+)
 
 CONSERVATION = Conservation(
     name="amit2019/conservation",

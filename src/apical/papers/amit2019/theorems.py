@@ -1,19 +1,22 @@
-"""The decoupled form of the linear system (section 5): one number per layer, its conservation law, and both theorems."""
+"""The decoupled form of the linear system (section 5): one number per layer, its laws, and both theorems."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from apical.data import ImageData
+from apical.papers.claims import Statement, judge
 from apical.papers.course import spread
 from apical.papers.experiment import Experiment, Task
-from apical.papers.outcome import Claim, Line, Outcome, Panel
+from apical.papers.outcome import Line, Outcome, Panel
 from apical.papers.record import Curve, Record
 
-EPSILONS = (0.0, 0.25, 0.5, 1.0)
+EPSILONS = {f"eps={epsilon:g}": epsilon for epsilon in (0.0, 0.25, 0.5, 1.0)}
+"""Condition -> part of W's update that the feedback receives."""
 
 
 def change(values: np.ndarray, back: np.ndarray, target: np.ndarray, epsilon: float) -> np.ndarray:
@@ -61,17 +64,17 @@ class Decoupled(Experiment):
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """Every epsilon."""
-        return tuple(f"eps={epsilon:g}" for epsilon in EPSILONS)
+        """The names of every epsilon."""
+        return tuple(EPSILONS)
 
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
-        """Steps of the solver."""
+        """The number of the solver's steps."""
         return {"steps": self.iterations}
 
     def run(self, task: Task) -> Record:
-        """All seeds at once."""
-        epsilon, steps = EPSILONS[self.conditions.index(task.condition)], task.lengths["steps"]
-        target, back = self._drawn(task.seeds)
+        """Follow the flow from all seeds at once."""
+        epsilon, steps = EPSILONS[task.condition], task.lengths["steps"]
+        target, back = self.drawn(task.seeds)
         values = np.zeros((self.layers, len(task.seeds)))
         at, lines = set(spread(steps, 200)), []
         deviation, mismatch = np.zeros(len(task.seeds)), np.zeros(len(task.seeds))
@@ -97,7 +100,8 @@ class Decoupled(Experiment):
             numbers={"eq. 16": deviation.tolist(), "eq. 17": mismatch.tolist()},
         )
 
-    def _drawn(self, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def drawn(self, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The targets lambda_T [seeds] and feedback lambda_R [layers, seeds] that seeds draw."""
         target, back = np.empty(len(seeds)), np.zeros((self.layers, len(seeds)))
         for index, seed in enumerate(seeds):
             draw = np.random.default_rng(seed)
@@ -105,7 +109,9 @@ class Decoupled(Experiment):
             back[-1, index] = draw.uniform(*self.lower)
             if self.layers == 3:
                 # Theorem 2's condition, at the largest epsilon.
-                back[1, index] = back[2, index] * (1 + np.sqrt(1 + max(EPSILONS))) / 2 * draw.uniform(*self.upper)
+                back[1, index] = (
+                    back[2, index] * (1 + np.sqrt(1 + max(EPSILONS.values()))) / 2 * draw.uniform(*self.upper)
+                )
         return target, back
 
     def _stepped(self, values: np.ndarray, back: np.ndarray, target: np.ndarray, epsilon: float) -> np.ndarray:
@@ -127,8 +133,8 @@ class Decoupled(Experiment):
         return np.abs(rate - theirs) / np.maximum(np.abs(theirs), 1e-12)
 
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
-        """Errors, rates and every layer's number over time, for the first seed."""
-        claims = (self._laws(records) if self.laws else []) + (self._theorem(records) if self.ordered else [])
+        """The laws or the theorem; errors, rates and every layer's number over time, for the first seed."""
+        claims = judge((*(LAWS if self.laws else ()), *self.statements), self.measured(records))
         names = ("squared error", "rate", *(f"lambda {i + 1}" for i in range(self.layers)))
         labels = {"squared error": "squared error", "rate": "rate of eq. 17, −d(e²)/dt / 2e²"}
         panels = [
@@ -146,58 +152,81 @@ class Decoupled(Experiment):
         ]
         return Outcome(claims=claims, panels=panels)
 
-    def _laws(self, records: Mapping[str, Record]) -> list[Claim]:
-        if not records:
-            return []
-        conservation = max(max(record.numbers["eq. 16"]) for record in records.values())
-        descent = max(max(record.numbers["eq. 17"]) for record in records.values())
-        return [
-            Claim("Eq. 16 is conserved", conservation < 1e-9, f"largest deviation {conservation:.1g}"),
-            Claim("Eq. 17 gives the error's descent", descent < 1e-6, f"largest relative difference {descent:.1g}"),
-        ]
-
-    def _theorem(self, records: Mapping[str, Record]) -> list[Claim]:
-        claims = []
-        if len(records) > 1:
-            eps = np.array([EPSILONS[self.conditions.index(name)] for name in records])
-
-            def stacked(name: str) -> np.ndarray:
-                return np.stack([record.curves[name].values[:, 1:] for record in records.values()])
-
-            errors = stacked("squared error")
-            apart = np.diff(errors, axis=0)
-            # Equal to rounding at first, when nothing has grown; at last only rounding is left.
-            faster = (apart <= 1e-14 * errors[:-1]) | (errors[1:] < 1e-24)
-            risen = {
-                "λ1": stacked("lambda 1"),
-                f"ε λ{self.layers}²": eps[:, None, None] * stacked(f"lambda {self.layers}") ** 2,
-                "rate": stacked("rate"),
-            }
-            held = {name: bool((np.diff(values, axis=0) > -1e-12).all()) for name, values in risen.items()}
-            claims += [
-                Claim(
-                    f"{self.ordered}: at every time the error is smaller, the larger epsilon is",
-                    bool(faster.all()),
-                    f"{faster.mean():.1%} of {faster.size} comparisons of neighbours in {', '.join(records)}, "
-                    f"{errors.shape[1]} draws",
+    @property
+    def statements(self) -> tuple[Statement, ...]:
+        """The theorem's statements, if one is a claim of this experiment."""
+        if not self.ordered:
+            return ()
+        return (
+            Statement(
+                f"{self.ordered}: at every time the error is smaller, the larger epsilon is",
+                ("faster", "compared", "draws"),
+                lambda faster, compared, draws: faster.all(),
+                lambda faster, compared, draws: (
+                    f"{faster.mean():.1%} of {faster.size} comparisons of neighbours in {', '.join(compared)}, {draws} draws"
                 ),
-                Claim(
-                    f"{self.ordered}: {', '.join(held)} grow with epsilon at every time",
-                    all(held.values()),
-                    "; ".join(f"{name}: {'yes' if ok else 'no'}" for name, ok in held.items()),
-                ),
-            ]
-        if records:
-            settled = {name: _settled(record.curves["rate"]) for name, record in records.items()}
-            claims.append(
-                Claim(
-                    f"{self.ordered}: the error falls exponentially",
-                    all(low > 0 and high < 0.01 for low, high in settled.values()),
+            ),
+            Statement(
+                f"{self.ordered}: λ1, ε λ{self.layers}², rate grow with epsilon at every time",
+                ("risen",),
+                lambda risen: all(risen.values()),
+                lambda risen: "; ".join(f"{name}: {'yes' if ok else 'no'}" for name, ok in risen.items()),
+            ),
+            Statement(
+                f"{self.ordered}: the error falls exponentially",
+                ("settled",),
+                lambda settled: all(low > 0 and high < 0.01 for low, high in settled.values()),
+                lambda settled: (
                     "slowest rate at the end, and its change over the last tenth of the time, largest of the draws: "
-                    + "; ".join(f"{name} {low:.2g}, {high:.1%}" for name, (low, high) in settled.items()),
-                )
-            )
-        return claims
+                    + "; ".join(f"{name} {low:.2g}, {high:.1%}" for name, (low, high) in settled.items())
+                ),
+            ),
+        )
+
+    def measured(self, records: Mapping[str, Record]) -> dict[str, Any]:
+        """Values that the statements speak of; comparisons of neighbours in epsilon need two of them."""
+        if not records:
+            return {}
+        values: dict[str, Any] = {
+            law: max(max(record.numbers[law]) for record in records.values()) for law in ("eq. 16", "eq. 17")
+        }
+        values["settled"] = {name: _settled(record.curves["rate"]) for name, record in records.items()}
+        if len(records) == 1:
+            return values
+
+        def stacked(name: str) -> np.ndarray:
+            return np.stack([record.curves[name].values[:, 1:] for record in records.values()])
+
+        errors = stacked("squared error")
+        risen = {
+            "λ1": stacked("lambda 1"),
+            f"ε λ{self.layers}²": np.array([EPSILONS[name] for name in records])[:, None, None]
+            * stacked(f"lambda {self.layers}") ** 2,
+            "rate": stacked("rate"),
+        }
+        return values | {
+            # Equal to rounding at first, when nothing has grown; at last only rounding is left.
+            "faster": (np.diff(errors, axis=0) <= 1e-14 * errors[:-1]) | (errors[1:] < 1e-24),
+            "compared": tuple(records),
+            "draws": errors.shape[1],
+            "risen": {name: bool((np.diff(found, axis=0) > -1e-12).all()) for name, found in risen.items()},
+        }
+
+
+LAWS = (
+    Statement(
+        "Eq. 16 is conserved",
+        ("eq. 16",),
+        lambda deviation: deviation < 1e-9,
+        lambda deviation: f"largest deviation {deviation:.1g}",
+    ),
+    Statement(
+        "Eq. 17 gives the error's descent",
+        ("eq. 17",),
+        lambda mismatch: mismatch < 1e-6,
+        lambda mismatch: f"largest relative difference {mismatch:.1g}",
+    ),
+)
 
 
 def _settled(curve: Curve) -> tuple[float, float]:

@@ -23,10 +23,13 @@ Draw = Callable[[int], tuple[Tensor, Tensor]]
 
 
 def batches(samples: int, growth: int = GROWTH) -> list[int]:
-    """Sizes that add up to `samples`: from the paper's 32 on, each at most 1/growth of those before it, or 8192.
+    """Sizes of batches that add up to `samples`: from the paper's 32 on, each at most 1/growth of those before it, or 8192.
 
     With weights that stand still the sums V and S are those of batches of 32, but for errors that come through feedback of
     other layers, which is then as much as one batch old.
+
+    >>> batches(100)
+    [32, 32, 32, 4]
     """
     sizes: list[int] = []
     seen = 0
@@ -48,7 +51,11 @@ def regress(
     growth: int = GROWTH,
     name: str = "course",
 ) -> dict[str, Curve]:
-    """Let feedback learn from `samples` samples; curves over their number."""
+    """Let feedback learn from `samples` samples.
+
+    Returns:
+        Measure -> curve over the number of samples.
+    """
     sizes = batches(samples, growth)
     seen = [0, *accumulate(sizes)]
     points = max(4, min(60, len(sizes) // 4))

@@ -1,4 +1,4 @@
-"""What the paper's experiments on MNIST have in common."""
+"""Data, minibatches, noise and words that the paper's experiments share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -22,6 +23,8 @@ BATCH = 32
 LAYERS = {"layer 1": "3", "layer 2": "5"}
 """The paper's name -> name of the synapse in `lansdell2020_mlp`; its W2 is read as the matrix of the output [R]."""
 
+Network = TypeVar("Network", bound=nn.Module)
+
 DATA = (
     "Training images are the last 55 000 of MNIST's 60 000, as in TensorFlow's split [C]; minibatches of 32 are drawn with "
     "replacement."
@@ -30,7 +33,7 @@ DATA = (
 
 @dataclass(frozen=True, kw_only=True)
 class Shared(Experiment):
-    """Several figures of the paper are views of one set of runs: each is a command, and so are all together.
+    """An experiment that is one view of a set of runs, as several figures are: each is a command, and so are all together.
 
     Args:
         shows: which parts of the outcome this one gives.
@@ -65,8 +68,8 @@ def repeatable(seed: int) -> Iterator[None]:
         yield
 
 
-def seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
-    """A network whose initial weights are those of `seed`."""
+def seeded(seed: int, make: Callable[[], Network]) -> Network:
+    """A network made by `make` with the initial weights of `seed`."""
     with repeatable(seed):
         return make()
 
@@ -83,13 +86,17 @@ def training(data: ImageData) -> Split:
 
 
 def iterations(full: int, data: ImageData | None) -> int:
-    """As many passes over the data as `full` iterations are on MNIST: for MNIST, `full`."""
+    """The number of iterations that pass over the data as often as `full` iterations pass over MNIST."""
     assert data is not None
     return max(1, round(full * len(training(data)) / 55_000))
 
 
 def points(steps: int, most: int) -> int:
-    """At how many steps to measure: `most`, or fewer where a short run would do little else."""
+    """The number of steps to measure at: `most`, or fewer where a short run would do little else.
+
+    >>> points(1_000_000, 50), points(500, 50)
+    (50, 10)
+    """
     return max(2, min(most, steps // 50))
 
 
@@ -106,7 +113,7 @@ class Minibatches:
 
 
 def by_layer(alignment: Mapping[str, apical.SynapseAlignment]) -> dict[str, float]:
-    """What figures 2 and 4 show: "relative error, layer 1" and so on; sign congruence in percent."""
+    """The measures of figures 2 and 4: "relative error, layer 1" and so on; sign congruence in percent."""
     found = {}
     for layer, name in LAYERS.items():
         one = alignment[name]
@@ -121,7 +128,11 @@ def by_layer(alignment: Mapping[str, apical.SynapseAlignment]) -> dict[str, floa
 
 
 def by_eye(value: float | tuple[float, float] | None) -> Published | None:
-    """What the authors' notebook shows [N], a number or the two ends of a range."""
+    """A published value read from the authors' notebook [N], a number or the two ends of a range.
+
+    >>> by_eye((15, 20))
+    Published(value=15, spread=None, tag='N', to=20)
+    """
     if value is None:
         return None
     low, high = value if isinstance(value, tuple) else (value, None)
@@ -129,17 +140,21 @@ def by_eye(value: float | tuple[float, float] | None) -> Published | None:
 
 
 def told(values: Mapping[str, float]) -> str:
-    """Name and value, in words."""
+    """Values with their names, in words.
+
+    >>> told({"c = 0.1": 0.25})
+    '0.25 (c = 0.1)'
+    """
     return ", ".join(f"{value:.3g} ({name})" for name, value in values.items())
 
 
 def mean(values: Sequence[float]) -> float:
-    """Over seeds."""
+    """The mean over seeds."""
     return sum(values) / len(values)
 
 
 def zero_feedback(learner: apical.Learner) -> None:
-    """Ridge regression starts at B = V^-1 S with S = 0 [C]."""
+    """Set all feedback to 0, where ridge regression starts: B = V^-1 S with S = 0 [C]."""
     for synapse in learner.synapses.values():
         if synapse.feedback is not None:
             synapse.feedback = torch.zeros_like(synapse.feedback)

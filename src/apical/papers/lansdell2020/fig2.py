@@ -1,4 +1,4 @@
-"""Figure 2: weights and feedback learn together on MNIST."""
+"""Figure 2: weights and feedback that learn together on MNIST."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import apical
 from apical.data import ImageData
 from apical.losses import error_rate, squared_error
 from apical.networks import lansdell2020_mlp
+from apical.papers.claims import judge
 from apical.papers.course import course, spread
 from apical.papers.experiment import Task
 from apical.papers.lansdell2020.common import (
@@ -23,24 +24,28 @@ from apical.papers.lansdell2020.common import (
     by_eye,
     by_layer,
     iterations,
-    mean,
     noisy,
     pixels,
     points,
     repeatable,
     seeded,
-    told,
     training,
     zero_feedback,
 )
-from apical.papers.outcome import Claim, Line, Outcome, Panel, Row
+from apical.papers.lansdell2020.fig2_statements import CONDITIONS, NOISES, STATEMENTS, measured
+from apical.papers.outcome import Line, Outcome, Panel, Row
 from apical.papers.record import Record
-
-NOISES = {"c = 0.0001": 1e-4, "c = 0.001": 1e-3, "c = 0.01": 1e-2, "c = 0.1": 1e-1}  # [C]
 
 PANELS = {"a": "relative error", "b": "angle", "c": "sign congruence", "d": "test error"}
 TITLED = {"test error, noise on": "d", "test error": "d, without noise"}
 UNITS = {"relative error": "", "angle": "°", "sign congruence": "%", "test error": "%"}
+LIMITS = {
+    "relative error": (0.0, 2.5),
+    "angle": (0.0, 90.0),
+    "sign congruence": (40.0, 100.0),
+    "test error": (0.0, 20.0),
+}
+"""Measure -> limits of the vertical axis: the first points of ridge regression lie far off."""
 
 # Final mean test errors, and ends of the curves by eye, in the authors' notebook at 2 000 000 iterations [N]. There np is
 # solved by ridge regression, and its test error is that of the noisy output [C]. Where the ends of several curves can't be told
@@ -74,37 +79,38 @@ class CoAdaptation(Shared):
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """Backpropagation, feedback alignment, and np at four noise levels by each solver."""
-        return ("bp", "fa", *(f"np, {c}" for c in NOISES), *(f"np ridge, {c}" for c in NOISES))
+        """The names of backpropagation, feedback alignment, and np at four noise levels by each solver."""
+        return tuple(CONDITIONS)
 
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
-        """Iterations."""
+        """The number of iterations."""
         return {"iterations": iterations(self.iterations, data)}
 
     def rule(self, condition: str, steps: int) -> apical.Rule:
-        """What a condition learns by, for so many iterations."""
-        name, _, noise = condition.partition(", ")
-        if name == "bp":
+        """The rule of a condition, for so many iterations."""
+        one = CONDITIONS[condition]
+        if one.rule == "bp":
             return apical.rule("bp")
-        if name == "fa":
+        if one.rule == "fa":
             return apical.rule("fa", init="lansdell2020")
         return apical.rule(
             "np",
-            solver="ridge" if name == "np ridge" else "sgd",
+            solver="ridge" if one.ridge else "sgd",
             rate=self.feedback_rate * BATCH,
             gamma=self.gamma,
-            noise=NOISES[noise],
+            noise=one.noise,
             warmup=round(self.warmup * steps),
             init="lansdell2020",
         )
 
     def run(self, task: Task) -> Record:
-        """All seeds at once, as copies of one network."""
+        """Train from all seeds at once, as copies of one network."""
         with repeatable(task.seeds[0]):
             return self._run(task)
 
     def _run(self, task: Task) -> Record:
         seeds, steps, data = task.seeds, task.lengths["iterations"], task.data
+        condition = CONDITIONS[task.condition]
         split = training(data)
         x, y = pixels(split), split.labels
         x_test, y_test = pixels(data.test), data.test.labels
@@ -115,11 +121,10 @@ class CoAdaptation(Shared):
             example_input=x_test[:1].expand(len(seeds), -1, -1),
             generator=torch.Generator().manual_seed(seeds[0] + 10**6),
         )
-        if task.condition.startswith("np ridge"):
+        if condition.ridge:
             zero_feedback(learner)
         optimizer = apical.LocalSGD(learner, lr=self.rate)
         minibatches = Minibatches(seeds, len(x))
-        noise = NOISES.get(task.condition.partition(", ")[2])
 
         def learn(step: int) -> None:
             index = minibatches.draw()
@@ -131,10 +136,10 @@ class CoAdaptation(Shared):
         def measure() -> dict[str, list[float]]:
             models = copies.split()
             found = {"test error": _errors(models, x_test, y_test)}
-            if noise is not None:
-                with noisy(models, noise):
+            if condition.noise is not None:
+                with noisy(models, condition.noise):
                     found["test error, noise on"] = _errors(models, x_test, y_test)
-            if task.condition != "bp":
+            if condition.rule != "bp":
                 for model in models:
                     aligned = apical.alignment(apical.learner_of(model), x_test[:500], y_test[:500], squared_error)
                     for name, value in by_layer(aligned).items():
@@ -156,114 +161,43 @@ class CoAdaptation(Shared):
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
         """End points beside the notebook's, the claims and the panels."""
         rows, panels = [], []
-        for letter in self.shows:
-            measure = PANELS[letter]
-            names = (f"{measure}, noise on", measure) if letter == "d" else [f"{measure}, {layer}" for layer in LAYERS]
-            for name in names:
-                lines = []
-                for condition, record in records.items():
-                    if name not in record.curves:
-                        continue
-                    published = by_eye(PUBLISHED.get(name, {}).get(condition.partition(", ")[2] or condition))
-                    rows.append(Row(f"{name}, {condition}", record.curves[name].last, published, UNITS[measure]))
-                    lines.append(Line.of(condition, record.curves[name], dashed=condition.startswith("np ridge")))
-                if lines and name.endswith("noise on"):
-                    # The paper's panel has those without noise beside them.
-                    without = [c for c, record in records.items() if name not in record.curves]
-                    lines = [*(Line.of(c, records[c].curves[measure]) for c in without), *lines]
-                if lines:
-                    unit = f" [{UNITS[measure]}]" if UNITS[measure] else ""
-                    low, high = _limits(measure)
-                    panels.append(
-                        Panel(
-                            title=TITLED.get(name, f"{letter}{name.removeprefix(measure)}"),
-                            x="iterations [10³]",
-                            y=measure + unit,
-                            lines=lines,
-                            low=low,
-                            high=high,
-                        )
-                    )
-        return Outcome(rows=rows, claims=self._claims(records), panels=panels, columns=2)
-
-    def _claims(self, records: Mapping[str, Record]) -> list[Claim]:
-        claims = []
-        solvers = {"np": "by SGD", "np ridge": "by ridge regression"}
-
-        def ends(name: str, solver: str) -> dict[str, float]:
-            """Noise -> value at the end."""
-            return {c: mean(records[f"{solver}, {c}"].curves[name].last) for c in NOISES if f"{solver}, {c}" in records}
-
-        def fixed(name: str) -> float | None:
-            return mean(records["fa"].curves[name].last) if "fa" in records else None
-
-        def claim(text: str, holds: bool, *told: str) -> None:
-            claims.append(Claim(text, holds, "; ".join(told)))
-
-        for solver, how in solvers.items():
-            for layer in LAYERS if any(f"{solver}, {c}" in records for c in NOISES) else ():
-                name = f"relative error, {layer}"
-                found, fa = ends(name, solver), fixed(name)
-                if "a" in self.shows and fa is not None:
-                    text = f"{name}: np ({how}) below fa, at its best noise"
-                    claim(text, min(found.values()) < fa, _told(found), f"fa {fa:.3g}")
-                name = f"angle, {layer}"
-                found, fa = ends(name, solver), fixed(name)
-                if "b" in self.shows and fa is not None:
-                    text = f"{name}: np ({how}) far below fa, at every noise (here: at most two thirds)"
-                    claim(text, max(found.values()) < fa * 2 / 3, _told(found), f"fa {fa:.3g}")
-                name = f"sign congruence, {layer}"
-                found, fa = ends(name, solver), fixed(name)
-                if "c" in self.shows and fa is not None:
-                    text = f"{name}: np ({how}) above fa, at its best noise"
-                    claim(text, max(found.values()) > fa, _told(found), f"fa {fa:.3g}")
-            both = [ends(f"sign congruence, {layer}", solver) for layer in LAYERS]
-            if "c" in self.shows and len(both[0]) > 2:
-                apart = max(max(own.values()) - min(own.values()) for own in both)
-                text = f"sign congruence ({how}) depends on the noise (here: by more than 2 percentage points)"
-                claim(
-                    text,
-                    apart > 2,
-                    *(f"{a}: {_told(b)}" for a, b in zip(LAYERS, both, strict=True)),
+        shown = [(letter, PANELS[letter], name) for letter in self.shows for name in _measures(letter)]
+        for letter, measure, name in shown:
+            unit = UNITS[measure]
+            found = {one: record.curves[name] for one, record in records.items() if name in record.curves}
+            for one, curve in found.items():
+                published = by_eye(PUBLISHED.get(name, {}).get(CONDITIONS[one].curve))
+                rows.append(Row(f"{name}, {one}", curve.last, published, unit))
+            if not found:
+                continue
+            lines = [Line.of(one, curve, dashed=CONDITIONS[one].ridge) for one, curve in found.items()]
+            if name.endswith("noise on"):
+                # The paper's panel has those without noise beside them.
+                lines[:0] = [Line.of(one, own.curves[measure]) for one, own in records.items() if one not in found]
+            low, high = LIMITS[measure]
+            panels.append(
+                Panel(
+                    title=TITLED.get(name, f"{letter}{name.removeprefix(measure)}"),
+                    x="iterations [10³]",
+                    y=f"{measure} [{unit}]" if unit else measure,
+                    lines=lines,
+                    low=low,
+                    high=high,
                 )
-                apart = max(abs(both[0][c] - both[1][c]) for c in both[0])
-                text = f"sign congruence ({how}) is comparable between layers (here: within 15 percentage points)"
-                claim(text, apart < 15, f"furthest apart {apart:.3g} points")
-            found, fa = ends("test error, noise on", solver), fixed("test error")
-            if "d" in self.shows and found:
-                if fa is not None:
-                    text = f"test error: np ({how}) below fa, at its best noise"
-                    claim(text, min(found.values()) < fa, _told(found), f"fa {fa:.3g}")
-                if "bp" in records:
-                    bp = mean(records["bp"].curves["test error"].last)
-                    text = f"test error: np ({how}) is comparable to bp (here: within 1 percentage point, at its best noise)"
-                    claim(text, min(found.values()) - bp < 1, _told(found), f"bp {bp:.3g}")
-            found = ends("relative error, layer 1", solver)
-            if "a" in self.shows and len(found) > 2:
-                claims.append(
-                    Claim(
-                        f"relative error of layer 1 ({how}): less noise is not always better (here: by 2 percent)",
-                        min(found.values()) < 0.98 * next(iter(found.values())),
-                        _told(found),
-                    )
-                )
-        return claims
+            )
+        claims = judge(STATEMENTS, measured(records, [name for _, _, name in shown]))
+        return Outcome(rows=rows, claims=claims, panels=panels, columns=2)
+
+
+def _measures(letter: str) -> list[str]:
+    """The names of the curves in a panel."""
+    measure = PANELS[letter]
+    return [f"{measure}, noise on", measure] if letter == "d" else [f"{measure}, {layer}" for layer in LAYERS]
 
 
 @torch.no_grad()
 def _errors(models: Sequence[nn.Module], x: Tensor, y: Tensor) -> list[float]:
     return [error_rate(model(x), y) for model in models]
-
-
-def _limits(measure: str) -> tuple[float | None, float | None]:
-    """Of the vertical axis: the first points of ridge regression lie far off."""
-    return {"relative error": (0.0, 2.5), "angle": (0.0, 90.0), "sign congruence": (40.0, 100.0)}.get(
-        measure, (0.0, 20.0)
-    )
-
-
-def _told(values: Mapping[str, float]) -> str:
-    return f"np {told(values)}"
 
 
 FIG2 = CoAdaptation(

@@ -26,18 +26,19 @@ from apical.papers.lansdell2020.common import (
     seeded,
     training,
 )
+from apical.papers.lansdell2020.methods import METHODS, Method
 from apical.papers.outcome import Outcome
 from apical.papers.record import Record
 
 
 def truncated(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Normal with sd sqrt(2 / fan in), without what lies beyond two sd [C]."""
+    """Fill a tensor [out, in] with normal values of sd sqrt(2 / fan in), none beyond two sd [C]."""
     sd = (2 / tensor.shape[1]) ** 0.5
     return nn.init.trunc_normal_(tensor, 0.0, sd, -2 * sd, 2 * sd, generator=generator)
 
 
 def autoencoder(pixels: int, width: int) -> nn.Sequential:
-    """pixels-width-2-width-pixels with tanh, identity, tanh, ReLU: x [N, pixels] -> [N, pixels]."""
+    """The network pixels-width-2-width-pixels with tanh, identity, tanh, ReLU: x [N, pixels] -> [N, pixels]."""
     layers: list[nn.Module] = []
     for before, after, f in (
         (pixels, width, nn.Tanh),
@@ -55,44 +56,8 @@ def autoencoder(pixels: int, width: int) -> nn.Sequential:
 
 
 def reconstruction(outputs: Tensor, x: Tensor) -> Tensor:
-    """Half the squared error, summed over pixels [N]."""
+    """The loss of every sample [N]: half the squared error, summed over pixels."""
     return (outputs - x).square().sum(1) / 2
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of the table.
-
-    Args:
-        rule: which. rate: of W, for sums over a minibatch. feedback_rate: of B likewise. adam: by Adam instead of SGD.
-        noisy: noise on the activities of the pass that is learned from. inputs: sd of noise on the images.
-    """
-
-    rule: str
-    rate: float
-    feedback_rate: float = 0.0
-    adam: bool = False
-    noisy: bool = False
-    inputs: float = 0.0
-
-
-METHODS = {
-    # CONFLICT: the printed numbers are those of results at 5e-5 [N]; 'tuned' is what the random search found [C].
-    "bp": Method("bp", 5e-5),
-    "bp, noise": Method("bp", 5e-5, noisy=True),
-    "bp, tuned rate": Method("bp", 3.7278e-4),
-    "bp, noise, tuned rate": Method("bp", 3.7278e-4, noisy=True),
-    "adam": Method("bp", 1.4113e-4, adam=True),
-    "adam, noise": Method("bp", 1.4113e-4, adam=True, noisy=True),
-    "fa": Method("fa", 5e-5),
-    "fa, noise": Method("fa", 5e-5, noisy=True),
-    "fa, tuned rate": Method("fa", 3.4722e-6),
-    "dae": Method("bp", 1e-4, inputs=0.3),
-    "np": Method("np", 1e-4, 8e-6),
-    "sg": Method("sg", 1e-4, 8e-6),
-    "matched": Method("matched", 1.9942e-4),
-    "matched, noise": Method("matched", 1.9942e-4, noisy=True),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,15 +78,15 @@ class Autoencoder(Shared):
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """The methods."""
+        """The names of the methods."""
         return self.methods
 
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
-        """Iterations."""
+        """The number of iterations."""
         return {"iterations": iterations(self.iterations, data)}
 
     def rule(self, method: Method) -> apical.Rule:
-        """What a method learns by."""
+        """The rule of a method."""
         if method.rule == "bp":
             return apical.rule("bp")
         if method.rule in ("np", "sg"):
@@ -130,7 +95,7 @@ class Autoencoder(Shared):
         return apical.rule(method.rule, init=truncated)
 
     def run(self, task: Task) -> Record:
-        """All seeds at once, as copies of one network."""
+        """Train from all seeds at once, as copies of one network."""
         with repeatable(task.seeds[0]):
             return self._run(task)
 
@@ -188,7 +153,7 @@ class Autoencoder(Shared):
         return Record(curves=curves, numbers={**minima, **apart}, arrays=_pictures(models[0], data))
 
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
-        """What `shows` names, of the table, the curves, the codes and the reconstructions."""
+        """The views that `shows` names: of the table, the curves, the codes and the reconstructions."""
         return views.outcome(self.shows, records)
 
 
@@ -200,8 +165,9 @@ def _losses(models: list[nn.Module], x: Tensor) -> list[float]:
 
 @torch.no_grad()
 def _codes(model: nn.Module, data: ImageData) -> Tensor:
-    assert isinstance(model, nn.Sequential)
-    return model.eval()[:4](pixels(data.test)[: views.CODES])
+    """The outputs of the layer of two units [N, 2]."""
+    encoder = nn.Sequential(*list(model.eval().children())[:4])
+    return encoder(pixels(data.test)[: views.CODES])
 
 
 def _separation(model: nn.Module, data: ImageData) -> float:

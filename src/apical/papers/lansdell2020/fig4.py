@@ -1,17 +1,19 @@
-"""Figure 4: convergence of the feedback while the weights stand still."""
+"""Figure 4: convergence of the feedback to weights that stand still."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import apical
 from apical.data import ImageData
 from apical.losses import squared_error
 from apical.networks import lansdell2020_mlp
+from apical.papers.claims import Statement, judge
 from apical.papers.experiment import Task
 from apical.papers.lansdell2020.accumulate import regress
 from apical.papers.lansdell2020.common import (
@@ -29,7 +31,7 @@ from apical.papers.lansdell2020.common import (
     training,
     zero_feedback,
 )
-from apical.papers.outcome import Claim, Line, Outcome, Panel, Published, Row
+from apical.papers.outcome import Line, Outcome, Panel, Published, Row
 from apical.papers.record import Curve, Record
 
 MEASURES = {"relative error": "", "angle": "°", "sign congruence": "%"}
@@ -69,20 +71,46 @@ LEAST = 0.008
 """The relative error of the top matrix that the text gives [P]."""
 
 
-STATEMENTS: dict[str, tuple[str, Callable[[list[float], list[float]], bool], str]] = {
-    "relative error": (
+def _of_layers(measure: str, text: str, holds: Callable[[list[float], list[float]], bool], unit: str = "") -> Statement:
+    """A statement about the ends of both layers' curves at several noise levels, with the values' unit in words."""
+    return Statement(
+        text,
+        (f"{measure}, layer 2", f"{measure}, layer 1"),
+        lambda top, lower: holds(list(top.values()), list(lower.values())),
+        lambda top, lower: f"{unit}top {told(top)}; layer 1 {told(lower)}",
+    )
+
+
+def _grows(measure: str) -> Statement:
+    return Statement(
+        f"the {measure} of layer 1 grows with N",
+        (f"{measure} of several widths",),
+        lambda found: list(found.values()) == sorted(found.values()),
+        told,
+    )
+
+
+STATEMENTS = (
+    _of_layers(
+        "relative error",
         "the relative error of the top matrix comes down to 0.8 %, that of layer 1 stays far larger (here: over ten times)",
         lambda top, lower: min(top) <= LEAST and min(lower) > 10 * min(top),
-        "",
     ),
-    "angle": ("both angles come close to 0 (here: below 5°)", lambda top, lower: max(*top, *lower) < 5, "degrees: "),
-    "sign congruence": (
+    _of_layers(
+        "angle",
+        "both angles come close to 0 (here: below 5°)",
+        lambda top, lower: max(*top, *lower) < 5,
+        "degrees: ",
+    ),
+    _of_layers(
+        "sign congruence",
         "signs agree far more often than by chance in both layers (here: over 60 %)",
         lambda top, lower: min(*top, *lower) > 60,
         "percent: ",
     ),
-}
-"""Measure -> what the paper says of it, whether it holds for the values of the two layers, and the values' unit in words."""
+    _grows("relative error"),
+    _grows("angle"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,21 +126,20 @@ class Convergence(Shared):
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """Noise levels, widths, or both."""
+        """The names of the noise levels, the widths, or both."""
         return tuple(dict.fromkeys(one for panel in self.shows for one in PANELS[panel][0]))
 
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
-        """Iterations."""
+        """The number of iterations."""
         return {"iterations": iterations(self.iterations, data)}
 
     def run(self, task: Task) -> Record:
-        """One seed. What the first layer makes of the images stays the same, and is computed once."""
+        """Learn feedback from one seed. The first layer's activities stay the same, and are computed once."""
         (seed,) = task.seeds
         hidden = (50, 20) if task.condition in NOISES else (WIDTHS[task.condition], 50)
         noise = NOISES.get(task.condition, self.width_noise)
         classes = task.data.classes
         net = seeded(seed, lambda: lansdell2020_mlp(task.data.features, classes, hidden))
-        assert isinstance(net, nn.Sequential)
         split = training(task.data)
         with torch.no_grad():
             h, h_test = (net[:3](pixels(part)) for part in (split, task.data.test))
@@ -175,31 +202,23 @@ class Convergence(Shared):
         if "a" in self.shows and ends:
             best = min(ends, key=lambda c: mean(ends[c]))
             rows.append(Row(f"relative error, layer 2, at the best noise ({best})", ends[best], Published(LEAST)))
-        return Outcome(rows=rows, claims=self._claims(records), panels=panels, columns=2)
+        return Outcome(rows=rows, claims=judge(STATEMENTS, self._measured(records)), panels=panels, columns=2)
 
-    def _claims(self, records: Mapping[str, Record]) -> list[Claim]:
+    def _measured(self, records: Mapping[str, Record]) -> dict[str, Any]:
+        """Values that the statements speak of: ends of the curves shown, over noise levels or widths."""
+
         def ends(measure: str, layer: str, conditions: Iterable[str]) -> dict[str, float]:
             return {one: mean(records[one].curves[f"{measure}, {layer}"].last) for one in conditions if one in records}
 
-        claims = []
-        shown = {PANELS[letter][1] for letter in self.shows if PANELS[letter][0] is NOISES}
-        for measure, (statement, holds, unit) in STATEMENTS.items():
-            top, lower = (ends(measure, layer, SWEPT) for layer in ("layer 2", "layer 1"))
-            if measure in shown and top:
-                claims.append(
-                    Claim(
-                        statement,
-                        holds(list(top.values()), list(lower.values())),
-                        f"{unit}top {told(top)}; layer 1 {told(lower)}",
-                    )
-                )
-        widths = {PANELS[letter][1] for letter in self.shows if PANELS[letter][0] is WIDTHS}
-        for measure in ("relative error", "angle"):
-            found = ends(measure, "layer 1", WIDTHS) if measure in widths else {}
-            if len(found) > 1:
-                values = list(found.values())
-                claims.append(Claim(f"the {measure} of layer 1 grows with N", values == sorted(values), told(found)))
-        return claims
+        values: dict[str, Any] = {}
+        for letter in self.shows:
+            conditions, measure = PANELS[letter]
+            if conditions is WIDTHS:
+                found = ends(measure, "layer 1", WIDTHS)
+                values |= {f"{measure} of several widths": found} if len(found) > 1 else {}
+            elif any(one in records for one in SWEPT):
+                values |= {f"{measure}, {layer}": ends(measure, layer, SWEPT) for layer in LAYERS}
+        return values
 
 
 FIG4 = Convergence(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 import apical
 from apical.data import ImageData
 from apical.measures.tensors import relative_error
+from apical.papers.claims import Statement, judge
 from apical.papers.experiment import Experiment, Task
 from apical.papers.lansdell2020.accumulate import regress
 from apical.papers.lansdell2020.common import mean, seeded
-from apical.papers.outcome import Claim, Line, Outcome, Panel, Row
+from apical.papers.outcome import Line, Outcome, Panel, Row
 from apical.papers.record import Curve, Record
 
 
@@ -23,8 +25,9 @@ from apical.papers.record import Curve, Record
 class Setting:
     """A network with weights that stand still, and the matrices that its feedback is to become.
 
-    sizes: of the layers. activation: between them. rule: np or np-direct. layers: numbers of the matrices that are looked at.
-    noise: c.
+    Args:
+        sizes: of the layers. activation: between them. rule: np or np-direct. layers: numbers of the matrices looked at.
+        noise: c.
     """
 
     sizes: tuple[int, ...]
@@ -34,7 +37,7 @@ class Setting:
     noise: float
 
     def network(self) -> nn.Sequential:
-        """With PyTorch's initial weights."""
+        """A network with PyTorch's initial weights."""
         layers: list[nn.Module] = []
         for before, after in zip(self.sizes, self.sizes[1:], strict=False):
             layers += [nn.Linear(before, after), self.activation()]
@@ -42,11 +45,11 @@ class Setting:
 
     @property
     def stages(self) -> list[tuple[int, ...]]:
-        """Layers in the order in which they are estimated: layer-wise feedback needs what lies above it."""
+        """The layers in the order in which they are estimated: layer-wise feedback needs the feedback above it."""
         return [self.layers] if self.rule == "np-direct" else [(layer,) for layer in self.layers]
 
     def errors(self, learner: apical.Learner, layers: tuple[int, ...]) -> dict[str, list[float]]:
-        """||W - B|| / ||W|| of the matrices; direct feedback is compared with the product of all weights above."""
+        """The errors ||W - B|| / ||W|| of the matrices; direct feedback is compared with the product of all weights above."""
         synapses = list(learner.synapses.values())
         weights = [synapse.weight.detach() for synapse in synapses]
         found = {}
@@ -54,9 +57,7 @@ class Setting:
             target = weights[layer - 1]
             if self.rule == "np-direct":
                 target = torch.linalg.multi_dot([*reversed(weights[layer - 1 :])]) if layer < len(weights) else target
-            feedback = synapses[layer - 1].feedback
-            assert feedback is not None
-            found[f"layer {layer}"] = [relative_error(target, feedback)]
+            found[f"layer {layer}"] = [relative_error(target, synapses[layer - 1].get_buffer("feedback"))]
         return found
 
 
@@ -71,21 +72,25 @@ SETTINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Theorems(Experiment):
-    """Ridge regression, gamma 0.1, on random inputs and random targets."""
+    """Ridge regression, gamma 0.1, on random inputs and random targets.
+
+    Args:
+        samples: for each stage.
+    """
 
     samples: int = 1_000_000
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """The statements."""
+        """The names of the theorems and of the corollary."""
         return tuple(SETTINGS)
 
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
-        """Samples."""
+        """The number of samples."""
         return {"samples": self.samples}
 
     def run(self, task: Task) -> Record:
-        """One seed."""
+        """Learn feedback from one seed, stage by stage."""
         setting, (seed,) = SETTINGS[task.condition], task.seeds
         net = seeded(seed, setting.network)
         stream = torch.Generator().manual_seed(seed)
@@ -106,8 +111,7 @@ class Theorems(Experiment):
             for layer in layers:
                 # Forgets the errors that came through unfinished feedback above.
                 synapse = learner.synapses[str(2 * layer - 2)]
-                assert synapse.feedback is not None
-                synapse.plasticity.prepare(synapse, synapse.feedback.shape, learner.generator)
+                synapse.plasticity.prepare(synapse, synapse.get_buffer("feedback").shape, learner.generator)
             curves |= regress(
                 task,
                 learner,
@@ -122,39 +126,56 @@ class Theorems(Experiment):
 
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
         """Errors of the matrices over samples, and the exponent with which they fall."""
-        rows, claims, lines = [], [], []
-        for condition, record in records.items():
-            exponents = []
-            for name, curve in record.curves.items():
-                label = f"{condition}, {name}"
-                rows.append(Row(f"relative error, {label}", curve.last))
-                lines.append(Line.of(label, curve))
-                fitted = exponent(curve)
-                if fitted is not None:
-                    exponents.append(fitted)
-            if exponents and condition != "theorem 1, c = 1":
-                claims.append(
-                    Claim(
-                        f"{condition}: the error falls as 1/sqrt(samples)",
-                        all(abs(one + 0.5) < 0.1 for one in exponents),
-                        "exponents " + ", ".join(f"{one:.2f}" for one in exponents),
-                    )
-                )
-        if {"theorem 1", "theorem 1, c = 1"} <= records.keys():
-            small, large = (mean(records[name].curves["layer 3"].last) for name in ("theorem 1", "theorem 1, c = 1"))
-            claims.append(
-                Claim(
-                    "theorem 1: B comes to W in the limit of small noise; with c = 1 a bias stays",
-                    large > 2 * small,
-                    f"final error {small:.2g} with c = 0.01, {large:.2g} with c = 1",
-                )
-            )
+        labelled = {
+            f"{condition}, {name}": curve
+            for condition, record in records.items()
+            for name, curve in record.curves.items()
+        }
+        rows = [Row(f"relative error, {label}", curve.last) for label, curve in labelled.items()]
+        lines = [Line.of(label, curve) for label, curve in labelled.items()]
         panel = Panel(title="", x="samples", y="relative error of B", lines=lines, log_x=True, log_y=True)
-        return Outcome(rows=rows, claims=claims, panels=[panel], columns=1)
+        return Outcome(rows=rows, claims=judge(STATEMENTS, measured(records)), panels=[panel], columns=1)
+
+
+def measured(records: Mapping[str, Record]) -> dict[str, Any]:
+    """Values that the statements speak of: every condition's exponents, and its last error of layer 3."""
+    values: dict[str, Any] = {}
+    for name, record in records.items():
+        fitted = [exponent(curve) for curve in record.curves.values()]
+        if exponents := [one for one in fitted if one is not None]:
+            values[f"exponents, {name}"] = exponents
+        values[f"last error, {name}"] = mean(record.curves["layer 3"].last)
+    return values
+
+
+def _falls(condition: str) -> Statement:
+    return Statement(
+        f"{condition}: the error falls as 1/sqrt(samples)",
+        (f"exponents, {condition}",),
+        lambda exponents: all(abs(one + 0.5) < 0.1 for one in exponents),
+        lambda exponents: "exponents " + ", ".join(f"{one:.2f}" for one in exponents),
+    )
+
+
+STATEMENTS = (
+    _falls("theorem 1"),
+    _falls("theorem 2"),
+    _falls("corollary 1"),
+    Statement(
+        "theorem 1: B comes to W in the limit of small noise; with c = 1 a bias stays",
+        ("last error, theorem 1", "last error, theorem 1, c = 1"),
+        lambda small, large: large > 2 * small,
+        lambda small, large: f"final error {small:.2g} with c = 0.01, {large:.2g} with c = 1",
+    ),
+)
 
 
 def exponent(curve: Curve) -> float | None:
-    """Slope of the logarithm of the mean over the logarithm of samples, over the last hundredfold; None for a few points."""
+    """The slope of the mean over samples, both in logarithms, over the last hundredfold; None for two points or fewer.
+
+    >>> round(exponent(Curve([1, 10, 100], [[3, 0.3, 0.03]])), 3)
+    -1.0
+    """
     x, y = np.asarray(curve.x, dtype=float), curve.values.mean(0)
     late = (x >= x[-1] / 100) & (x > 0)
     return float(np.polyfit(np.log(x[late]), np.log(y[late]), 1)[0]) if late.sum() > 2 else None

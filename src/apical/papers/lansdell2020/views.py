@@ -1,14 +1,17 @@
-"""What the autoencoders of Figure 3 and Table 2a show: the table, curves, codes and reconstructions."""
+"""The views of figure 3 and table 2a: the table, curves, codes and reconstructions of the autoencoders."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from apical.papers.claims import Statement, judge
 from apical.papers.lansdell2020.common import mean
-from apical.papers.outcome import Claim, Line, Outcome, Panel, Published, Row
+from apical.papers.lansdell2020.methods import METHODS, TUNED
+from apical.papers.outcome import Line, Outcome, Panel, Published, Row
 from apical.papers.record import Record
 
 # Table 2a [P]: mean and standard error of the least test loss of an epoch.
@@ -35,12 +38,12 @@ SEPARATION = "neighbours in the code of one class"
 
 
 def outcome(shows: tuple[str, ...], records: Mapping[str, Record]) -> Outcome:
-    """The parts that `shows` names: "table", "curves", "codes", "reconstructions"."""
+    """The outcome, of the parts that `shows` names: "table", "curves", "codes", "reconstructions"."""
     rows, claims, panels = [], [], []
     if "table" in shows:
         rows += _table(records)
     if {"table", "curves"} & set(shows):
-        claims += _order(records)
+        claims += judge(LOSSES, _measured(records))
     if "curves" in shows:
         panels.append(_curves(records))
     if "codes" in shows:
@@ -52,19 +55,19 @@ def outcome(shows: tuple[str, ...], records: Mapping[str, Record]) -> Outcome:
             )
             for k, record in records.items()
         ]
-        claims += _separated({k: mean(record.numbers[SEPARATION]) for k, record in records.items()})
+        found = {name: mean(record.numbers[SEPARATION]) for name, record in records.items()}
+        claims += judge(SEPARATED, {**found, "all": found})
         panels += [_codes(name, record) for name, record in records.items()]
     if "reconstructions" in shows:
         panels += _reconstructions(records)
-        claims += _scrambled(records)
+        claims += judge(SCRAMBLED, _recognised(records))
     return Outcome(rows=rows, claims=claims, panels=panels, columns=4 if shows == ("reconstructions",) else 2)
 
 
 def _table(records: Mapping[str, Record]) -> list[Row]:
     rows = []
     for name, record in records.items():
-        plain = name.removesuffix(", tuned rate")
-        theirs, noisy = TABLE.get(plain), "minimum of test loss, noise on" in record.numbers
+        theirs, noisy = TABLE.get(TUNED.get(name, name)), "minimum of test loss, noise on" in record.numbers
         # Methods differ by less than a tenth.
         own, reported = "minimum of test loss", None if noisy else theirs
         rows.append(Row(f"least test loss, {name}", record.numbers[own], reported, within=0))
@@ -80,48 +83,21 @@ def losses(record: Record) -> Sequence[float]:
     return record.numbers.get(f"{name}, noise on", record.numbers[name])
 
 
-def _order(records: Mapping[str, Record]) -> list[Claim]:
+def _measured(records: Mapping[str, Record]) -> dict[str, Any]:
+    """Values that the statements about losses speak of: mean least losses by method, and two standard errors."""
     found = {name: mean(losses(record)) for name, record in records.items()}
-    claims = _worst(records)
-
-    def below(one: str, other: str, text: str) -> None:
-        if one in found and other in found:
-            claims.append(Claim(text, found[one] < found[other], f"{found[one]:.1f} and {found[other]:.1f}"))
-
-    below("np", "bp", "NP is better than BP")
-    below("sg", "bp", "SG is better than BP (not said in words; so it is in the table)")
-    below("dae", "bp", "DAE is better than BP")
-    below("bp, noise", "bp", "noise helps BP")
-    below("adam, noise", "adam", "noise helps ADAM")
-    if {"fa", "fa, noise"} <= found.keys():
-        apart = _two_errors(records, "fa", "fa, noise")
-        claims.append(
-            Claim(
-                "noise does not help FA (here: by no more than two standard errors)",
-                found["fa"] - found["fa, noise"] <= apart,
-                f"{found['fa, noise']:.1f} with, {found['fa']:.1f} without; two standard errors are {apart:.1f}",
-            )
-        )
-    printed = {name: value for name, value in found.items() if name in TABLE}
-    if "np" in printed and len(printed) > 3:
+    printed = {name: loss for name, loss in found.items() if name in TABLE}
+    values: dict[str, Any] = dict(found)
+    if others := {name: loss for name, loss in printed.items() if METHODS[name].rule != "fa"}:
+        nearest = max(others, key=lambda name: others[name])
+        values["worst but fa"] = nearest, others[nearest]
+    if len(printed) > 3:
         best = min(printed, key=lambda name: printed[name])
-        claims.append(
-            Claim(
-                "NP is the best of all (here: of those in the table)",
-                best == "np",
-                f"best {best}, {printed[best]:.1f}; np {printed['np']:.1f}",
-            )
-        )
-    if {"matched", "bp"} <= found.keys():
-        apart = _two_errors(records, "matched", "bp")
-        claims.append(
-            Claim(
-                "Matched is similar to BP (here: within two standard errors)",
-                abs(found["matched"] - found["bp"]) <= apart,
-                f"{found['matched']:.1f} and {found['bp']:.1f}; two standard errors are {apart:.1f}",
-            )
-        )
-    return claims
+        values["best of several"] = best, printed[best]
+    for pair in (("fa", "fa, noise"), ("matched", "bp")):
+        if found.keys() >= set(pair):
+            values[f"two errors of {' and '.join(pair)}"] = _two_errors(records, *pair)
+    return values
 
 
 def _two_errors(records: Mapping[str, Record], *names: str) -> float:
@@ -129,19 +105,44 @@ def _two_errors(records: Mapping[str, Record], *names: str) -> float:
     return 2 * math.hypot(*(Row("", losses(records[name])).sem or 0.0 for name in names))
 
 
-def _worst(records: Mapping[str, Record]) -> list[Claim]:
-    found = {name: mean(losses(record)) for name, record in records.items() if name in TABLE}
-    others = {name: value for name, value in found.items() if not name.startswith("fa")}
-    if "fa" not in found or not others:
-        return []
-    nearest = max(others, key=lambda name: others[name])
-    return [
-        Claim(
-            "FA performs poorly (here: worse than all others in the table)",
-            found["fa"] > others[nearest],
-            f"{found['fa']:.1f}; next is {nearest}, {others[nearest]:.1f}",
-        )
-    ]
+def _below(one: str, other: str, text: str) -> Statement:
+    return Statement(text, (one, other), lambda a, b: a < b, lambda a, b: f"{a:.1f} and {b:.1f}")
+
+
+LOSSES = (
+    Statement(
+        "FA performs poorly (here: worse than all others in the table)",
+        ("fa", "worst but fa"),
+        lambda fa, next_one: fa > next_one[1],
+        lambda fa, next_one: f"{fa:.1f}; next is {next_one[0]}, {next_one[1]:.1f}",
+    ),
+    _below("np", "bp", "NP is better than BP"),
+    _below("sg", "bp", "SG is better than BP (not said in words; so it is in the table)"),
+    _below("dae", "bp", "DAE is better than BP"),
+    _below("bp, noise", "bp", "noise helps BP"),
+    _below("adam, noise", "adam", "noise helps ADAM"),
+    Statement(
+        "noise does not help FA (here: by no more than two standard errors)",
+        ("fa", "fa, noise", "two errors of fa and fa, noise"),
+        lambda without, with_it, errors: without - with_it <= errors,
+        lambda without, with_it, errors: (
+            f"{with_it:.1f} with, {without:.1f} without; two standard errors are {errors:.1f}"
+        ),
+    ),
+    Statement(
+        "NP is the best of all (here: of those in the table)",
+        ("np", "best of several"),
+        lambda np, best: best[0] == "np",
+        lambda np, best: f"best {best[0]}, {best[1]:.1f}; np {np:.1f}",
+    ),
+    Statement(
+        "Matched is similar to BP (here: within two standard errors)",
+        ("matched", "bp", "two errors of matched and bp"),
+        lambda matched, bp, errors: abs(matched - bp) <= errors,
+        lambda matched, bp, errors: f"{matched:.1f} and {bp:.1f}; two standard errors are {errors:.1f}",
+    ),
+)
+"""Statements about the least test losses."""
 
 
 def _curves(records: Mapping[str, Record]) -> Panel:
@@ -158,7 +159,11 @@ def _curves(records: Mapping[str, Record]) -> Panel:
 
 
 def separation(codes: np.ndarray, labels: np.ndarray) -> float:
-    """Percent of codes [N, units] that have the class of most of their ten nearest neighbours."""
+    """The percentage of codes [N, units] that have the class of most of their ten nearest neighbours.
+
+    >>> separation(np.array([[0.0], [1.0]]), np.array([3, 3]))
+    100.0
+    """
     distances = np.square(codes[:, None] - codes[None]).sum(2)
     np.fill_diagonal(distances, np.inf)
     count = min(NEIGHBOURS, len(codes) - 1)
@@ -167,18 +172,25 @@ def separation(codes: np.ndarray, labels: np.ndarray) -> float:
     return float(100 * np.mean(np.asarray(winners) == labels))
 
 
-def _separated(found: Mapping[str, float]) -> list[Claim]:
-    claims = []
-    told = ", ".join(f"{name} {value:.0f} %" for name, value in found.items())
-    if {"np", "bp"} <= found.keys():
-        claims.append(Claim("NP's code separates digits better than BP's", found["np"] > found["bp"], told))
-    if {"fa", "np"} <= found.keys():
-        claims.append(
-            Claim(
-                "FA's code does not separate digits (here: half as well as NP's)", found["fa"] < found["np"] / 2, told
-            )
-        )
-    return claims
+SEPARATED = (
+    Statement(
+        "NP's code separates digits better than BP's",
+        ("np", "bp", "all"),
+        lambda np, bp, found: np > bp,
+        lambda np, bp, found: _percents(found),
+    ),
+    Statement(
+        "FA's code does not separate digits (here: half as well as NP's)",
+        ("np", "fa", "all"),
+        lambda np, fa, found: fa < np / 2,
+        lambda np, fa, found: _percents(found),
+    ),
+)
+"""Statements about the codes' separation."""
+
+
+def _percents(found: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.0f} %" for name, value in found.items())
 
 
 def _codes(name: str, record: Record) -> Panel:
@@ -190,26 +202,28 @@ def _codes(name: str, record: Record) -> Panel:
     return Panel(title=f"b, {name}", x="unit 1", y="unit 2", lines=lines, kind="points")
 
 
-def _scrambled(records: Mapping[str, Record]) -> list[Claim]:
-    """Whether FA's reconstructions tell less of their images than those of other methods do."""
+SCRAMBLED = (
+    Statement(
+        "FA's reconstructions are scrambled (here: fewer of them than of any other method's lie nearest to their own image)",
+        ("fa", "others", "all"),
+        lambda fa, others, found: fa < min(others),
+        lambda fa, others, found: f"of {SHOWN**2}: " + ", ".join(f"{name} {count}" for name, count in found.items()),
+    ),
+)
+"""The statement about how much FA's reconstructions tell of their images."""
+
+
+def _recognised(records: Mapping[str, Record]) -> dict[str, Any]:
+    """Values that the statement about reconstructions speaks of: how many lie nearest to their own image, by method."""
     found = {
         name: recognised(record.arrays["images"], record.arrays["reconstructions"]) for name, record in records.items()
     }
-    others = {name: count for name, count in found.items() if not name.startswith("fa")}
-    if "fa" not in found or not others:
-        return []
-    told = ", ".join(f"{name} {count}" for name, count in found.items())
-    return [
-        Claim(
-            "FA's reconstructions are scrambled (here: fewer of them than of any other method's lie nearest to their own image)",
-            found["fa"] < min(others.values()),
-            f"of {SHOWN**2}: {told}",
-        )
-    ]
+    others = [count for name, count in found.items() if METHODS[name].rule != "fa"]
+    return {**found, "all": found, **({"others": others} if others else {})}
 
 
 def recognised(images: Sequence[Sequence[float]], reconstructions: Sequence[Sequence[float]]) -> int:
-    """How many reconstructions lie nearer to their own image than to any other, of two mosaics."""
+    """The number of reconstructions that lie nearer to their own image than to any other, of two mosaics."""
     own, made = (_tiles(mosaic) for mosaic in (images, reconstructions))
     nearest = np.square(made[:, None] - own[None]).sum(2).argmin(1)
     return int((nearest == np.arange(len(own))).sum())
