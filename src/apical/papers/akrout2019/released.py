@@ -112,7 +112,7 @@ class Released(Experiment):
         return max(1, len(data.train) // self.batch)
 
     def run(self, task: Task) -> Record:
-        """Train from one seed, and measure errors, losses and angles along the way."""
+        """The record of one seed: errors, losses and angles along the training."""
         (seed,) = task.seeds
         setting = settings(self.batch)[task.condition]
         steps, per_epoch = task.lengths["steps"], self._per_epoch(task.data)

@@ -68,7 +68,7 @@ class Theory(Experiment):
         return {"updates": self.updates, "mirrors": self.mirrors}
 
     def run(self, task: Task) -> Record:
-        """Test one derivation, from all seeds at once."""
+        """The record of one derivation's test, from all seeds at once."""
         return RUNS[task.condition](task)
 
     def outcome(self, records: Mapping[str, Record]) -> Outcome:

@@ -101,7 +101,7 @@ class Circuits(Experiment):
         return {"updates": self.updates}
 
     def run(self, task: Task) -> Record:
-        """Update the circuit's units. Nothing is random here; every seed gives the same."""
+        """The record of the circuit's updates. Nothing is random here; every seed gives the same."""
         updates = task.lengths["updates"]
         numbers: dict[str, float] = {}
         arrays: dict[str, object] = {}

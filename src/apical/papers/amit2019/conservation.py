@@ -51,7 +51,7 @@ class Conservation(Experiment):
         return {"iterations": self.iterations}
 
     def run(self, task: Task) -> Record:
-        """Train all seeds as copies, once for every size of step."""
+        """The record of all seeds as copies, trained once for every size of step."""
         curves = {}
         for halving in HALVINGS:
             own = self._trained(task, EPSILONS[task.condition], halving)

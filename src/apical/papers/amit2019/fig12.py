@@ -94,7 +94,7 @@ class LinearNetwork(Experiment):
         return {"iterations": self.iterations}
 
     def run(self, task: Task) -> Record:
-        """Follow the system from all seeds."""
+        """The record of the system, followed from all seeds."""
         condition, iterations = CONDITIONS[task.condition], task.lengths["iterations"]
         at = spread(iterations, 100)
         starts = [drawn(condition.epsilon, condition.method.sd, seed) for seed in task.seeds]

@@ -72,7 +72,7 @@ class Decoupled(Experiment):
         return {"steps": self.iterations}
 
     def run(self, task: Task) -> Record:
-        """Follow the flow from all seeds at once."""
+        """The record of the flow, followed from all seeds at once."""
         epsilon, steps = EPSILONS[task.condition], task.lengths["steps"]
         target, back = self.drawn(task.seeds)
         values = np.zeros((self.layers, len(task.seeds)))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -16,8 +16,10 @@ from typing_extensions import override
 import apical
 from apical.data import ImageData
 from apical.data.images import Split
-from apical.papers.experiment import Experiment
+from apical.papers.course import Measures, course, spread
+from apical.papers.experiment import Experiment, Task
 from apical.papers.outcome import Published
+from apical.papers.record import Curve
 
 BATCH = 32
 LAYERS = {"layer 1": "3", "layer 2": "5"}
@@ -98,6 +100,15 @@ def points(steps: int, most: int) -> int:
     (50, 10)
     """
     return max(2, min(most, steps // 50))
+
+
+def trained(
+    task: Task, parts: Mapping[str, Any], *, learn: Callable[[int], None], measure: Callable[[], Measures], most: int
+) -> dict[str, Curve]:
+    """The curves, over thousands of iterations, of a training that is measured at `most` steps; `parts` as in `course`."""
+    steps = task.lengths["iterations"]
+    at = spread(steps, points(steps, most))
+    return course(task, steps, learn=learn, measure=measure, at=at, parts=parts, x=lambda step: step / 1000)
 
 
 class Minibatches:

@@ -13,7 +13,6 @@ from apical.data import ImageData
 from apical.losses import error_rate, squared_error
 from apical.networks import lansdell2020_mlp
 from apical.papers.claims import judge
-from apical.papers.course import course, spread
 from apical.papers.experiment import Task
 from apical.papers.lansdell2020.common import (
     BATCH,
@@ -26,9 +25,9 @@ from apical.papers.lansdell2020.common import (
     iterations,
     noisy,
     pixels,
-    points,
     repeatable,
     seeded,
+    trained,
     training,
     zero_feedback,
 )
@@ -104,7 +103,7 @@ class CoAdaptation(Shared):
         )
 
     def run(self, task: Task) -> Record:
-        """Train from all seeds at once, as copies of one network."""
+        """The record of a training from all seeds at once, as copies of one network."""
         with repeatable(task.seeds[0]):
             return self._run(task)
 
@@ -147,16 +146,7 @@ class CoAdaptation(Shared):
             return found
 
         parts = {"model": copies, "learner": learner, "optimizer": optimizer, **minibatches.streams}
-        curves = course(
-            task,
-            steps,
-            learn=learn,
-            measure=measure,
-            at=spread(steps, points(steps, 50)),
-            parts=parts,
-            x=lambda step: step / 1000,
-        )
-        return Record(curves=curves)
+        return Record(curves=trained(task, parts, learn=learn, measure=measure, most=50))
 
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
         """End points beside the notebook's, the claims and the panels."""

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import apical
 from apical.data import ImageData
-from apical.papers.course import course, spread
 from apical.papers.experiment import Task
 from apical.papers.lansdell2020 import views
 from apical.papers.lansdell2020.common import (
@@ -21,9 +20,9 @@ from apical.papers.lansdell2020.common import (
     iterations,
     noisy,
     pixels,
-    points,
     repeatable,
     seeded,
+    trained,
     training,
 )
 from apical.papers.lansdell2020.methods import METHODS, Method
@@ -95,7 +94,7 @@ class Autoencoder(Shared):
         return apical.rule(method.rule, init=truncated)
 
     def run(self, task: Task) -> Record:
-        """Train from all seeds at once, as copies of one network."""
+        """The record of a training from all seeds at once, as copies of one network."""
         with repeatable(task.seeds[0]):
             return self._run(task)
 
@@ -136,17 +135,8 @@ class Autoencoder(Shared):
                     found["test loss, noise on"] = _losses(models, x_test)
             return found
 
-        steps = task.lengths["iterations"]
         parts = {"model": copies, "learner": learner, "optimizer": optimizer, **minibatches.streams}
-        curves = course(
-            task,
-            steps,
-            learn=learn,
-            measure=measure,
-            at=spread(steps, points(steps, 100)),
-            parts=parts,
-            x=lambda step: step / 1000,
-        )
+        curves = trained(task, parts, learn=learn, measure=measure, most=100)
         minima = {f"minimum of {name}": [min(row) for row in curve.y] for name, curve in curves.items()}
         models = copies.split()
         apart = {views.SEPARATION: [_separation(model, data) for model in models]}

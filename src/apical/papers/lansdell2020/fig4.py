@@ -134,7 +134,7 @@ class Convergence(Shared):
         return {"iterations": iterations(self.iterations, data)}
 
     def run(self, task: Task) -> Record:
-        """Learn feedback from one seed. The first layer's activities stay the same, and are computed once."""
+        """The record of one seed. The first layer's activities stay the same, and are computed once."""
         (seed,) = task.seeds
         hidden = (50, 20) if task.condition in NOISES else (WIDTHS[task.condition], 50)
         noise = NOISES.get(task.condition, self.width_noise)

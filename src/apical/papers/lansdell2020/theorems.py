@@ -90,7 +90,7 @@ class Theorems(Experiment):
         return {"samples": self.samples}
 
     def run(self, task: Task) -> Record:
-        """Learn feedback from one seed, stage by stage."""
+        """The record of one seed, whose feedback learns stage by stage."""
         setting, (seed,) = SETTINGS[task.condition], task.seeds
         net = seeded(seed, setting.network)
         stream = torch.Generator().manual_seed(seed)
