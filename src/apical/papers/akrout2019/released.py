@@ -18,7 +18,7 @@ from apical.networks.mlp import mlp
 from apical.papers.akrout2019.settings import CONDITIONS, Condition, Setting, settings
 from apical.papers.claims import Statement, judge
 from apical.papers.course import course
-from apical.papers.experiment import Experiment, Task
+from apical.papers.experiment import Experiment, Task, given
 from apical.papers.outcome import Line, Outcome, Panel, Published, Row
 from apical.papers.record import Curve, Record
 
@@ -105,8 +105,7 @@ class Released(Experiment):
 
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
         """The number of minibatches; a last one of an epoch that is not full is left out."""
-        assert data is not None
-        return {"steps": self.epochs * self._per_epoch(data)}
+        return {"steps": self.epochs * self._per_epoch(given(data))}
 
     def _per_epoch(self, data: ImageData) -> int:
         return max(1, len(data.train) // self.batch)

@@ -17,7 +17,7 @@ import apical
 from apical.data import ImageData
 from apical.data.images import Split
 from apical.papers.course import Measures, course, spread
-from apical.papers.experiment import Experiment, Task
+from apical.papers.experiment import Experiment, Task, given
 from apical.papers.outcome import Published
 from apical.papers.record import Curve
 
@@ -89,8 +89,7 @@ def training(data: ImageData) -> Split:
 
 def iterations(full: int, data: ImageData | None) -> int:
     """The number of iterations that pass over the data as often as `full` iterations pass over MNIST."""
-    assert data is not None
-    return max(1, round(full * len(training(data)) / 55_000))
+    return max(1, round(full * len(training(given(data))) / 55_000))
 
 
 def points(steps: int, most: int) -> int:
