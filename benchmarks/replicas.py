@@ -21,7 +21,7 @@ from apical.data import ImageData, Split
 from apical.losses import cross_entropy
 from apical.networks import mlp, parse_sizes
 from apical.training import TrainConfig
-from apical.training.one_network import OneNetwork
+from apical.training.networks import OneNetwork
 from apical.training.session import Networks
 from apical.training.side_by_side import SideBySide
 

@@ -13,7 +13,7 @@ from apical.training import (
     TrainConfig,
     train,
 )
-from apical.training.one_network import OneNetwork
+from apical.training.networks import OneNetwork
 from training.runs import DIGITS, SHORT, small, weights
 
 

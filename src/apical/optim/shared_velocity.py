@@ -31,7 +31,7 @@ def shares(state: State, weight: nn.Parameter, feedback: nn.Parameter, one: Grou
 def part(state: State, weight: nn.Parameter | None, feedback: nn.Parameter | None) -> None:
     """Give the feedback a velocity of its own, equal to the one that it had together with the weights."""
     velocity, its = _velocity(state, weight), _velocity(state, feedback)
-    if its is not None and its is velocity:
+    if velocity is not None and its is velocity:
         state[feedback]["momentum_buffer"] = velocity.clone()
 
 

@@ -7,21 +7,21 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from apical.data import ImageData
-from apical.data.images import Batch, Split
+from apical.data.images import Batch
 from apical.learner import Learner
 from apical.losses import error_rate
 from apical.measures.alignment import alignment
 from apical.training.checkpoint import CheckpointError
 from apical.training.config import TrainConfig
 from apical.training.metrics import MetricsLog
+from apical.training.networks import Networks
 from apical.training.run_folder import RunFolder
-from apical.training.setup import Engine
 
 ALIGNMENT_SAMPLES = 256
 KEPT_PREDICTIONS = 1000
@@ -46,44 +46,6 @@ class Interrupted(Exception):  # noqa: N818
 
 Watcher = Callable[[int, int, dict[str, Any] | None], None]
 """watcher(step, steps, newest measurement): called after every step."""
-
-
-class Networks(Protocol):
-    """The networks that a session trains: one, or several side by side that differ in their seeds only.
-
-    Attributes:
-        configs: one for each network.
-        seed: of the order of samples: one, or one for each network; batches come from a `Split` accordingly.
-        engine: device, optimizer, schedule and loss, which they have in common.
-    """
-
-    configs: Sequence[TrainConfig]
-    seed: int | Sequence[int]
-    engine: Engine
-
-    def learn(self, x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> Tensor:
-        """Take one step on a batch. `check` is given the mean losses [networks] before anything learns from them.
-
-        Returns:
-            Losses summed over the batch, [networks].
-        """
-        ...
-
-    def outputs(self, split: Split) -> Tensor:
-        """Outputs [networks, N, classes] for all samples of a split, in eval mode, on the CPU."""
-        ...
-
-    def learners(self) -> Sequence[Learner]:
-        """Each network's learner as it is now, for what is measured of each on its own."""
-        ...
-
-    def states(self) -> list[dict[str, Any]]:
-        """Each network's own part of a checkpoint: model, optimizer, learner, random."""
-        ...
-
-    def load(self, states: Sequence[dict[str, Any]]) -> None:
-        """Go back to what `states` gave."""
-        ...
 
 
 @final

@@ -20,8 +20,9 @@ from apical.replicas.replicate import replicate
 from apical.replicas.transfer import catch_up
 from apical.rules import Rule
 from apical.training.config import TrainConfig
+from apical.training.networks import Networks
 from apical.training.run_folder import RunFolder
-from apical.training.session import Networks, NonFiniteLossError, Session, Watcher
+from apical.training.session import NonFiniteLossError, Session, Watcher
 from apical.training.setup import Engine, make
 from apical.training.train import stoppable
 

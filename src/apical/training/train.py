@@ -12,7 +12,7 @@ from typing import Any
 from apical import data as images
 from apical.data import ImageData
 from apical.training.config import TrainConfig
-from apical.training.one_network import OneNetwork
+from apical.training.networks import OneNetwork
 from apical.training.run_folder import RunFolder
 from apical.training.session import Session, Watcher
 

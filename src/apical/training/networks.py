@@ -1,9 +1,9 @@
-"""One network of one rule and one seed, as a session trains it."""
+"""The networks that a session trains: what it asks of them, and one network of one rule and one seed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,45 @@ from apical.learner import Learner
 from apical.networks.noisy import NoisyInput
 from apical.rules import Rule
 from apical.training.config import TrainConfig
-from apical.training.session import Networks
 from apical.training.setup import Engine, make
+
+
+class Networks(Protocol):
+    """The networks that a session trains: one, or several side by side that differ in their seeds only.
+
+    Attributes:
+        configs: one for each network.
+        seed: of the order of samples: one, or one for each network; batches come from a `Split` accordingly.
+        engine: device, optimizer, schedule and loss, which they have in common.
+    """
+
+    configs: Sequence[TrainConfig]
+    seed: int | Sequence[int]
+    engine: Engine
+
+    def learn(self, x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> Tensor:
+        """Take one step on a batch. `check` is given the mean losses [networks] before anything learns from them.
+
+        Returns:
+            Losses summed over the batch, [networks].
+        """
+        ...
+
+    def outputs(self, split: Split) -> Tensor:
+        """Outputs [networks, N, classes] for all samples of a split, in eval mode, on the CPU."""
+        ...
+
+    def learners(self) -> Sequence[Learner]:
+        """Each network's learner as it is now, for what is measured of each on its own."""
+        ...
+
+    def states(self) -> list[dict[str, Any]]:
+        """Each network's own part of a checkpoint: model, optimizer, learner, random."""
+        ...
+
+    def load(self, states: Sequence[dict[str, Any]]) -> None:
+        """Go back to what `states` gave."""
+        ...
 
 
 class OneNetwork(Networks):
