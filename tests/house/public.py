@@ -66,7 +66,7 @@ def words() -> dict[str, list[str]]:
     commands = re.search(r"{(.*?)}", _help("--help"))[1].split(",")
     found = {"": sorted(commands)}
     for command in commands:
-        starts = re.findall(r"^[│ ] ((?:--?[\w-]+(?:, )?)+)", _help(command, "--help"), re.MULTILINE)
+        starts = re.findall(r"^[│ ] ((?:--?[a-z][\w-]*(?:, )?)+)", _help(command, "--help"), re.MULTILINE)
         found[command] = sorted({word for start in starts for word in start.split(", ")})
     return found
 

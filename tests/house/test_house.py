@@ -1,7 +1,13 @@
-"""The house's rules, read from the source: sizes, floors, private names (see `source`)."""
+"""The house's rules, read from the source: sizes, floors, private names, open members (see `source`)."""
 
+import ast
 import re
+from inspect import get_annotations
 
+import pytest
+
+from apical.pathways import Pathway
+from apical.plasticity import Plasticity
 from house import source
 
 REACHES: dict[tuple[str, str], str] = {}
@@ -73,3 +79,22 @@ def test_few_types_are_ignored_and_docstrings_are_not_silenced():
     ]
     assert not [file for file in source.sources().values() if "noqa: D102" in file.read_text()]
     assert len(found) < 20, source.listed("type: ignore", found)
+
+
+@pytest.mark.parametrize("kind", [Plasticity, Pathway])
+def test_a_rule_has_at_most_five_members_to_define(kind):
+    """Abstract or final: whatever a subclass may give or replace, fields of its own apart."""
+    names = {name for name in (*vars(kind), *get_annotations(kind)) if not name.startswith("_")}
+    open_ones = {name for name in names if not getattr(vars(kind).get(name), "__final__", False)}
+    assert len(open_ones) <= 5, sorted(open_ones)
+
+
+def test_a_rule_of_ones_own_needs_no_private_name():
+    for page in sorted((source.ROOT / "docs" / "extending").glob("*.md")):
+        for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            private = [
+                node.attr
+                for node in ast.walk(ast.parse(code))
+                if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
+            ]
+            assert not private, (page.name, private)

@@ -41,6 +41,15 @@ class Connectivity:
 
     Feedback that is the weights themselves ("transport": bp) is W as thinned and has no mask of its own. Signs of the weights
     exist where both W and the feedback do.
+
+    Raises:
+        ValueError: for fractions that are not above 0 and at most 1.
+
+    >>> import apical, torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Tanh(), torch.nn.Linear(30, 5))
+    >>> learner = apical.attach(net, "fa", connectivity={"0": apical.Connectivity(weight=0.5)})
+    >>> 0.4 < float((net[0].weight != 0).float().mean()) < 0.6
+    True
     """
 
     weight: float = 1.0

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from apical.checks import nearest
+from apical.phases.isolation import preserved
 
 
 def own(spec: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -141,22 +142,18 @@ def told(error: BaseException) -> str:
 
 
 def check(spec: str, model: nn.Module, shape: tuple[int, int, int], classes: int) -> None:
-    """One dry run, so that a network that doesn't fit the data is refused before anything starts."""
+    """Raise a ValueError if a network does not fit the data, seen in one dry run before anything starts."""
     weights = next(model.parameters(), None)
     if weights is None:
         raise ValueError(f"network {spec!r} has no weights, so there is nothing to learn; give one that has")
-    modes = [(module, module.training) for module in model.modules()]
     x = torch.zeros(2, *shape, dtype=weights.dtype, device=weights.device)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), preserved(model, modes=True, random=True):
             output = model.eval()(x)
     except Exception as error:
         raise ValueError(
             f"network {spec!r} does not take the data's images, {' x '.join(map(str, shape))}: {told(error)}"
         ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
     if not isinstance(output, torch.Tensor):
         raise ValueError(
             f"network {spec!r} returns a {type(output).__name__}, not a tensor; let it return the classes' values alone, "

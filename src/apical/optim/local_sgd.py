@@ -37,6 +37,14 @@ class LocalSGD(Optimizer):
     Raises:
         ValueError: for a value out of range. TypeError: for anything else than a learner, as the model.
         RuntimeError: under torch.distributed with several processes.
+
+    >>> import apical, torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    >>> optimizer = apical.LocalSGD(apical.attach(net, "kp"), lr=0.1, momentum=0.9)
+    >>> net(torch.randn(8, 4)).square().mean().backward()  # the weights have moved by now
+    >>> optimizer.step()
+    >>> net[0].weight.grad is None
+    True
     """
 
     def __init__(

@@ -24,6 +24,10 @@ class Pathway:
 
     A value without state; what it needs of a model while it learns, it installs there. Fields of a subclass, a frozen dataclass,
     are the rule's hyperparameters. A pathway whose signal is found in a phase of its own is `apical.plasticity.Phased` as well.
+
+    >>> import apical
+    >>> isinstance(apical.rule("dfa").pathway, Pathway)
+    True
     """
 
     name: ClassVar[str]

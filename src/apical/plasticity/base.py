@@ -34,6 +34,10 @@ class Plasticity:
     a block named in ``at=``. Fields of a subclass, a frozen dataclass, are the rule's hyperparameters.
 
     A subclass gives `name` and `pathways`, and any of three methods.
+
+    >>> import apical
+    >>> isinstance(apical.rule("bp").plasticity, Plasticity)
+    True
     """
 
     name: ClassVar[str]
@@ -65,6 +69,10 @@ class Stored(Plasticity):
     """Feedback in the buffer "feedback" of its owner.
 
     A subclass has a field `init`, by which the feedback is drawn, or prepares it itself.
+
+    >>> import apical
+    >>> [name for name, rule in apical.rules().items() if isinstance(rule.plasticity, Stored)]
+    ['fa', 'frfb', 'dfa', 'ifa', 'wm', 'np', 'np-direct', 'sg', 'sg-direct']
     """
 
     init: Init
@@ -87,6 +95,10 @@ class Trained(Plasticity):
     """Feedback in the parameter "feedback" of its owner, which the user's optimizer moves together with the weights.
 
     A subclass has a field `init`, and says by `increment` what the parameter's gradient is.
+
+    >>> import apical
+    >>> [name for name, rule in apical.rules().items() if isinstance(rule.plasticity, Trained)]
+    ['kp', 'matched', 'urfb', 'kp-direct']
     """
 
     init: Init
@@ -117,7 +129,12 @@ class Trained(Plasticity):
 
 
 class Computed(Plasticity):
-    """Feedback that is made from the weights whenever a signal goes back."""
+    """Feedback that is made from the weights whenever a signal goes back.
+
+    >>> import apical
+    >>> [name for name, rule in apical.rules().items() if isinstance(rule.plasticity, Computed)]
+    ['usf', 'brsf', 'frsf']
+    """
 
     def resolve(self, owner: nn.Module, found: Tensor, out: Tensor | None = None) -> Tensor:
         """The feedback weights, from the tensor that the forward pass kept; written to `out` if it is given."""
@@ -143,6 +160,10 @@ class Phased(ABC):
         needs: "noise alone", or "the pass before": losses and errors of the batch, which are then recorded.
         broadcast: the signal that the phase sends to every synapse alike, in words; an audit reports it.
         warmup: calls of `apical.Learner.adapt` during which no weight may move.
+
+    >>> import apical
+    >>> isinstance(apical.rule("wm").plasticity, Phased), isinstance(apical.rule("reinforce").pathway, Phased)
+    (True, True)
     """
 
     needs: ClassVar[Literal["noise alone", "the pass before"]] = "noise alone"

@@ -70,6 +70,11 @@ def draw(
 
     Raises:
         ValueError: for an unknown name, or a function that leaves something not finite.
+
+    >>> import torch
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> draw("nokland2016", torch.Size([3, 4]), fans=(4, 3), generator=generator).abs().max() <= 0.5
+    tensor(True)
     """
     tensor = torch.empty(shape, device=generator.device, dtype=dtype)
     with torch.no_grad():

@@ -37,22 +37,30 @@ class Mirror(Stored, Phased):
     samples and positions that share the weights. No data enters. Direct: z stands at the synapse's input, r is the network's
     output (in eval mode, from inputs of zeros), and D [outputs, features] takes the place of B.
 
-    noise: standard deviation sigma (paper: 1). distribution: "gaussian", "uniform" or "rademacher".
-    activation: phi, a name in `ACTIVATIONS` or an elementwise function. With relu, no bias and the default decay, B -> W.
-    bias_blocking: leave b out of r (eq. 12).
-    baseline: "batch-mean" subtracts each unit's mean over batch and positions; a number is the one scalar beta of
-        eqs 23-25, which the noise has as its mean and the layer subtracts from its input (0: nothing is subtracted).
-    rate: eta_B. decay: lambda_WM. decay_times_rate: the decay is multiplied by the rate, as an optimizer's L2 is; this is a
-        reading that the paper's own figures favour. False: eq. 21 as printed, B -> (rate / decay) sigma^2 phi' W.
-    batch: rows of noise, as many as the minibatch if None; but 2 where that is one sample and the batch mean is subtracted,
-        which would leave nothing of one row. batches: how many per call.
-    positions: at most so many places of a convolution's map per row; None for as many as the data has. All that share the
-        weights count as pairs, so that the convolutions' angles stay far below those of the last layers with a part of them.
-        Noise fills the padding as well, so that every weight meets equally many pairs (the paper does not say).
-    alternate: mirror every second layer in one call and the others in the next: layers that are not adjacent can mirror
-        at once (Appendix C.4).
-    warmup: calls during which no weight moves: mirroring only.
-    init: of B; a name in `INITS` or a function that fills a tensor in place.
+    Args:
+        noise: standard deviation sigma (paper: 1). distribution: "gaussian", "uniform" or "rademacher".
+        activation: phi, a name in `ACTIVATIONS` or an elementwise function. With relu, no bias and the default decay, B -> W.
+        bias_blocking: leave b out of r (eq. 12).
+        baseline: "batch-mean" subtracts each unit's mean over batch and positions; a number is the one scalar beta of
+            eqs 23-25, which the noise has as its mean and the layer subtracts from its input (0: nothing is subtracted).
+        rate: eta_B. decay: lambda_WM. decay_times_rate: the decay is multiplied by the rate, as an optimizer's L2 is; this is a
+            reading that the paper's own figures favour. False: eq. 21 as printed, B -> (rate / decay) sigma^2 phi' W.
+        batch: rows of noise, as many as the minibatch if None; but 2 where that is one sample and the batch mean is subtracted,
+            which would leave nothing of one row. batches: how many per call.
+        positions: at most so many places of a convolution's map per row; None for as many as the data has. All that share the
+            weights count as pairs, so that the convolutions' angles stay far below those of the last layers with a part of them.
+            Noise fills the padding as well, so that every weight meets equally many pairs (the paper does not say).
+        alternate: mirror every second layer in one call and the others in the next: layers that are not adjacent can mirror
+            at once (Appendix C.4).
+        warmup: calls during which no weight moves: mirroring only.
+        init: of B; a name in `INITS` or a function that fills a tensor in place.
+
+    Raises:
+        ValueError: for values of a wrong kind or out of range.
+
+    >>> import apical
+    >>> apical.rule("wm", activation="linear", batch=256).plasticity.noise
+    1.0
     """
 
     name: ClassVar[str] = "mirror"

@@ -13,7 +13,12 @@ from apical.plasticity.base import Plasticity
 
 @dataclass(frozen=True)
 class NoPlasticity(Plasticity):
-    """No feedback weights (lillicrap2016, shallow learning and node perturbation)."""
+    """No feedback weights (lillicrap2016, shallow learning and node perturbation).
+
+    >>> import apical
+    >>> apical.rule("shallow").plasticity
+    NoPlasticity()
+    """
 
     name: ClassVar[str] = "none"
     pathways: ClassVar[frozenset[str]] = frozenset({"none", "scalar"})

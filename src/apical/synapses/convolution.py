@@ -111,19 +111,37 @@ class _ConvolutionSynapse(Synapse):
 
 
 class Conv1dSynapse(_ConvolutionSynapse, nn.Conv1d):
-    """`nn.Conv1d`: x [N, in, L], W and B [out, in / groups, k]."""
+    """`nn.Conv1d`: x [N, in, L], W and B [out, in / groups, k].
+
+    >>> import apical, torch
+    >>> layer = torch.nn.Conv1d(2, 4, 3)
+    >>> apical.attach(layer, apical.rule("fa", track=True)).synapses[""].feedback.shape
+    torch.Size([4, 2, 3])
+    """
 
     plain, spatial = nn.Conv1d, 1
 
 
 class Conv2dSynapse(_ConvolutionSynapse, nn.Conv2d):
-    """`nn.Conv2d`: x [N, in, H, W], W and B [out, in / groups, kh, kw]."""
+    """`nn.Conv2d`: x [N, in, H, W], W and B [out, in / groups, kh, kw].
+
+    >>> import apical, torch
+    >>> layer = torch.nn.Conv2d(2, 4, 3)
+    >>> apical.attach(layer, apical.rule("fa", track=True)).synapses[""].feedback.shape
+    torch.Size([4, 2, 3, 3])
+    """
 
     plain, spatial = nn.Conv2d, 2
 
 
 class Conv3dSynapse(_ConvolutionSynapse, nn.Conv3d):
-    """`nn.Conv3d`: x [N, in, D, H, W], W and B [out, in / groups, kd, kh, kw]."""
+    """`nn.Conv3d`: x [N, in, D, H, W], W and B [out, in / groups, kd, kh, kw].
+
+    >>> import apical, torch
+    >>> layer = torch.nn.Conv3d(2, 4, 3)
+    >>> apical.attach(layer, apical.rule("fa", track=True)).synapses[""].feedback.shape
+    torch.Size([4, 2, 3, 3, 3])
+    """
 
     plain, spatial = nn.Conv3d, 3
 
@@ -165,18 +183,36 @@ class _ConvolutionTransposeSynapse(_ConvolutionSynapse):
 
 
 class ConvTranspose1dSynapse(_ConvolutionTransposeSynapse, nn.ConvTranspose1d):
-    """`nn.ConvTranspose1d`: x [N, in, L], W and B [in, out / groups, k]."""
+    """`nn.ConvTranspose1d`: x [N, in, L], W and B [in, out / groups, k].
+
+    >>> import apical, torch
+    >>> layer = torch.nn.ConvTranspose1d(2, 4, 3)
+    >>> apical.attach(layer, apical.rule("fa", track=True)).synapses[""].feedback.shape
+    torch.Size([2, 4, 3])
+    """
 
     plain, spatial = nn.ConvTranspose1d, 1
 
 
 class ConvTranspose2dSynapse(_ConvolutionTransposeSynapse, nn.ConvTranspose2d):
-    """`nn.ConvTranspose2d`: x [N, in, H, W], W and B [in, out / groups, kh, kw]."""
+    """`nn.ConvTranspose2d`: x [N, in, H, W], W and B [in, out / groups, kh, kw].
+
+    >>> import apical, torch
+    >>> layer = torch.nn.ConvTranspose2d(2, 4, 3)
+    >>> apical.attach(layer, apical.rule("fa", track=True)).synapses[""].feedback.shape
+    torch.Size([2, 4, 3, 3])
+    """
 
     plain, spatial = nn.ConvTranspose2d, 2
 
 
 class ConvTranspose3dSynapse(_ConvolutionTransposeSynapse, nn.ConvTranspose3d):
-    """`nn.ConvTranspose3d`: x [N, in, D, H, W], W and B [in, out / groups, kd, kh, kw]."""
+    """`nn.ConvTranspose3d`: x [N, in, D, H, W], W and B [in, out / groups, kd, kh, kw].
+
+    >>> import apical, torch
+    >>> layer = torch.nn.ConvTranspose3d(2, 4, 3)
+    >>> apical.attach(layer, apical.rule("fa", track=True)).synapses[""].feedback.shape
+    torch.Size([2, 4, 3, 3, 3])
+    """
 
     plain, spatial = nn.ConvTranspose3d, 3

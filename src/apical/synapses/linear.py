@@ -14,7 +14,13 @@ from apical.synapses.synapse import Synapse
 
 
 class LinearSynapse(Synapse, nn.Linear):
-    """`nn.Linear` with any leading dimensions: x [*, in], y [*, out], W and B [out, in]."""
+    """`nn.Linear` with any leading dimensions: x [*, in], y [*, out], W and B [out, in].
+
+    >>> import apical, torch
+    >>> layer = torch.nn.Linear(4, 3)
+    >>> apical.attach(layer, apical.rule("fa", track=True)).synapses[""].feedback.shape
+    torch.Size([3, 4])
+    """
 
     plain = nn.Linear
     fuses = True

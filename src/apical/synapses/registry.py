@@ -46,6 +46,13 @@ def register_synapse(module_type: type[nn.Module], synapse_type: type[Synapse] |
 
     Raises:
         TypeError: if `synapse_type` can't stand in for `module_type`.
+
+    >>> import apical, torch
+    >>> class Readout(torch.nn.Linear):
+    ...     pass
+    >>> apical.register_synapse(Readout, apical.LinearSynapse)
+    >>> list(apical.attach(torch.nn.Sequential(Readout(4, 3)), "fa").synapses)
+    ['0']
     """
     if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
         raise TypeError(f"module_type must be a subclass of nn.Module, got {module_type!r}")

@@ -26,6 +26,11 @@ def keep(owner: nn.Module, name: str, tensor: Tensor, *, trained: bool = False) 
         owner: a synapse or a block. name: "feedback", or another name for what feedback is computed from.
         tensor: the values. trained: as an `nn.Parameter` that the user's optimizer moves, instead of a buffer. It stands still
             as long as the owner's weights are frozen.
+
+    >>> layer = nn.Linear(2, 3)
+    >>> keep(layer, "feedback", torch.zeros(3, 2))
+    >>> sorted(layer.state_dict())
+    ['bias', 'feedback', 'weight']
     """
     if trained:
         weight = owner._parameters.get("weight")
@@ -38,7 +43,11 @@ def keep(owner: nn.Module, name: str, tensor: Tensor, *, trained: bool = False) 
 
 
 def kept(owner: nn.Module, name: str) -> Tensor | None:
-    """The tensor that is stored under `name` on its owner, parameter or buffer; None if there is none, or none any more."""
+    """The tensor that is stored under `name` on its owner, parameter or buffer; None if there is none, or none any more.
+
+    >>> kept(nn.Linear(2, 3), "feedback") is None
+    True
+    """
     tensor = owner._parameters.get(name)
     return owner._buffers.get(name) if tensor is None else tensor
 
