@@ -79,7 +79,7 @@ def test_a_run_that_is_lost_while_its_group_goes_on_is_trained_from_the_start(tm
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_comparison_killed_at_random_moments_ends_bit_identical(tmp_path, kills):
-    epochs = 50 + 25 * kills  # Enough that no start comes to the end.
+    epochs = 10 + 10 * kills  # Enough that no start comes to the end.
     config = CompareConfig(
         rules=("kp", "usf"), seeds=3, network="64-30-10", epochs=epochs, checkpoint_every=7, align_every=500
     )

@@ -99,7 +99,8 @@ class Chain(Taps):
     @override
     def edges(self, taps: Sequence[Tap]) -> tuple[list[FusedTap], list[Any]]:
         links = [tap for tap in taps if isinstance(tap, Link)]
-        weights = [link.owner.get_parameter("weight") for link in links]
+        # Every link of a chain is a synapse; its weight may be a stand-in under torch.func.functional_call.
+        weights = [link.owner.weight for link in links]
         xs, feedbacks = [link.x for link in links], [link.D for link in links]
         return [], [apply(_Onward)(self.error, links, *xs, *feedbacks, *weights)]
 
