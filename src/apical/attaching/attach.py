@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from apical.attaching import connectivity as connections
 from apical.attaching import conversion, faults
-from apical.attaching.by_module import Rules
+from apical.attaching.by_module import Rules, rules_of
 from apical.attaching.connectivity import Connectivities
 from apical.attaching.dry_run import check_wiring, dry_run
 from apical.learner import Learner
 from apical.nested import Which
 from apical.per_copy import copies_in, streams
+from apical.rules import Rule, as_rule
+from apical.synapses.registry import synapse_type
 
 ExampleInput = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -93,8 +95,8 @@ def attach(
         return model.attach_inside(
             rule, example_input=example_input, at=at, generator=generator, output=output, connectivity=connectivity
         )
-    rules = faults.layers(model, rule, example_input, at)  # type: ignore[arg-type]
-    shares = connections.shared_out(connectivity, [*rules, *(at or ())])
+    rules = _checked(model, rule, example_input, at)
+    shares = connections.connectivities_of(connectivity, [*rules, *(at or ())])
     connections.check(model, rules, shares)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
@@ -114,6 +116,26 @@ def attach(
         learner.detach()
         raise
     return learner
+
+
+def _checked(model: nn.Module, rule: Any, example_input: Any, at: Sequence[str] | None) -> dict[str, Rule]:
+    """Name -> rule of every layer that becomes a synapse; a ValueError with every fault found, if there is one."""
+    faults.refuse_attached(model)
+    names = [name for name, module in model.named_modules() if synapse_type(module) is not None]
+    found = faults.of_layers(model)
+    if not names and not found:
+        found.append("the model has no layer with weights, so there is nothing to learn")
+    # Wrong names before faults of the model.
+    given = [as_rule(one) for one in (rule.values() if isinstance(rule, Mapping) else [rule])]
+    chosen = rules_of(rule, names) if names else {}
+    different = list(dict.fromkeys(chosen.values() if chosen else given))
+    found += faults.of_rules(model, different, example_input, at)
+    if found:
+        raise ValueError(
+            f"can't attach {', '.join(repr(one.name) for one in different)} to {type(model).__name__}:\n"
+            + "\n".join(f"- {f}" for f in found)
+        )
+    return chosen
 
 
 def learner_of(model: nn.Module) -> Learner:

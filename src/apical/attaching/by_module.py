@@ -33,7 +33,7 @@ def by_nearest(argument: str, chosen: Mapping[str, Chosen], layers: Sequence[str
     return {layer: chosen[max(near, key=len)] for layer in layers if (near := _around(layer, chosen))}
 
 
-def shared_out(value: Rules, layers: Sequence[str]) -> dict[str, Rule]:
+def rules_of(value: Rules, layers: Sequence[str]) -> dict[str, Rule]:
     """Layer name -> rule.
 
     Raises:

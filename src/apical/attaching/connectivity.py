@@ -83,7 +83,7 @@ def as_connectivity(value: Any) -> Connectivity:
     )
 
 
-def shared_out(value: Connectivities | None, names: Sequence[str]) -> dict[str, Connectivity]:
+def connectivities_of(value: Connectivities | None, names: Sequence[str]) -> dict[str, Connectivity]:
     """Module name -> connectivity; what a dict says nothing about is fully connected.
 
     Raises:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from apical.attaching.by_module import Rules, shared_out
 from apical.pathways import Indirect
 from apical.per_copy import copies_in
 from apical.plasticity import Phased
-from apical.rules import Rule, as_rule
+from apical.rules import Rule
 from apical.synapses import registry
 from apical.synapses.registry import ELEMENTWISE, added, synapse_type
 from apical.synapses.synapse import Synapse
 
 
-def faults(model: nn.Module) -> list[str]:
+def of_layers(model: nn.Module) -> list[str]:
     """Every layer of `model` whose weights no known synapse covers, each as a sentence with the way out."""
     found: list[str] = []
     reported: list[str] = []
@@ -98,28 +97,10 @@ def _unknown(module: nn.Module, own: list[str]) -> str:
     )
 
 
-def layers(model: nn.Module, rule: Rules, example_input: Any, at: Sequence[str] | None) -> dict[str, Rule]:
-    """The layers that become synapses, each with its rule.
-
-    Raises:
-        ValueError: with every fault found, each with a way out.
-    """
-    modules = dict(model.named_modules())
-    attached = [name for name, module in modules.items() if isinstance(module, Synapse)]
-    if attached:
-        raise ValueError(
-            f"'{attached[0]}' is attached already; detach it first, with learner.detach() or "
-            "apical.learner_of(the model that was attached).detach()"
-        )
-    found = faults(model)
-    names = [name for name, module in modules.items() if synapse_type(module) is not None]
-    if not names and not found:
-        found.append("the model has no layer with weights, so there is nothing to learn")
-    # Wrong names before faults of the model.
-    given = [as_rule(one) for one in (rule.values() if isinstance(rule, Mapping) else [rule])]
-    chosen = shared_out(rule, names) if names else {}
-    different = list(dict.fromkeys(chosen.values() if chosen else given))
-    direct = next((one for one in different if one.direct), None)
+def of_rules(model: nn.Module, rules: Sequence[Rule], example_input: Any, at: Sequence[str] | None) -> list[str]:
+    """Every way in which different rules don't go with the model, with each other, or with what `attach` was given."""
+    found: list[str] = []
+    direct = next((one for one in rules if one.direct), None)
     if direct is not None and example_input is None:
         found.append(
             f"rule '{direct.name}' needs example_input, one batch as the model takes it: its feedback has the shape of the "
@@ -128,24 +109,29 @@ def layers(model: nn.Module, rule: Rules, example_input: Any, at: Sequence[str] 
     if copies_in(model) > 1:
         found += [
             f"rule '{one.name}' compares losses of whole networks, which copies side by side would share; train them one by one"
-            for one in different
+            for one in rules
             if one.direct and isinstance(one.plasticity, Phased)
         ]
-    chained = next((one for one in different if isinstance(one.pathway, Indirect)), None)
-    if chained is not None and len(different) > 1:
+    chained = next((one for one in rules if isinstance(one.pathway, Indirect)), None)
+    if chained is not None and len(rules) > 1:
         found.append(
             f"rule '{chained.name}' sends its signal through all layers in turn, so it can't be mixed with others"
         )
-    if at is not None and len(different) > 1:
+    if at is not None and len(rules) > 1:
         found.append("at= goes with one rule for the whole model; leave it out, or give one direct rule")
-    elif at is not None and different:
-        found += _block_faults(modules, different[0], at)
-    if found:
+    elif at is not None and rules:
+        found += _block_faults(dict(model.named_modules()), rules[0], at)
+    return found
+
+
+def refuse_attached(model: nn.Module) -> None:
+    """Raise a ValueError if some layer of the model is a synapse already."""
+    attached = [name for name, module in model.named_modules() if isinstance(module, Synapse)]
+    if attached:
         raise ValueError(
-            f"can't attach {', '.join(repr(one.name) for one in different)} to {type(model).__name__}:\n"
-            + "\n".join(f"- {f}" for f in found)
+            f"'{attached[0]}' is attached already; detach it first, with learner.detach() or "
+            "apical.learner_of(the model that was attached).detach()"
         )
-    return chosen
 
 
 def _block_faults(modules: dict[str, nn.Module], rule: Rule, at: Sequence[str]) -> list[str]:

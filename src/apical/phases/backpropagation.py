@@ -4,34 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apical.pathways.layer_wise import LayerWise
 from apical.plasticity.transport import Transport
+from apical.synapses.circuit import Connection
 
 if TYPE_CHECKING:
     from apical.learner import Learner
+
+_ROLE: dict[str, Any] = {
+    "pathway": LayerWise(),
+    "plasticity": Transport(),
+    "connection": Connection(),
+    "whole_pass": None,
+    "sends_back": True,
+}
+"""Attributes by which a synapse sends its error back through its own weights."""
 
 
 @contextmanager
 def backpropagating(learner: Learner) -> Iterator[None]:
     """While open, the model teaches its synapses by backpropagation through all its weights."""
-    held = [(s, s.pathway, s.plasticity, s.whole_pass, s.sends_back) for s in learner.synapses.values()]
+    # By way of dictionaries: a phase does this every step, and nn.Module's assignment is slow enough to show.
+    held = [(vars(s), {name: vars(s)[name] for name in _ROLE if name in vars(s)}) for s in learner.synapses.values()]
     muted = [one.muted for one in learner.passes]
     for one in learner.passes:
         one.muted = True
     try:
-        for synapse, *_ in held:
-            synapse.pathway, synapse.plasticity, synapse.whole_pass, synapse.sends_back = (
-                LayerWise(),
-                Transport(),
-                None,
-                True,
-            )
+        for own, _ in held:
+            own.update(_ROLE)
         yield
     finally:
         for one, before in zip(learner.passes, muted, strict=True):
             one.muted = before
-        for synapse, pathway, plasticity, source, sends_back in held:
-            synapse.pathway, synapse.plasticity = pathway, plasticity
-            synapse.whole_pass, synapse.sends_back = source, sends_back
+        for own, before in held:
+            own.update(before)
+            for name in _ROLE.keys() - before.keys():
+                del own[name]

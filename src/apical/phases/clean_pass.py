@@ -22,7 +22,6 @@ from apical.phases.conditions import casting
 from apical.phases.isolation import learning, unchanged
 from apical.phases.noisy_pass import Perturb, perturbing
 from apical.phases.recording import Pass
-from apical.plasticity.base import Phased
 
 if TYPE_CHECKING:
     from apical.learner import Learner
@@ -43,7 +42,7 @@ class CleanPass:
         recorder = learner.phases.recorder
         assert recorder is not None
         found = recorder.heard
-        self._cut = any(isinstance(s.pathway, Phased) for s in learner.synapses.values())
+        self._cut = learner.phases.cuts
         whole = self._cut or all(s.weight.requires_grad for s in learner.synapses.values())
         if whole and found is not None and _same(found, inputs):
             self._take(found)

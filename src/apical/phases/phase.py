@@ -73,7 +73,8 @@ class Phase:
         weight = next(learner.model.parameters())
         self.device = weight.device
         self.dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
-        self.world, rank = distributed.world(), distributed.rank()
+        self.world = distributed.world()
+        rank = distributed.rank() if self.world > 1 else 0
         # Drawn by all processes alike, so that the learner's own stream stays common.
         source = learner.generator
         self.generators = [
@@ -108,7 +109,8 @@ class Phase:
     @property
     def finite(self) -> bool:
         """Whether all losses and errors are finite numbers, on all processes; nothing can be learned from others."""
-        return distributed.everywhere(self.clean.finite, self.device)
+        finite = self.clean.finite
+        return distributed.everywhere(finite, self.device) if self.world > 1 else finite
 
     @property
     def clean(self) -> CleanPass:
@@ -192,7 +194,8 @@ class Phase:
 
     def average(self, tensors: list[Tensor]) -> None:
         """Replace tensors by their means over all processes."""
-        distributed.average(tensors)
+        if self.world > 1:
+            distributed.average(tensors)
 
 
 def _zeros(inputs: Any, rows: int) -> Any:

@@ -32,7 +32,8 @@ class Phases:
     """The phases of one learner, in which feedback learns between ``backward`` and the optimizer's step.
 
     Attributes:
-        learns: whether any part of the learner's rules has a phase of its own.
+        learns: whether any part of the learner's rules has a phase of its own. cuts: whether a pathway has, which then cuts the
+            graph of the loop's pass.
         adapted: how many phases there have been.
         features: shapes of the inputs -> name of a place -> shape of the activity there, without the batch.
         recorder: keeps the pass before a phase, where some part learns from it.
@@ -42,6 +43,7 @@ class Phases:
         self.learner = learner
         parts = [part for rule in learner.rules.values() for part in (rule.pathway, rule.plasticity)]
         self.learns = any(isinstance(part, Phased) for part in parts)
+        self.cuts = any(isinstance(rule.pathway, Phased) for rule in learner.rules.values())
         self._listens = any(map(listens, parts))
         self.adapted = 0
         self.features: dict[tuple[torch.Size, ...], dict[str, torch.Size]] = {}

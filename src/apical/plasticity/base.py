@@ -9,7 +9,6 @@ A plasticity that learns in a phase of its own is `Phased` as well.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
@@ -153,7 +152,7 @@ class Computed(Plasticity):
         """Draw anew the numbers that change with every batch."""
 
 
-class Phased(ABC):
+class Phased:
     """A plasticity or pathway that learns in a phase of its own, between ``backward`` and the optimizer's step.
 
     Attributes:
@@ -170,9 +169,10 @@ class Phased(ABC):
     broadcast: ClassVar[str] = ""
     warmup: int = 0
 
-    @abstractmethod
+    # No abstract base class: whether a part is phased is asked in every phase, and ABCMeta's answer takes as long as a product.
     def adapt(self, phase: Phase) -> None:
         """Let the feedback at ``phase.sites`` learn."""
+        raise NotImplementedError
 
 
 def feedback_at(owner: nn.Module) -> Tensor:

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from apical.attaching.by_module import Rules, shared_out
+from apical.attaching.by_module import Rules, rules_of
 from apical.per_copy import PerCopy
 from apical.rules import Rule
 
@@ -22,7 +22,7 @@ def merged_by_layer(rules: Sequence[Rules], layers: Sequence[str], *, blocks: bo
     Raises:
         ValueError: if rules differ in what copies have to share.
     """
-    chosen = [shared_out(one, layers) for one in rules]
+    chosen = [rules_of(one, layers) for one in rules]
     # Numbers would lie along other dimensions of the feedback of blocks than of the layers inside them.
     other = next((number for number, one in enumerate(chosen, 1) if one != chosen[0]), None) if blocks else None
     if other is not None:

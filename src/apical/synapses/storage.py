@@ -79,13 +79,13 @@ def release(owner: nn.Module) -> None:
     vars(owner).pop(_NAMES, None)
 
 
-@torch.no_grad()
 def mask_feedback(owner: nn.Module) -> None:
     """Set to zero what the owner's `feedback_mask` leaves out, in everything kept that has the feedback's shape."""
     mask = owner._buffers.get("feedback_mask")
     if mask is None:
         return
-    for name in names_kept(owner):
-        tensor = kept(owner, name)
-        if tensor is not None and tensor.shape == mask.shape:
-            tensor.mul_(mask)
+    with torch.no_grad():
+        for name in names_kept(owner):
+            tensor = kept(owner, name)
+            if tensor is not None and tensor.shape == mask.shape:
+                tensor.mul_(mask)

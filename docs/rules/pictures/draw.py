@@ -1,4 +1,4 @@
-"""Draws one picture per family of rules: python docs/rules/draw.py writes the SVG files beside it."""
+"""Draws one picture per family of rules: python docs/rules/pictures/draw.py writes the SVG files beside it."""
 
 from __future__ import annotations
 
