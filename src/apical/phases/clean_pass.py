@@ -133,10 +133,13 @@ class CleanPass:
         with self._again(), self.taken.conditions.clean_statistics(), perturbing(self.learner, perturb):
             return self._losses()
 
-    def true_signals(self, places: list[str], sink: Callable[[str, int, Tensor], None]) -> None:
+    def true_signals(
+        self, places: list[str], sink: Callable[[str, int, Tensor], None], weights: Tensor | None = None
+    ) -> None:
         """Backpropagate the losses' sum: sink(place, call, its gradient through that place alone), as soon as it is known.
 
-        Not all at once, because together they are as large as all activities.
+        Not all at once, because together they are as large as all activities. With `weights`, shaped to go with the losses,
+        the sum is one of weighed losses.
         """
         roots: list[Tensor] = []
 
@@ -166,9 +169,10 @@ class CleanPass:
             torch.enable_grad(),
             perturbing(self.learner, look, places),
         ):
-            losses = self._losses().sum()
+            losses = self._losses()
+            total = (losses if weights is None else losses * weights).sum()
             if roots:
-                torch.autograd.grad(losses, roots, allow_unused=True)
+                torch.autograd.grad(total, roots, allow_unused=True)
 
     @contextmanager
     def _again(self) -> Iterator[None]:

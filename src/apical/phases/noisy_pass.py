@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from apical.nested import Arguments, input_of, with_input
 from apical.noise import Distribution
+from apical.phases.coupling import coupled
 
 if TYPE_CHECKING:
     from apical.learner import Learner
@@ -50,6 +51,8 @@ def estimates(
 ) -> dict[Place, Estimate]:
     """The gradient at every call of the places, as one noisy pass estimates it: (L~ - L) xi / c.
 
+    L is a sample's own loss; where losses depend on other samples too, it is the sum of all, at the price of more variance.
+
     Args:
         phase: whose batch passes again. places: where noise c xi is added, in all of them at once.
         c: standard deviation of the noise. calls: those that get noise; None: all.
@@ -77,12 +80,15 @@ def estimates(
         return noisy.to(activity.dtype)
 
     change = (clean.perturbed(add) - clean.losses).to(phase.dtype) / c
+    if coupled(clean, list(dict.fromkeys(place for place, _ in drawn))):
+        # A sample's noise shows in other samples' losses too: only their sum has the whole gradient.
+        change = change.sum(0, keepdim=True).expand_as(change)
 
     def estimate(values: Tensor, signs: Tensor | None) -> Estimate:
         own = change
         if change.dim() > 1:
             own = own.repeat_interleave(values.shape[1] // change.shape[1], dim=1)
-        own = own.view(rows, -1, *[1] * (values.dim() - 2))
+        own = own.view(rows, own.shape[1] if own.dim() > 1 else 1, *[1] * (values.dim() - 2))
         return Estimate(values, own if signs is None else own * signs)
 
     return {place: estimate(*noise) for place, noise in drawn.items()}

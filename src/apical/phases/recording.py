@@ -153,6 +153,8 @@ class Recorder:
         self._passes = 0
         self.checked = False
         """Whether this model has been seen to give the same output under the same conditions."""
+        self.coupled: dict[object, bool] = {}
+        """Kind of a criterion -> whether losses of samples depend on other samples (see `apical.phases.coupling`)."""
         model = learner.model
         self.handles = [
             # Registered first, so that the arguments recorded here pass through the user's own pre-hooks when the pass is
@@ -167,7 +169,7 @@ class Recorder:
         ]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "newest": None, "_own": None, "_open": None}
+        return {**self.__dict__, "newest": None, "coupled": {}, "_own": None, "_open": None}
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the model."""
