@@ -56,7 +56,7 @@ class CleanPass:
                     "or sum that was"
                 )
             self._make_own_pass()
-        if self.finite and not recorder.checked:
+        if self.finite and len(self.losses) and not recorder.checked:
             self._check_repeatable()
             recorder.checked = True
 

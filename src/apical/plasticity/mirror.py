@@ -126,9 +126,13 @@ class Mirror(Stored, Phased):
                 products.append(self._by_output(phase, site, z) if site.direct else self._by_synapse(site, z, geometry))
                 if phase.world == 1:
                     self._learn(site, *products.pop())
-            phase.average([product for product, _ in products])
-            for site, found in zip(sites, products, strict=False):
-                self._learn(site, *found)
+            if not products:
+                continue
+            # Batches may differ in size from process to process.
+            pairs = torch.tensor([float(one) for _, one in products], dtype=torch.float64, device=phase.device)
+            phase.average([pairs, *(product for product, _ in products)])
+            for site, (product, _), mean in zip(sites, products, pairs.tolist(), strict=True):
+                self._learn(site, product, mean)
 
     def _pool(self, phase: Phase, size: int) -> Tensor:
         """Noise [copies, size], drawn for each copy from its own generator."""
@@ -138,7 +142,7 @@ class Mirror(Stored, Phased):
             fill(part, self.distribution, generator, scale)
         return pool
 
-    def _learn(self, site: Site, product: Tensor, pairs: int) -> None:
+    def _learn(self, site: Site, product: Tensor, pairs: float) -> None:
         B = site.feedback
         rate, decay = spread(self.rate, B), spread(self.decay, B)
         B.mul_(1 - decay * (rate if self.decay_times_rate else 1))

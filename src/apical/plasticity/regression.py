@@ -115,9 +115,27 @@ class Regression(Stored, Phased):
                 sums[name] = found
 
         self.visit(phase, learn)
-        phase.average([tensor for tensors in sums.values() for tensor in tensors])
-        for name, tensors in sums.items():
-            self._learn(phase, sites[name], tensors)
+        rows = float(len(phase.clean.losses)) if phase.world == 1 else self._shared(phase, sites, sums)
+        for name, tensors in sums.items() if rows else ():
+            self._learn(phase, sites[name], tensors, rows)
+
+    def _shared(self, phase: Phase, sites: dict[str, Site], sums: dict[str, list[Tensor]]) -> float:
+        """Make sums means over all processes, also where only another one has reached a site; the mean number of rows."""
+        names = [name for name, site in sites.items() if kept(site.owner, "feedback") is not None]
+        # Batches differ in size from process to process.
+        told = [len(phase.clean.losses), *(name in sums for name in names)]
+        facts = torch.tensor(told, dtype=torch.float64, device=phase.device)
+        for name in names:
+            if name not in sums:
+                like = ["feedback"] if self.solver == "sgd" else ["gram", "cross"]
+                shapes = [found.shape for one in like if (found := kept(sites[name].owner, one)) is not None]
+                sums[name] = [torch.zeros(shape, dtype=phase.dtype, device=phase.device) for shape in shapes]
+        phase.average([facts, *(tensor for name in names for tensor in sums[name])])
+        rows, *reached = facts.tolist()
+        for name, share in zip(names, reached, strict=True):
+            if not share:
+                del sums[name]
+        return rows
 
     def _sums(self, phase: Phase, site: Site, number: int, target: Estimate) -> list[Tensor]:
         """One call's contribution: [dL/dB] for SGD, [e~^T e~, e~^T lambda] for ridge. Empty if no error passed this call."""
@@ -164,9 +182,9 @@ class Regression(Stored, Phased):
             signal, geometry = synapse.feed_back(delta, site.feedback.to(phase.dtype), target.values.shape), ()
         return synapse.hebbian(target.taken_from(signal, scale, own=own), delta, geometry)
 
-    def _learn(self, phase: Phase, site: Site, sums: list[Tensor]) -> None:
+    def _learn(self, phase: Phase, site: Site, sums: list[Tensor], rows: float) -> None:
         if self.solver == "sgd":
-            site.feedback.add_(sums[0].to(site.feedback), alpha=-self.rate / len(phase.clean.losses))
+            site.feedback.add_(sums[0].to(site.feedback), alpha=-self.rate / rows)
             return
         gram, cross = kept(site.owner, "gram"), kept(site.owner, "cross")
         assert gram is not None

@@ -80,7 +80,7 @@ class OneNetwork(Networks):
         x = self.noise(x.to(self.engine.dtype))
         self.engine.net.train()
         losses = self.engine.criterion(self.engine.net(x), y)
-        loss = losses.mean()
+        loss = self.engine.mean(losses)
         check(loss.detach()[None])
         self.engine.fabric.backward(loss)
         self.learner.adapt(x, y, self.engine.criterion)

@@ -92,6 +92,8 @@ class Session:
             self._newest = self._measure()
         for x, y in self._batches():
             tick = time.perf_counter()
+            done = self.step % self.per_epoch * self.config.batch
+            self.engine.begin(self.step, min(self.config.batch, len(self.data.train) - done))
             losses = self.networks.learn(x, y, self._check)
             self._loss_sum += losses.to(self._loss_sum)
             self._loss_count += y.shape[-1]

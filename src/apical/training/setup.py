@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from apical.attaching.attach import attach
 from apical.attaching.connectivity import Connectivity
@@ -55,6 +55,7 @@ class Engine:
 
     Attributes:
         net: the module as Fabric calls it. dtype: of its weights, and so of its input.
+        rows: samples of the present step's batch, in all processes together; None before the first step.
     """
 
     def __init__(self, config: TrainConfig, build: Callable[[Rule], nn.Module]) -> None:
@@ -67,11 +68,30 @@ class Engine:
         self.dtype = next(model.parameters()).dtype
         self.scheduler = make_scheduler(config, optimizer)
         self.criterion = LOSSES[config.loss]
+        self.rows: int | None = None
+        self._seed = config.seed
         torch.manual_seed(self.global_seed(config.seed))
 
     def global_seed(self, seed: int) -> int:
         """The seed of PyTorch's global generator, for whatever a network draws while it trains; each process has its own."""
         return seed + 7919 * (self.fabric.global_rank + 1)
+
+    def begin(self, step: int, rows: int) -> None:
+        """Begin a step on a batch of `rows` samples, in all processes together.
+
+        A checkpoint holds the random state of the first process. All others begin every step from one that its number tells, so
+        that what is resumed draws what it would have drawn, on every process.
+        """
+        self.rows = rows
+        if self.fabric.global_rank:
+            torch.manual_seed(self.global_seed(self._seed) + 1_000_003 * (step + 1))
+
+    def mean(self, losses: Tensor) -> Tensor:
+        """The mean of this process's losses, weighed so that the mean over processes is that of the whole batch."""
+        world = self.fabric.world_size
+        if self.rows is None or len(losses) * world == self.rows:
+            return losses.mean()
+        return losses.sum() * (world / self.rows)
 
     def step(self) -> None:
         """Take the optimizer's step, and clear the gradients."""
