@@ -14,6 +14,7 @@ from apical.attaching import conversion, faults
 from apical.attaching.by_module import Rules, rules_of
 from apical.attaching.connectivity import Connectivities
 from apical.attaching.dry_run import check_wiring, dry_run
+from apical.attaching.samples import check_samples
 from apical.learner import Learner
 from apical.nested import Which
 from apical.per_copy import copies_in, streams
@@ -110,6 +111,8 @@ def attach(
     shown = None if example_input is None else dry_run(model, list(rules), example_input, at, output, direct=direct)
     if shown is not None:
         check_wiring(rules, shown, at)
+        if learner.copies == 1:
+            check_samples(model, rules, example_input, at, output)
     try:
         conversion.convert(learner, shown, at)
     except Exception:
