@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from apical.files import write_text
+from apical.files import append_text, write_text
 
 
 class MetricsLog:
@@ -17,8 +17,7 @@ class MetricsLog:
 
     def append(self, line: dict[str, Any]) -> None:
         """Write one measurement."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        append_text(self.path, json.dumps(line, allow_nan=False) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
         """All measurements; a last line that a kill cut short is left out.
