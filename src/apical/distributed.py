@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, distributed
+
+_PEER = re.compile(r"gloo|NCCL|by peer|Broken pipe|TCPStore", re.IGNORECASE)
+
+
+class PeerLostError(RuntimeError):
+    """An error of a process that can't go on, as another one that it learned with has ended.
+
+    >>> issubclass(PeerLostError, RuntimeError)
+    True
+    """
 
 
 def together() -> bool:
@@ -44,3 +57,33 @@ def everywhere(value: bool, device: torch.device) -> bool:
     flag = torch.tensor(float(value), device=device)
     distributed.all_reduce(flag, distributed.ReduceOp.MIN)
     return bool(flag)
+
+
+def check_alone(what: str, way_out: str) -> None:
+    """Refuse several processes, on each of them, for what only one may do.
+
+    Raises:
+        ValueError: if this process is one of several, by torch.distributed or as torchrun has started it.
+    """
+    count = max(world(), int(os.environ.get("WORLD_SIZE", "1")))
+    if count > 1:
+        raise ValueError(f"{what} works in one process, and {count} were started together; {way_out}")
+
+
+@contextmanager
+def peers_told() -> Iterator[None]:
+    """What PyTorch says of a connection that broke off, as an error that says why, and how to go on.
+
+    Raises:
+        PeerLostError: if another process has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world() == 1 or not (isinstance(error, distributed.DistError) or _PEER.search(str(error))):
+            raise
+        raise PeerLostError(
+            f"process {rank()} of {world()} stops, as another one has ended or can't be reached ({str(error).splitlines()[0]}); "
+            "that one's own output says why. The last checkpoint is whole: once the cause is mended, start all processes again "
+            "with --resume and the run's folder"
+        ) from error

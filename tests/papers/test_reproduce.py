@@ -127,3 +127,25 @@ def test_the_command_beside_a_result_makes_the_same_lengths(tmp_path):
     made = reproduce(walk(), tmp_path / "run", scale=1 / 3)
     scale = float(made["command"].partition("--scale ")[2].split()[0])
     assert scale == made["scale"]
+
+
+def test_overwrite_deletes_the_experiment_and_nothing_else(tmp_path):
+    home = tmp_path / "run"
+    with pytest.raises(ZeroDivisionError):
+        reproduce(walk(), home, seeds=2, announce=lambda *_: lambda *_: 1 / 0)
+    own = {path for path in home.rglob("*") if path.is_file()}
+    foreign = [
+        home / name for name in ("thesis/a.tex", "records/mine.json", "tasks/slow-0-1/notes.txt", "tasks/x.ckpt")
+    ]
+    for path in (*foreign, home / "tasks" / "slow-0-1" / "course.ckpt", home / "records" / "slow-0-1.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine" if path in foreign else "half")
+    for name in ("outcome.json", "figure.svg", "report.html"):
+        (home / name).write_text("earlier")
+    outcome = reproduce(walk(), home, seeds=1, scale=0.25, overwrite=True)
+    found = {path for path in home.rglob("*") if path.is_file()}
+    new = {home / name for name in ("config.json", "outcome.json", "records/slow-0.json", "records/quick-0.json")}
+    assert own
+    assert found == {*foreign, *new}
+    assert all(path.read_text() == "mine" for path in foreign)
+    assert json.loads((home / "outcome.json").read_text()) == outcome

@@ -1,11 +1,15 @@
 """Run folders and their files: never overwritten, never damaged unseen, not made for what can't be made."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
+from apical import distributed
 from apical.comparison import compare
+from apical.papers import find
+from apical.papers.reproduce import reproduce
 from apical.training import (
     RunFolder,
     RunFolderError,
@@ -83,3 +87,75 @@ def test_a_run_of_which_something_can_not_be_made_writes_nothing(tmp_path, monke
     with pytest.raises(ValueError, match=message):
         train(dataclasses.replace(SHORT, **change), tmp_path / "run", data=DIGITS)
     assert not (tmp_path / "run").exists()
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+FOREIGN = ("thesis/chapter.tex", "notes.txt", "checkpoint/best.ckpt", ".git/config", "runs/other/config.json")
+
+
+def test_overwrite_deletes_the_run_and_nothing_else(tmp_path, monkeypatch):
+    for folder in (tmp_path / "one", tmp_path / "new"):
+        train(SHORT, folder, data=DIGITS)
+    monkeypatch.chdir(tmp_path / "one")
+    for name in FOREIGN:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(f"mine: {name}")
+    before = contents(tmp_path / "one")
+    config = dataclasses.replace(SHORT, seed=1)
+    train(config, ".", data=DIGITS, overwrite=True)  # As `--folder .` in the run's folder has it.
+    after = contents(tmp_path / "one")
+    assert {name: after[name] for name in FOREIGN} == {name: before[name] for name in FOREIGN}
+    assert after.keys() == before.keys() == {*FOREIGN, *contents(tmp_path / "new")}
+    assert RunFolder(".").reopen()["seed"] == 1
+
+
+def test_a_comparison_is_overwritten_with_all_its_runs_and_nothing_else(tmp_path):
+    home = tmp_path / "all"
+    compare(dataclasses.replace(PAIR, rules=("fa", "usf")), home, data=DIGITS)
+    own = contents(home)
+    for name in (*FOREIGN, "runs/fa-0/notes.txt", "runs/fa-7/config.json", "together/other/config.json"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(f"mine: {name}")
+    before = contents(home)
+    compare(dataclasses.replace(PAIR, rules=("bp",), seeds=1), home, data=DIGITS, overwrite=True)
+    after = contents(home)
+    new = {"config.json", "comparison.json", *(f"runs/bp-0/{name}" for name in contents(home / "runs" / "bp-0"))}
+    assert after.keys() == before.keys() - own.keys() | new
+    assert all(after[name] == before[name] for name in before.keys() - own.keys())
+    assert not (home / "runs" / "usf-1").exists()
+
+
+def test_a_run_folder_that_is_a_link_stays_one(tmp_path):
+    train(SHORT, tmp_path / "disk" / "run", data=DIGITS)
+    (tmp_path / "run").symlink_to(tmp_path / "disk" / "run")
+    train(dataclasses.replace(SHORT, seed=1), tmp_path / "run", data=DIGITS, overwrite=True)
+    assert (tmp_path / "run").is_symlink()
+    assert RunFolder(tmp_path / "disk" / "run").reopen()["seed"] == 1
+
+
+@pytest.mark.parametrize("damage", [{"seeds": "3"}, {"rules": None}, {"first_seed": []}])
+def test_a_comparison_whose_config_does_not_say_what_it_left_is_left_alone(tmp_path, damage):
+    home = RunFolder(tmp_path / "all")
+    kept = {**PAIR.asdict(), "rules": list(PAIR.rules), **damage}
+    home.start(kept)
+    with pytest.raises(RunFolderError, match=r"overwrite: .*config.json does not say what belongs to the run"):
+        compare(PAIR, home.path, data=DIGITS, overwrite=True)
+    assert home.reopen() == kept
+
+
+@pytest.mark.parametrize("size", ["world", "environment"])
+def test_a_comparison_by_several_processes_is_refused_before_anything_is_written(tmp_path, monkeypatch, size):
+    if size == "world":
+        monkeypatch.setattr(distributed, "world", lambda: 2)
+    else:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        ValueError, match=r"a comparison works in one process, and 2 were started together; .*-m apical train"
+    ):
+        compare(PAIR, tmp_path / "all", data=DIGITS)
+    with pytest.raises(ValueError, match="an experiment works in one process, and 2 were started together"):
+        reproduce(find("lillicrap2016/fig2a"), tmp_path / "all", scale=0.01)
+    assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ import apical
 from apical.benchmark import BenchmarkConfig, Measurement, benchmark
 from apical.benchmark.steps import PLAIN
 from apical.cli.terminal import console, errors
+from apical.distributed import check_alone
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Benchmark:
                 )
             _draw(_written(self.read), self.figure)
             return
+        check_alone("a benchmark", "start it without torchrun: processes side by side would slow each other down")
         with errors.status("") as status:
             found = benchmark.run(self.config, lambda network: status.update(f"timing {network}"))
         console.print(table(found))

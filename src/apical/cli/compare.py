@@ -33,7 +33,7 @@ class Compare:
     resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Finish the comparison in this folder; every other option but --time-steps is read from it."""
     overwrite: bool = False
-    """Delete the comparison in --folder first, if there is one."""
+    """Delete the files of the comparison in --folder first, if there is one; others in it stay."""
     time_steps: bool = True
     """Measure each rule's time per step against plain backpropagation when all runs are done (seconds)."""
 

@@ -47,7 +47,7 @@ class Reproduce:
     """Take finished conditions from the folder of another experiment of the same runs (fig2a from fig2), with the same --data,
     --seeds and --scale."""
     overwrite: bool = False
-    """Delete the experiment in --folder first, if there is one."""
+    """Delete the files of the experiment in --folder first, if there is one; others in it stay."""
     publish: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Also put outcome and figure into this folder of results (docs/results), unless a longer run is there."""
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from apical.distributed import PeerLostError
 from apical.training.session import Interrupted, NonFiniteLossError, Watcher
 
 # Without markup, because names and paths may hold brackets.
@@ -130,7 +131,7 @@ def plain_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         _say("stopped", "at once; what the last checkpoint holds can be resumed")
         sys.exit(130)
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, PeerLostError) as error:
         _say("error", error)
         sys.exit(1)
     except BrokenPipeError:

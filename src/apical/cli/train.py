@@ -30,7 +30,7 @@ class Train:
     resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Go on with the run in this folder; every other option is read from it."""
     overwrite: bool = False
-    """Delete the run in --folder first, if there is one."""
+    """Delete the files of the run in --folder first, if there is one; others in it stay."""
 
     def run(self) -> None:
         """Train."""

@@ -18,11 +18,12 @@ from apical.comparison import table
 from apical.comparison.choice import chosen
 from apical.comparison.config import CompareConfig
 from apical.data import ImageData
+from apical.distributed import check_alone
 from apical.files import write_json
 from apical.training.config import TrainConfig
 from apical.training.machine import machine
 from apical.training.options import rule_of
-from apical.training.run_folder import RunFolder
+from apical.training.run_folder import FILES, RunFolder
 from apical.training.session import NonFiniteLossError, Watcher
 from apical.training.setup import check
 from apical.training.side_by_side import train_together
@@ -60,7 +61,8 @@ def compare(
 
     Raises:
         Interrupted: Ctrl-C; call again with resume=True to go on.
-        ValueError: bad config, data or folder, or a rule that can't learn this network, before anything is written.
+        ValueError: bad config, data or folder, a rule that can't learn this network, or several processes (torchrun), before
+            anything is written.
 
     >>> import tempfile
     >>> config = CompareConfig(rules=("bp", "fa"), seeds=1, epochs=1, network="64-8-10")
@@ -69,6 +71,11 @@ def compare(
     >>> [(row["rule"], row["transported"]) for row in found["table"]]
     [('bp', 'weights'), ('fa', 'nothing')]
     """
+    check_alone(
+        "a comparison",
+        "start it without torchrun (seeds of a rule then learn side by side, see --replicas), or train single runs in several "
+        "processes: torchrun ... -m apical train --rule RULE --seed SEED",
+    )
     data = images.load(config.data) if data is None else data
     for rule in config.rules:
         check(config, rule_of(rule), config.first_seed, data)
@@ -77,7 +84,7 @@ def compare(
     if resume:
         home.reopen(_plain(config))
     else:
-        home.start(_plain(config), overwrite=overwrite)
+        home.start(_plain(config), overwrite=overwrite, more=_left)
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     # A comparison that was started goes on as it was started.
     together = [rule for rule in config.rules if _goes_together(config, rule, home.path, rule in together)]
@@ -119,6 +126,13 @@ def _place(rule: str, seed: int | None = None) -> Path:
     """Where a run lies in the comparison's folder, or what all seeds' runs have in common."""
     name = re.sub(r"[^\w.=-]+", "_", rule)
     return Path("together") / name if seed is None else Path("runs") / f"{name}-{seed}"
+
+
+def _left(kept: dict[str, Any]) -> list[Path]:
+    """All files, beyond those of any run, that a comparison with this config has left in its folder."""
+    seeds = range(kept["first_seed"], kept["first_seed"] + kept["seeds"])
+    places = [_place(rule, seed) for rule in kept["rules"] for seed in (None, *seeds)]
+    return [*(place / name for place in places for name in FILES), Path("comparison.json"), Path("report.html")]
 
 
 def _goes_together(config: CompareConfig, rule: str, home: Path, chosen: bool) -> bool:

@@ -9,7 +9,6 @@ import math
 import platform
 import re
 import shlex
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ import torch
 
 import apical
 from apical import data as images
-from apical.files import write_json
+from apical.distributed import check_alone
+from apical.files import delete, write_json
 from apical.papers import experiments
 from apical.papers.experiment import IMAGES, Experiment, Task, Watcher, given, same_data, unwatched
 from apical.papers.record import Record
@@ -62,8 +62,9 @@ def reproduce(
         The content of outcome.json.
 
     Raises:
-        ValueError: a bad scale, seed, condition, folder, or missing data, before anything is written.
+        ValueError: a bad scale, seed, condition, folder, missing data, or several processes, before anything is written.
     """
+    check_alone("an experiment", "start it without torchrun")
     chosen, own_seeds = _chosen(experiment, only), _seeds(experiment, seeds, first_seed)
     if not (math.isfinite(scale) and 0 < scale <= 1):
         raise ValueError(f"scale must be above 0 and at most 1 (the paper's length), got {scale}")
@@ -81,7 +82,7 @@ def reproduce(
     if resume:
         home.reopen(config)
     else:
-        home.start(config, overwrite=overwrite)
+        home.start(config, overwrite=overwrite, more=lambda kept: _left(home.path, kept))
     for path, record in found.items():
         write_json(home.path / "records" / path, record.asdict())
     records = {}
@@ -233,6 +234,13 @@ def _finished(experiment: Experiment, folder: Path, config: dict[str, Any]) -> d
     return {path.name: _kept(path) for path in paths if path.exists()}
 
 
+def _left(home: Path, kept: Mapping[str, Any]) -> list[str | Path]:
+    """All files, beyond those of any run, that an experiment with this config has left in its folder."""
+    slugs = {_slug(one, share) for one in kept["conditions"] for share in ([*kept["seeds"]], *zip(kept["seeds"]))}
+    tasks = [one.relative_to(home) for slug in slugs for one in (home / "tasks" / slug).glob("*.ckpt")]
+    return [*tasks, *(f"records/{slug}.json" for slug in slugs), "outcome.json", "report.html", "figure.svg"]
+
+
 def _kept(path: Path) -> Record:
     try:
         return Record.of(json.loads(path.read_text()))
@@ -256,5 +264,6 @@ def _record(experiment: Experiment, task: Task, path: Path) -> Record:
     record = experiment.run(task)
     record = dataclasses.replace(record, seeds=task.seeds, seconds=round(task.seconds, 2))
     write_json(path, record.asdict())
-    shutil.rmtree(task.folder, ignore_errors=True)
+    home = task.folder.parent
+    delete(home, [one.relative_to(home) for one in task.folder.glob("*.ckpt")])
     return record

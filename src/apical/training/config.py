@@ -67,7 +67,7 @@ class Recipe:
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
     """How convolutional networks lie in memory; channels_last is faster with precision bf16-mixed."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run. Several processes: start the same command with torchrun."""
+    """Where to run. Several processes, for `apical train` only: start it with torchrun."""
 
     def __post_init__(self) -> None:
         check_fields(self)

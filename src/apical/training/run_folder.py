@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from apical.files import write_json
+from apical.files import delete, remains, write_json
 from apical.training import checkpoint
 from apical.training.metrics import MetricsLog
+
+FILES = ("metrics.jsonl", "result.json", "checkpoint/last.ckpt", "config.json")
+"""All that a run leaves; the config last, as without it nobody would know the rest for a run's."""
 
 
 class RunFolderError(ValueError):
@@ -38,25 +41,41 @@ class RunFolder:
         self.path = Path(path)
         self.metrics = MetricsLog(self.path / "metrics.jsonl")
 
-    def start(self, config: dict[str, Any], *, overwrite: bool = False) -> None:
+    def start(
+        self,
+        config: dict[str, Any],
+        *,
+        overwrite: bool = False,
+        more: Callable[[dict[str, Any]], Iterable[str | Path]] = lambda _: (),
+    ) -> None:
         """Open the folder for a new run.
 
-        overwrite: delete an earlier run of the same kind, one whose config has the same keys.
+        overwrite: delete an earlier run of the same kind, one whose config has the same keys: its files, and nothing else that
+            lies in the folder. more: gives, from its config, the files that it has beyond a run's own.
 
         Raises:
             RunFolderError: if something else is there already.
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"{self.path} is a file; give another folder")
-        if overwrite and self.path.exists() and any(self.path.iterdir()):
-            if not self._config.exists() or self._read(self._config).keys() != config.keys():
+        # What a kill left of a config half-written is no run.
+        left = remains(self.path)
+        there = self.path.exists() and any(one not in left for one in self.path.iterdir())
+        if there and overwrite:
+            if not self._config.exists() or (found := self._read(self._config)).keys() != config.keys():
                 raise RunFolderError(
                     f"overwrite: folder {self.path} holds no run of this kind, so it is left alone; give another folder, or "
                     "delete it yourself"
                 )
-            shutil.rmtree(self.path)
-        # What a kill left of a config half-written is no run.
-        if self.path.exists() and any(not one.name.startswith(".config.json.") for one in self.path.iterdir()):
+            try:
+                names = [*more(found), *FILES]
+            except (KeyError, TypeError, ValueError) as error:
+                raise RunFolderError(
+                    f"overwrite: {self._config} does not say what belongs to the run ({error!r}); delete its files yourself, or "
+                    "give another folder"
+                ) from error
+            delete(self.path, names)
+        elif there:
             what = "holds a run already; resume it, or" if self._config.exists() else "is not empty;"
             raise RunFolderError(f"folder {self.path} {what} give another folder")
         self.path.mkdir(parents=True, exist_ok=True)

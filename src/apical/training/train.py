@@ -11,12 +11,14 @@ from typing import Any
 
 from apical import data as images
 from apical.data import ImageData
+from apical.distributed import peers_told
 from apical.training.config import TrainConfig
 from apical.training.networks import OneNetwork
 from apical.training.run_folder import RunFolder
 from apical.training.session import Session, Watcher
 
 
+@peers_told()
 def train(
     config: TrainConfig,
     folder: Path | str,
@@ -40,6 +42,7 @@ def train(
 
     Raises:
         NonFiniteLossError: the loss is infinite or nan. Interrupted: Ctrl-C; the run can be resumed.
+        PeerLostError: another process of the run has ended; the run can be resumed.
         ValueError: bad config, data, folder or checkpoint, before anything is written.
 
     >>> import tempfile
