@@ -91,6 +91,12 @@ class Cache:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedError(str(error)) from error
 
+    def unused(self, entry: Path) -> list[str]:
+        """What of the source is not in `entry`: splits and files, in words."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return list(json.loads((entry / "manifest.json").read_bytes())["content"]["unused"])
+        return []
+
     def write(self, entry: Path, decode: Callable[[Path, Path], dict[str, Any]]) -> None:
         """Put into `entry` what `decode(folder, scratch)` writes into `folder` and returns to be kept in the manifest.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-_TEST_SPLITS = ("test", "validation", "valid", "val")
+TEST_SPLITS = ("test", "validation", "valid", "val")
 _IMAGE_COLUMNS = ("image", "img", "images")
 _LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "target")
 _GREY = ("1", "L", "LA")
@@ -78,7 +78,7 @@ def decode(splits: dict[str, Dataset], folder: Path, name: str, choice: Choice) 
 
 def _tables(splits: dict[str, Dataset], name: str, choice: Choice) -> tuple[dict[str, _Table], list[str]]:
     """All that can be known before an image is decoded."""
-    wanted = {"train": ("train",), "test": (choice.test_split,) if choice.test_split else _TEST_SPLITS}
+    wanted = {"train": ("train",), "test": (choice.test_split,) if choice.test_split else TEST_SPLITS}
     tables, names = {}, None
     for role, split in {role: _pick_split(splits, name, role, usual) for role, usual in wanted.items()}.items():
         rows, where = splits[split], f"{name}, split {split!r}"

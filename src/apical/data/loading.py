@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from apical.data.cache import Cache, DamagedError, folder
-from apical.data.decode import Choice, decode
+from apical.data.decode import TEST_SPLITS, Choice, decode
 from apical.data.digits import digits
 from apical.data.images import DataError, ImageData
 from apical.data.source import Folder, Hub, UnreachableError, offline_by_choice, resolve
@@ -75,7 +78,14 @@ def load(
         found = kept.read(entry, name, in_memory)
     except DamagedError:
         found = None  # It is looked at again, and reported, when no other process is writing it.
-    return found or _decode(source, fingerprint, kept, entry, choice, in_memory)
+    found = found or _decode(source, fingerprint, kept, entry, choice, in_memory)
+    if unused := kept.unused(entry):
+        warnings.warn(
+            f"data {name!r}: {', '.join(unused)} not used; it trains on split 'train' and tests on the first of 'test', "
+            "'validation', 'valid', 'val' (to test on another: apical.data.load(..., test_split=), or a folder with these two)",
+            stacklevel=2,
+        )
+    return found
 
 
 def _without_hub(
@@ -113,7 +123,13 @@ def _decode(
             )
         if found is not None:  # Another process wrote it while this one waited.
             return found
-        kept.write(entry, lambda new, scratch: decode(source.open(scratch, fingerprint), new, source.name, choice))
+
+        def made(new: Path, scratch: Path) -> dict[str, Any]:
+            splits = source.open(scratch, fingerprint)
+            content = decode(splits, new, source.name, choice)
+            return {**content, "unused": _unused(source, splits, scratch, choice)}
+
+        kept.write(entry, made)
         try:
             found = kept.read(entry, source.name, in_memory)
         except DamagedError as damage:
@@ -124,3 +140,12 @@ def _decode(
         if found is None:
             raise DataError(f"decoded images in {entry} were removed by another program as soon as they were written")
         return found
+
+
+def _unused(source: Folder | Hub, splits: Collection[str], scratch: Path, choice: Choice) -> list[str]:
+    """What of a data set is neither trained nor tested on, though nobody has said so."""
+    wanted, unread = {"train", next((split for split in TEST_SPLITS if split in splits), "")}, []
+    with suppress(Exception):  # It is for a warning only.
+        unread = source.unread(scratch)
+    others = [] if choice.test_split else [split for split in splits if split not in wanted]
+    return [*(f"split {split!r}" for split in others), *(f"file {file!r} (in no split)" for file in unread)]

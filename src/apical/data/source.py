@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -12,16 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apical.data.class_names import check_class_names
 from apical.data.images import DataError
+from apical.files import full
 
 if TYPE_CHECKING:
-    import pyarrow
     from datasets import Dataset
 
 
 _LAYOUT = (
     "a folder in the hub's layout holds files such as train-00000-of-00001.parquet and test-00000-of-00001.parquet"
 )
+_UNREAD = re.compile(r"::|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+_PATTERN = re.compile(rf"{_UNREAD.pattern}|[\[\]*?\ud800-\udfff]")
+_LONGEST = 200  # bytes of a folder's name that `datasets` can make names of its own from
 _HUB_TIMEOUT = 10.0  # seconds
 
 
@@ -48,7 +51,7 @@ class Folder:
             DataError: if there are no files, or they can't be looked at.
         """
         try:
-            files = sorted(path for path in _walk(self.path) if path.is_file())
+            files = self._files()
             seen = [(str(path.relative_to(self.path)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         except OSError as error:
             raise DataError(f"data folder {self.name!r} can't be read: {error}") from error
@@ -64,17 +67,57 @@ class Folder:
         """
         import datasets
 
+        place = _plainly(self.path, self._files(), scratch)
         try:
             with _quiet():
-                splits = datasets.load_dataset(str(self.path), cache_dir=str(scratch))
+                splits = datasets.load_dataset(str(place), cache_dir=str(scratch))
         except Exception as error:
+            if (cause := full(error)) is not None:  # It was unpacking into the cache.
+                raise cause from error
+            reason = _reason(error).replace(str(place), str(self.path))
             raise DataError(
-                f"data folder {self.name!r} can't be read: {_reason(error)}; fetch or write its files again ({_LAYOUT})"
+                f"data folder {self.name!r} can't be read: {reason}; fetch or write its files again ({_LAYOUT})"
             ) from error
-        _check_class_names(self.name, self.path)
+        check_class_names(self.name, self.path, self._files())
         if self.fingerprint() != fingerprint:
             raise DataError(f"data folder {self.name!r} has changed while it was read; load it again when it is whole")
         return _by_name(splits)
+
+    def unread(self, scratch: Path) -> list[str]:
+        """Data files that are in no split, as their names say of none, once `open` has read the others."""
+        import datasets
+
+        mirror = scratch / "source"
+        place = mirror if mirror.exists() else self.path
+        found: Any = datasets.load_dataset_builder(str(place), cache_dir=str(scratch)).config.data_files
+        read = {Path(file) for files in (found or {}).values() for file in files}
+        kinds = {file.suffix for file in read}
+        names = (file.relative_to(self.path) for file in self._files())
+        return [str(one) for one in names if one.suffix in kinds and not _hidden(one) and place / one not in read]
+
+    def _files(self) -> list[Path]:
+        """All files, once none is seen that can't be read as one.
+
+        Raises:
+            DataError: naming a link to nowhere, or a pipe or device, which might have no end.
+        """
+        found = []
+        for path in sorted(_walk(self.path)):
+            name = path.relative_to(self.path)
+            where = f"data folder {self.name!r}: {str(name)!r}"
+            if path.is_file():
+                found.append(path)
+                if _UNREAD.search(str(name)) and not _hidden(name):
+                    raise DataError(
+                        f"{where} has '::' or a line break in its name, which `datasets` passes over; rename it"
+                    )
+            elif not _hidden(name):
+                if path.is_symlink() and not path.exists():
+                    raise DataError(
+                        f"{where} is a link to {str(path.readlink())!r}, which is not there; fetch it, or delete the link"
+                    )
+                raise DataError(f"{where} is no file but a pipe, a socket or a device; take it out of the folder")
+        return found
 
 
 @dataclass(frozen=True)
@@ -127,6 +170,10 @@ class Hub:
                 f"that you want and give their folder ({_LAYOUT})"
             ) from error
 
+    def unread(self, scratch: Path) -> list[str]:
+        """Files that are in no split: none, as the hub's splits are what it says they are."""
+        return []
+
     def _unreachable(self, error: Exception) -> UnreachableError:
         return UnreachableError(
             f"data set {self.name!r}: there is no such folder here, and the Hugging Face hub can't be reached "
@@ -178,47 +225,35 @@ def _quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
+def _plainly(folder: Path, files: list[Path], scratch: Path) -> Path:
+    """A folder of these files whose name `datasets` takes for one, and not for a pattern or for a chain of URLs."""
+    if not _PATTERN.search(str(folder)) and all(len(os.fsencode(part)) <= _LONGEST for part in folder.parts):
+        return folder
+    mirror = scratch / "source"
+    if _PATTERN.search(str(mirror)):
+        raise DataError(
+            f"data folder {str(folder)!r} and cache folder {str(scratch)!r} both have names with []*?, '::' or a line break, "
+            "which `datasets` can't read; name another cache folder by cache= or $APICAL_CACHE"
+        )
+    for file in files:
+        link = mirror / file.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
+    return mirror
+
+
 def _walk(folder: Path) -> Iterator[Path]:
     for parent, _, files in os.walk(folder, onerror=_refuse, followlinks=True):
         yield from (Path(parent) / file for file in files)
 
 
+def _hidden(name: Path) -> bool:
+    """Whether `datasets` passes over a file of this name."""
+    return any(part.startswith((".", "__")) for part in name.parts)
+
+
 def _refuse(error: OSError) -> None:
     raise error
-
-
-def _check_class_names(name: str, folder: Path) -> None:
-    """Refuse files whose labels count through different classes: `datasets` reads all with the names of the first."""
-    first: dict[str, tuple[Path, list[str]]] = {}
-    for path in sorted(path for path in _walk(folder) if path.suffix in (".parquet", ".arrow")):
-        written = json.loads((_schema(path).metadata or {}).get(b"huggingface", b"{}"))
-        for column, feature in written.get("info", {}).get("features", {}).items():
-            names = feature.get("names") if isinstance(feature, dict) else None
-            if not names:
-                continue
-            other, others = first.setdefault(column, (path, names))
-            if names != others:
-                raise DataError(
-                    f"data folder {name!r}: labels in column {column!r} stand for other classes in {path.relative_to(folder)} "
-                    f"({_listed(names)}) than in {other.relative_to(folder)} ({_listed(others)}); encode all splits by one "
-                    "list, with datasets' cast_column and ClassLabel(names=[...]), before they are written"
-                )
-
-
-def _schema(path: Path) -> pyarrow.Schema:
-    import pyarrow.parquet
-
-    if path.suffix == ".parquet":
-        return pyarrow.parquet.read_schema(path)
-    with pyarrow.memory_map(str(path)) as stream:
-        try:
-            return pyarrow.ipc.open_stream(stream).schema
-        except pyarrow.ArrowInvalid:
-            return pyarrow.ipc.open_file(stream).schema
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def _by_name(splits: Any) -> dict[str, Dataset]:
