@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test smoke slow lint format benchmark clean
+.PHONY: help setup demo test smoke slow faults lint format benchmark clean
 
 help:           ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -22,13 +22,16 @@ demo: setup     ## train on real digits under several rules; prints the comparis
 	$(BIN)/apical compare --folder runs/demo --overwrite
 
 test: setup     ## the test suite
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow and not smoke_all"
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow and not smoke_all and not faults"
 
 smoke: setup    ## the papers' smoke runs that the test suite leaves out
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "smoke_all and not slow" tests/papers
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "smoke_all and not slow and not faults" tests/papers
 
 slow: setup     ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not faults"
+
+faults: setup   ## the fault campaign: kills, signals, full disks, damage, random commands (20 minutes)
+	$(BIN)/python -m pytest -m faults -q -n 2 tests/faults
 
 lint: setup     ## linter, formatter, type checker
 	$(BIN)/ruff check .
