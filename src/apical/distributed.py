@@ -31,6 +31,11 @@ def world() -> int:
     return distributed.get_world_size() if together() else 1
 
 
+def started() -> int:
+    """The number of processes that torchrun has started together, whether they have met yet or not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def rank() -> int:
     """This process's number among those that learn together, from 0."""
     return distributed.get_rank() if together() else 0
@@ -65,7 +70,7 @@ def check_alone(what: str, way_out: str) -> None:
     Raises:
         ValueError: if this process is one of several, by torch.distributed or as torchrun has started it.
     """
-    count = max(world(), int(os.environ.get("WORLD_SIZE", "1")))
+    count = max(world(), started())
     if count > 1:
         raise ValueError(f"{what} works in one process, and {count} were started together; {way_out}")
 

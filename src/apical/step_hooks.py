@@ -1,4 +1,4 @@
-"""What happens at every step of every optimizer: feedback that nobody holds is told, absent connections are put back to zero.
+"""What happens at every step of any optimizer: feedback that none holds is an error, absent connections are set to zero.
 
 PyTorch calls hooks of all optimizers' steps from global lists; learners are kept here weakly, and the hooks are registered once,
 the first time that a learner needs them.

@@ -9,10 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from apical.attaching.attach import learner_of
 from apical.comparison.config import CompareConfig
 from apical.data import ImageData
+from apical.distributed import started
 from apical.replicas.optimizers import PROPORTIONAL
 from apical.training.config import TrainConfig
 from apical.training.options import optimizer_of, rule_of
-from apical.training.setup import make, processes
+from apical.training.setup import make
 from apical.training.side_by_side import copies_of
 
 ELEMENTWISE = (*PROPORTIONAL, torch.optim.ASGD, torch.optim.Rprop)
@@ -50,7 +51,7 @@ def chosen(config: CompareConfig, data: ImageData) -> list[str]:
 def obstacle(config: TrainConfig, seeds: int, data: ImageData) -> str | None:
     """The reason why runs from several seeds can't be trained together with the results of single ones; None if they can."""
     optimizer = optimizer_of(config.optimizer)[0]
-    if processes() > 1:
+    if started() > 1:
         return "there are several processes"
     if seeds < 2:
         return "there is one seed only"

@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from apical.learner import Criterion, Learner
-from apical.losses import check_losses
 from apical.nested import pick, run
 from apical.phases.isolation import preserved
 from apical.phases.layout import as_one_network
-from apical.plasticity import Computed, Phased, Plasticity
+from apical.plasticity import Phased
+from apical.plasticity.base import redrawn
 from apical.synapses.synapse import Synapse
 
 Again = Callable[[], None]
@@ -37,7 +37,7 @@ def replaying(learner: Learner, *, phases: bool = False) -> Iterator[Again]:
     """
     model = learner.model
     buffers = [b for m in model.modules() if not isinstance(m, Synapse) for b in m.buffers(recurse=False)]
-    redrawn = [(s, dict(s._buffers)) for s in learner.synapses.values() if _redraws(s.plasticity)]
+    stored = [(s, dict(s._buffers)) for s in learner.synapses.values() if redrawn(s.plasticity) is not None]
     learned = [b for owner in _adapting(learner) if phases for b in owner._buffers.values() if b is not None]
     adapted, drawn = learner.adapted, learner.generator.get_state()
     with (
@@ -50,18 +50,14 @@ def replaying(learner: Learner, *, phases: bool = False) -> Iterator[Again]:
         def again() -> None:
             before.restore()
             learner.phases.adapted = adapted
-            for synapse, stored in redrawn:
-                synapse._buffers.update(stored)
+            for synapse, buffers_then in stored:
+                synapse._buffers.update(buffers_then)
             learner.generator.set_state(drawn)
 
         try:
             yield again
         finally:
             again()
-
-
-def _redraws(plasticity: Plasticity) -> bool:
-    return isinstance(plasticity, Computed) and plasticity.redraws
 
 
 def _adapting(learner: Learner) -> list[nn.Module]:
@@ -75,7 +71,7 @@ def losses_of(learner: Learner, inputs: Any, targets: Any, criterion: Criterion)
         ValueError: if the criterion does not give one loss per sample.
     """
     output = pick(run(learner.model, inputs), learner.output)
-    return check_losses(criterion(output, targets), output)
+    return learner.layout.judge(criterion, output, targets)
 
 
 def owners_of_weights(learner: Learner) -> dict[str, nn.Module]:

@@ -60,6 +60,13 @@ class WholePass:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "open": False}
 
+    def follow(self, model: nn.Module) -> list[RemovableHandle]:
+        """Put `begin` and `end` on the model."""
+        return [
+            model.register_forward_pre_hook(self.begin),
+            model.register_forward_hook(self.end, always_call=True),
+        ]
+
     def begin(self, module: nn.Module, args: Any) -> None:
         """Open a pass; a pre-hook of the model."""
         self.open = torch.is_grad_enabled() and not self.muted

@@ -47,16 +47,13 @@ class Direct(Pathway):
 
     @override
     def install(self, learner: Learner) -> Iterable[RemovableHandle]:
-        model, taps = learner.model, self.taps(learner)
+        taps = self.taps(learner)
         learner.passes.append(taps)
-        handles = [
-            model.register_forward_pre_hook(taps.begin),
-            model.register_forward_hook(taps.end, always_call=True),
-        ]
+        handles = taps.follow(learner.model)
         for synapse in learner.synapses.values():
             if synapse.pathway == self:
                 synapse.whole_pass = taps
-                handles += taps.follow(synapse)
+                handles += taps.follow_synapse(synapse)
         for name, block in learner.blocks.items():
             handles.append(block.register_forward_hook(_BlockTap(taps, name, learner.rule.plasticity)))
         return handles

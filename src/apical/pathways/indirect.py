@@ -69,7 +69,7 @@ class Chain(Taps):
         return {**super().__getstate__(), "last": None}
 
     @override
-    def follow(self, synapse: Synapse) -> Iterable[RemovableHandle]:
+    def follow_synapse(self, synapse: Synapse) -> Iterable[RemovableHandle]:
         return (synapse.register_forward_hook(self.see_output),)
 
     @override

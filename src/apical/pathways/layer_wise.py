@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from apical.pathways.base import Pathway, WholePass
 from apical.pathways.checkpointing import recomputing
-from apical.plasticity.base import Computed
+from apical.plasticity.base import redrawn
 from apical.synapses.storage import complete, mask_feedback
 from apical.synapses.synapse import Synapse
 
@@ -53,22 +53,14 @@ class LayerWise(Pathway):
 
     @override
     def install(self, learner: Learner) -> Iterable[RemovableHandle]:
-        redrawn = [s for s in learner.synapses.values() if s.pathway == self and _redraws(s)]
-        if not redrawn:
+        own = [s for s in learner.synapses.values() if s.pathway == self and redrawn(s.plasticity) is not None]
+        if not own:
             return ()
         redraw = Redraw(learner)
         learner.passes.append(redraw)
-        for synapse in redrawn:
+        for synapse in own:
             synapse.whole_pass = redraw
-        model = learner.model
-        return (
-            model.register_forward_pre_hook(redraw.begin),
-            model.register_forward_hook(redraw.end, always_call=True),
-        )
-
-
-def _redraws(synapse: Synapse) -> bool:
-    return isinstance(synapse.plasticity, Computed) and synapse.plasticity.redraws
+        return redraw.follow(learner.model)
 
 
 class Redraw(WholePass):
@@ -84,7 +76,7 @@ class Redraw(WholePass):
         if not torch.is_grad_enabled() or recomputing() or self.muted:
             return
         for synapse in self.learner.synapses.values():
-            plasticity = synapse.plasticity
-            if isinstance(plasticity, Computed) and plasticity.redraws:
+            plasticity = redrawn(synapse.plasticity)
+            if plasticity is not None:
                 plasticity.redraw(synapse, self.learner.generator)
                 mask_feedback(synapse)

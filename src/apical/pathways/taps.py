@@ -191,7 +191,7 @@ class Taps(WholePass):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "taps": [], "error": OutputError(self.copies)}
 
-    def follow(self, synapse: Synapse) -> Iterable[RemovableHandle]:
+    def follow_synapse(self, synapse: Synapse) -> Iterable[RemovableHandle]:
         """Put hooks on a synapse that has taps here."""
         return ()
 

@@ -175,6 +175,11 @@ class Phased:
         raise NotImplementedError
 
 
+def redrawn(plasticity: Plasticity) -> Computed | None:
+    """The plasticity itself if it draws numbers anew before every pass of the whole model, else None."""
+    return plasticity if isinstance(plasticity, Computed) and plasticity.redraws else None
+
+
 def feedback_at(owner: nn.Module) -> Tensor:
     """The feedback weights stored on their owner, to be changed in place."""
     found = kept(owner, "feedback")

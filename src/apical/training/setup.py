@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from apical.attaching.attach import attach
 from apical.attaching.connectivity import Connectivity
 from apical.data import ImageData
+from apical.distributed import started
 from apical.learner import Learner
 from apical.losses import LOSSES
 from apical.networks import build
@@ -123,11 +124,6 @@ def make_scheduler(config: Recipe, optimizer: torch.optim.Optimizer) -> torch.op
         return kind(optimizer, **options)
 
 
-def processes() -> int:
-    """How many processes train together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def check(config: Recipe, rule: Rule, seed: int, data: ImageData) -> None:
     """Make, once, all that a run is made of, so that what can't be made is told before anything is written.
 
@@ -146,7 +142,7 @@ def make_fabric(config: Recipe, rule: Rule) -> Fabric:
     from lightning_fabric.strategies.ddp import DDPStrategy
 
     strategy: Any = "auto"
-    if processes() > 1:
+    if started() > 1:
         strategy = DDPStrategy(find_unused_parameters=rule.pathway.name in ("none", "scalar"))
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
