@@ -17,6 +17,7 @@ from apical.measures.replay import losses_of, replaying
 from apical.nested import input_of
 from apical.pathways import Direct
 from apical.phases.backpropagation import backpropagating
+from apical.phases.isolation import preserved
 from apical.synapses.synapse import Synapse
 
 
@@ -94,7 +95,9 @@ def alignment(learner: Learner, inputs: Any, targets: Any, criterion: Criterion)
     (['0', '2'], 0.0)
     """
     as_attached(learner)
-    with replaying(learner) as again, torch.enable_grad():
+    # Hooks may clip weights in a pass.
+    weights = preserved(learner.model, buffers=learner.model.parameters())
+    with weights, replaying(learner) as again, torch.enable_grad():
         calls = _deltas(learner, inputs, targets, criterion)
         again()
         with backpropagating(learner):

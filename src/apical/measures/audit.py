@@ -16,6 +16,12 @@ What a phase of its own learns (`Learner.adapt`) counts as an update too; its fo
 Layers are first poisoned all at once; only if something changes, one by one. Weights that a synapse and another module
 hold together are two for the time of the audit, so that each answers for its own reads.
 
+What hooks make of weights around a forward pass (quantised, clipped) belongs to it: the products of the clean pass are
+recorded, and made of the same again.
+
+A model with rules made by hand is tested as a layer that attach never saw is. Its feedback weights are parameters that
+no forward pass reads, and are spared.
+
 A test proves nothing where its effect could not show. So parameters that are all zero are filled in for the time of the
 audit; and where no error comes by, or nothing that a layer sends back reaches another one that learns, the audit is
 refused.
@@ -24,7 +30,6 @@ refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,10 +38,11 @@ from torch import Tensor, nn
 
 from apical.learner import Criterion, Learner, as_attached
 from apical.measures.blindness import blind
-from apical.measures.poison import Poison, untied, zeros_filled
-from apical.measures.replay import owners_of_weights, replaying
+from apical.measures.poison import Poison, Values, untied, zeros_filled
+from apical.measures.replay import own_parameters, owners_of_weights, replaying
 from apical.measures.trial import Trial, differ
 from apical.nested import Arguments, input_of, with_input
+from apical.phases.isolation import preserved
 from apical.plasticity import Phased
 from apical.synapses.registry import ELEMENTWISE, NORMALIZATIONS, added
 from apical.synapses.synapse import Synapse
@@ -82,7 +88,7 @@ class AuditReport:
         return "\n".join([f"rule '{self.rule}' transports: {self.summary}", *lines])
 
 
-def audit(learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -> AuditReport:
+def audit(learner: Learner | nn.Module, inputs: Any, targets: Any, criterion: Criterion) -> AuditReport:
     """Report of what the rule transports, layer by layer, found by poisoning weights for all but the forward pass.
 
     A rule's name proves nothing: feedback may alias the weights, and a layer that `attach` never saw may read its own.
@@ -92,15 +98,17 @@ def audit(learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -> 
     in it.
 
     Args:
-        learner: what `attach` returned.
+        learner: what `attach` returned; or a model to which nothing is attached, with rules made by hand in its layers'
+            own backward.
         inputs: a batch, as the model takes it; a few samples will do. targets: as the criterion takes them.
         criterion: criterion(outputs, targets) -> losses [N], one per sample; outputs are the model's, or what `attach`
             was told to pick of them.
 
     Raises:
         ValueError: if the criterion does not give one loss per sample, if updates aren't finite to begin with, if a
-            transport could not show on this batch, or if the learner is detached.
-        TypeError: for anything else than a learner, as the model.
+            transport could not show on this batch, if no parameter of a plain model gets a gradient, or if the learner
+            is detached.
+        TypeError: for anything else than a learner or a plain model, as a model that is attached.
 
     >>> import apical, torch
     >>> from torch import nn
@@ -112,14 +120,22 @@ def audit(learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -> 
     0  nothing
     2  weights
     """
-    as_attached(learner)
+    learner = _by_hand(learner) if isinstance(learner, nn.Module) else as_attached(learner)
     with (
         zeros_filled(learner.model),
+        preserved(learner.model, buffers=learner.model.parameters()) as weights,
         replaying(learner, phases=True) as again,
         untied(learner.model),
         torch.enable_grad(),
     ):
-        return _Audit(Trial(learner, again, inputs, targets, criterion)).report()
+        return _Audit(Trial(learner, again, weights, inputs, targets, criterion)).report()
+
+
+def _by_hand(model: nn.Module) -> Learner:
+    """A learner without a synapse, for a model that learns by itself."""
+    if any(isinstance(module, Synapse) for module in model.modules()):
+        return as_attached(model)
+    return Learner(model, {}, torch.Generator().manual_seed(0), None, {})
 
 
 class _Audit:
@@ -128,6 +144,12 @@ class _Audit:
     def __init__(self, trial: Trial) -> None:
         self.trial, self.learner = trial, trial.learner
         self.owners = owners_of_weights(trial.learner)
+        self.by_hand = not trial.learner.synapses
+        if self.by_hand and all(update is None for update in trial.clean.values()):
+            raise ValueError(
+                f"no parameter of this {type(trial.learner.model).__name__} gets a gradient by the backward pass of the "
+                "criterion's losses, so an audit sees nothing of how it learns; audit a model that learns by loss.backward()"
+            )
 
     def report(self) -> AuditReport:
         synapses = {name: module for name, module in self.owners.items() if isinstance(module, Synapse)}
@@ -135,19 +157,14 @@ class _Audit:
         others = {name: m for name, m in self.owners.items() if name not in synapses and type(m) is not nn.PReLU}
         found: dict[str, Transported] = dict.fromkeys(self.owners, "nothing")
         for name in self._sensitive(synapses, lambda module: [Poison(self.learner, module)]):
-            scrambled = self.trial.changes([Poison(self.learner, self.owners[name], keep_signs=True)])
+            scrambled = self.trial.changes([Poison(self.learner, self.owners[name], values="scrambled")])
             found[name] = "weights" if scrambled else "signs"
         for name in self._sensitive(others, lambda module: [Poison(self.learner, module, after_forward=True)]):
-            module = self.owners[name]
-            scale = isinstance(module, NORMALIZATIONS) and not (
-                added(module)
-                and self.trial.changes([Poison(self.learner, module, after_forward=True, spare_scale=True)])
-            )
-            found[name] = "normalization scale" if scale else "weights"
+            found[name] = self._read(self.owners[name])
         for name, module in others.items():
             asked = found[name] != "weights" and (added(module) or not isinstance(module, ELEMENTWISE))
-            if asked and self._keeps_weights(module):
-                found[name] = "weights"
+            if asked and (kind := self._kept(module)):
+                found[name] = kind
         for name in self._unscaled_normalizations():
             if found.get(name) != "weights":
                 found[name] = "normalization scale"
@@ -161,7 +178,8 @@ class _Audit:
         order = [name or "(model)" for name, _ in self.learner.model.named_modules()]
         parts = (part for rule in self.learner.rules.values() for part in (rule.pathway, rule.plasticity))
         broadcast = "; ".join(dict.fromkeys(p.broadcast for p in parts if isinstance(p, Phased) and p.broadcast))
-        return AuditReport(self.learner.name, {name: found[name] for name in order if name in found}, broadcast)
+        rule = "(the model's own)" if self.by_hand else self.learner.name
+        return AuditReport(rule, {name: found[name] for name in order if name in found}, broadcast)
 
     def _sensitive(self, modules: Mapping[str, nn.Module], poison: Callable[[nn.Module], list[Poison]]) -> list[str]:
         """Names of the modules whose poison changes an update; all at once first, because most rules pass that."""
@@ -169,32 +187,71 @@ class _Audit:
             return []
         return [name for name, module in modules.items() if self.trial.changes(poison(module))]
 
-    def _keeps_weights(self, module: nn.Module) -> bool:
-        """Whether a layer without children sends back a signal that depends on the weights of its forward pass."""
+    def _read(self, module: nn.Module) -> Transported:
+        """What the backward pass reads of a module's parameters, if it reads any."""
+
+        def changes(**options: Any) -> bool:
+            return self.trial.changes([Poison(self.learner, module, True, spare=spare, **options)])
+
+        spare = self._feedback(module)
+        if spare and not changes():
+            return "nothing"
+        if isinstance(module, NORMALIZATIONS) and not (added(module) and changes(spare_scale=True)):
+            return "normalization scale"
+        return "weights" if isinstance(module, ELEMENTWISE) or changes(values="scrambled") else "signs"
+
+    def _feedback(self, module: nn.Module) -> frozenset[nn.Parameter]:
+        """Parameters that no forward pass reads: feedback weights of a rule made by hand."""
+        if isinstance(module, ELEMENTWISE) and not added(module):
+            return frozenset()
+        self.trial.afresh()
+        clean, found = self.trial.losses().detach(), []
+        for parameter in own_parameters(self.learner, module).values():
+            self.trial.afresh()
+            parameter.data.fill_(float("nan") if parameter.is_floating_point() else 0)
+            if not differ(clean, self.trial.losses().detach()):
+                found.append(parameter)
+        self.trial.afresh()
+        return frozenset(found)
+
+    def _kept(self, module: nn.Module) -> Literal["weights", "signs"] | None:
+        """What the signal that a layer without children sends back depends on, of the weights of its forward pass."""
         if isinstance(module, Synapse) or any(True for _ in module.children()):
-            return False
+            return None
         calls: list[Arguments] = []
         handle = module.register_forward_pre_hook(lambda _, *call: calls.append(call), with_kwargs=True)
         self.trial.updates([])
         handle.remove()
-        signals = []
-        for poisons in ([], [Poison(self.learner, module, keep_signs=True, spare_scale=True)]):
-            with ExitStack() as stack:
-                for poison in poisons:
-                    stack.enter_context(poison.applied())
-                signals.append([self._signal(module, *call) for call in calls])
-            self.trial.again()
-        return any(differ(clean, scaled) for clean, scaled in zip(*signals, strict=True))
+        spare = self._feedback(module)
 
-    def _signal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """Signal that the layer passes back to its first input, for a fixed error at its output."""
+        def depends(values: Values, *, zero: bool = False) -> bool | None:
+            """Whether a signal changes with the weights; None if there is none to change."""
+            poison = Poison(self.learner, module, True, values, spare_scale=True, spare=spare)
+            clean = [self._signal(module, *call, zero=zero) for call in calls]
+            with poison.applied():
+                poisoned = [self._signal(module, *call, zero=zero) for call in calls]
+            self.trial.again()
+            changed = any(map(differ, clean, poisoned))
+            return changed if changed or any(one is not None and bool(one.any()) for one in clean) else None
+
+        # A layer by hand may hold its activation function, whose slope depends on what comes in; at zero it does not.
+        kinds: dict[Values, Literal["weights", "signs"]] = {"scrambled": "weights", "flipped": "signs"}
+        for values, kind in kinds.items():
+            if depends(values) and not (self.by_hand and depends(values, zero=True) is False):
+                return kind
+        return None
+
+    def _signal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, zero: bool) -> Tensor | None:
+        """Signal that the layer passes back to its first input, or zeros in its place, for a fixed error at its output."""
         self.trial.again()
         x = input_of(args, kwargs) if args or kwargs else None
-        if not isinstance(x, Tensor) or not x.is_floating_point():
+        # Where the input asks for no gradient, no signal leaves the layer.
+        if not isinstance(x, Tensor) or not x.requires_grad:
             return None
-        x = x.detach().requires_grad_(True)
+        x = (torch.zeros_like(x) if zero else x.detach()).requires_grad_(True)
         args, kwargs = with_input(args, kwargs, x)
-        output = module.forward(*args, **kwargs)
+        # Hooks of a layer by hand may be its rule.
+        output = (module if self.by_hand else module.forward)(*args, **kwargs)
         if not isinstance(output, Tensor) or not output.requires_grad:
             return None
         error = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)

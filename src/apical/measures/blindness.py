@@ -21,7 +21,7 @@ def blind(trial: Trial, modules: Mapping[str, nn.Module]) -> list[str]:
     """
     calls: dict[str, list[_Call]] = {name: [] for name in modules}
     handles = [modules[name].register_forward_hook(partial(_see, own), with_kwargs=True) for name, own in calls.items()]
-    trial.again()
+    trial.afresh()
     total = trial.losses().sum()
     for handle in handles:
         handle.remove()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from apical.learner import Learner
+from apical.measures.conduction import Conducted, repeated
 from apical.measures.replay import own_parameters
 from apical.synapses.registry import NORMALIZATIONS
-from apical.synapses.synapse import Geometry, Synapse
+from apical.synapses.synapse import Synapse
+
+Values = Literal["nan", "scrambled", "flipped"]
+"""NaN; or magnitudes scrambled, with their signs kept; or the signs of about half of them flipped."""
 
 
 @dataclass
@@ -24,34 +28,54 @@ class Poison:
         learner: whose module it is.
         module: the module; of a synapse only the weight is poisoned, of others all parameters (and running variances).
         after_forward: whether the forward pass is over when the poison is applied, so that it need not be spared.
-        keep_signs: whether magnitudes are scrambled and signs kept; else all values are NaN.
+        values: what readers see.
         spare_scale: whether a normalization's own scale stays as it is.
+        spare: parameters that stay as they are, because no forward pass reads them.
         clean: while applied after the forward pass, what is poisoned, each with its own values.
     """
 
     learner: Learner
     module: nn.Module
     after_forward: bool = False
-    keep_signs: bool = False
+    values: Values = "nan"
     spare_scale: bool = False
+    spare: frozenset[nn.Parameter] = frozenset()
     clean: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
-        """While open, readers see NaN, or magnitudes scrambled with their signs kept."""
+    def applied(self, conducted: Conducted | None = None) -> Iterator[None]:
+        """While open, readers see wrong values.
+
+        Args:
+            conducted: what a synapse's own products are made of, where that is not the weight that it holds.
+        """
         tensors = self._tensors()
         kept = [tensor.detach().clone() for tensor in tensors]
         weight = self.module._parameters.get("weight")
         sharing = [s for s in self.learner.synapses.values() if s.weight is weight and not self.after_forward]
-        if self.after_forward:
-            self.clean = list(zip(tensors, kept, strict=True))
+
+        # Through .data, in the same storage: neither aliases nor autograd's saved tensors may tell.
+        def put(*_: Any) -> None:
+            for tensor, value in zip(tensors, kept, strict=True):
+                tensor.data.copy_(self._poisoned(value))
+
+        def put_next(coming: Callable[[], Tensor]) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                tensors[0].data.copy_(self._poisoned(coming()))
+
+            return hook
+
         with ExitStack() as stack:
             for synapse in sharing:
-                stack.enter_context(_transmits(synapse, kept[0]))
+                coming = stack.enter_context(repeated(synapse, kept[0], conducted or {}))
+                # Again after hooks, which may write weights anew that they keep elsewhere.
+                stack.callback(synapse.register_forward_pre_hook(put_next(coming)).remove)
+            if self.after_forward:
+                self.clean = list(zip(tensors, kept, strict=True))
+            else:
+                stack.callback(self.learner.model.register_forward_hook(put, always_call=True).remove)
             try:
-                for tensor in tensors:
-                    # Through .data, in the same storage: neither aliases nor autograd's saved tensors may tell.
-                    tensor.data.copy_(self._poisoned(tensor))
+                put()
                 yield
             finally:
                 for tensor, value in zip(tensors, kept, strict=True):
@@ -62,7 +86,7 @@ class Poison:
         if isinstance(self.module, Synapse):
             return [self.module.weight]
         parameters = own_parameters(self.learner, self.module).values()
-        own: list[Tensor] = [p for p in parameters if p.is_floating_point()]
+        own: list[Tensor] = [p for p in parameters if p.is_floating_point() and p not in self.spare]
         if not isinstance(self.module, NORMALIZATIONS):
             return own
         weight, variance = self.module._parameters.get("weight"), self.module._buffers.get("running_var")
@@ -70,45 +94,15 @@ class Poison:
             return [p for p in own if p is not weight]
         return own if variance is None else [*own, variance]
 
-    def _poisoned(self, tensor: Tensor) -> Tensor:
-        if not self.keep_signs:
-            return torch.full_like(tensor, float("nan"))
+    def _poisoned(self, value: Tensor) -> Tensor:
+        if self.values == "nan":
+            return torch.full_like(value, float("nan"))
         generator = torch.Generator().manual_seed(0)
-        factor = torch.empty(tensor.shape).log_normal_(0.0, 1.0, generator=generator)
-        return tensor.detach() * factor.to(tensor.device, tensor.dtype)
-
-
-@contextmanager
-def _transmits(synapse: Synapse, clean: Tensor) -> Iterator[None]:
-    """While open, the synapse's forward product is made of `clean`, whatever its weights have become.
-
-    The two methods that read weights for it are replaced on the instance, so that a synapse need not know of audits.
-    """
-    poisoned, kept = synapse.weight, nn.Parameter(clean, requires_grad=False)
-    transmit, infer = synapse.transmit, synapse.infer
-
-    def transmit_clean(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry = ()) -> Tensor:
-        # A copy in another precision is the layer's own too; anything else was computed, or is feedback.
-        own = weight is poisoned or weight.dtype != poisoned.dtype
-        return transmit(x, clean.to(weight.dtype) if own else weight, bias, geometry)
-
-    def infer_clean(input: Tensor, *args: Any) -> Tensor:
-        # The plain layer's own pass, so that autocast and borders are as without an audit.
-        synapse._parameters["weight"] = kept
-        try:
-            return infer(input, *args)
-        finally:
-            synapse._parameters["weight"] = poisoned
-
-    before = dict(vars(synapse))
-    vars(synapse).update(transmit=transmit_clean, infer=infer_clean)
-    try:
-        yield
-    finally:
-        for name in ("transmit", "infer"):
-            del vars(synapse)[name]
-            if name in before:
-                vars(synapse)[name] = before[name]
+        if self.values == "scrambled":
+            factor = torch.empty(value.shape).log_normal_(0.0, 1.0, generator=generator)
+        else:
+            factor = torch.randint(2, value.shape, generator=generator) * 2 - 1
+        return value * factor.to(value.device, value.dtype)
 
 
 @contextmanager

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from apical.learner import Criterion, Learner
+from apical.measures.conduction import Conducted, recorded
 from apical.measures.poison import Poison, clean_passes
 from apical.measures.replay import Again, losses_of
+from apical.phases.isolation import Snapshot
 from apical.plasticity import Phased
 
 
@@ -20,20 +22,33 @@ class Trial:
     Attributes:
         learner: whose updates are compared.
         again: puts random state, statistics and feedback back to where they were (see `replaying`).
+        weights: as they were; hooks may clip them in a pass.
         clean: parameter or "feedback of ..." -> its update without poison; None where there is none.
     """
 
-    def __init__(self, learner: Learner, again: Again, inputs: Any, targets: Any, criterion: Criterion) -> None:
-        self.learner, self.again = learner, again
+    def __init__(
+        self, learner: Learner, again: Again, weights: Snapshot, inputs: Any, targets: Any, criterion: Criterion
+    ) -> None:
+        self.learner, self.again, self.weights = learner, again, weights
         self._batch = inputs, targets, criterion
         self._rounding: dict[str, float] = {}
         """Of feedback, below which steps of it may differ by the order of sums alone."""
-        self.clean = self.updates([])
+        self._conducted: Conducted = {}
+        if learner.phases.learns:
+            self.updates([])  # The first phase makes passes of its own.
+        with recorded(learner.synapses.values()) as conducted:
+            self.clean = self.updates([])
+        self._conducted = conducted
         bad = [name for name, update in self.clean.items() if update is not None and not bool(update.isfinite().all())]
         if bad:
             raise ValueError(
                 f"updates of {bad} are not finite even before the audit; audit a model and batch that can learn"
             )
+
+    def afresh(self) -> None:
+        """Put everything back to where it was, for another pass without poison."""
+        self.weights.restore()
+        self.again()
 
     def losses(self) -> Tensor:
         """Losses [N] of one more forward pass."""
@@ -47,11 +62,11 @@ class Trial:
     def updates(self, poisons: list[Poison]) -> dict[str, Tensor | None]:
         """Updates while `poisons` are applied: gradients of parameters, steps of feedback that learns in a phase."""
         self.learner.model.zero_grad()
-        self.again()
+        self.afresh()
         with ExitStack() as stack:
             for poison in poisons:
                 if not poison.after_forward:
-                    stack.enter_context(poison.applied())
+                    stack.enter_context(poison.applied(self._conducted))
             losses = self.losses()
             if not len(losses):
                 raise ValueError("the batch is empty, so there is nothing to learn from; audit with a batch of samples")
@@ -63,21 +78,26 @@ class Trial:
                 total.backward()
             sites = [site for site in self.learner.phases.sites() if isinstance(site.plasticity, Phased)]
             before = [site.feedback.clone() for site in sites]
-            with clean_passes(self.learner.model, poisons):
-                # Without `adapt` around it, which drops all gradients during a warmup.
-                self.learner.phases.learn(*self._batch)
+            if self.learner.phases.learns:
+                with clean_passes(self.learner.model, poisons):
+                    # Without `adapt` around it, which drops all gradients during a warmup.
+                    self.learner.phases.learn(*self._batch)
         updates = self.gradients()
         for site, feedback in zip(sites, before, strict=True):
             name = f"feedback of {site.name}"
             updates[name] = site.feedback - feedback
             self._rounding.setdefault(name, torch.finfo(feedback.dtype).eps * float(feedback.abs().max()))
-        self.again()
+        self.afresh()
         return updates
 
     def gradients(self) -> dict[str, Tensor | None]:
-        """Parameter -> the gradient that it has now."""
+        """Parameter -> the gradient that it has now, in full where it is sparse."""
         named = self.learner.model.named_parameters()
-        return {name: None if p.grad is None else p.grad.detach() for name, p in named}
+        return {name: None if p.grad is None else _full(p.grad.detach()) for name, p in named}
+
+
+def _full(gradient: Tensor) -> Tensor:
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
 def differ(clean: Tensor | None, update: Tensor | None, rounding: float = 0.0) -> bool:
