@@ -9,6 +9,7 @@ from torch import nn
 
 from apical.distributed import together
 from apical.nested import input_of
+from apical.synapses.transformed import transforming
 
 if TYPE_CHECKING:
     from apical.learner import Learner
@@ -27,10 +28,11 @@ class FirstPass:
         self.handles += [model.register_forward_hook(self.finish)]
 
     def _learns(self) -> bool:
-        # Under frozen parameters, in compiled code or with gradient buckets already made (DDP), nothing is decided.
+        # Under frozen parameters, in compiled or transformed code, or with DDP's buckets already made, nothing is decided.
         return (
             torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
+            and not transforming()
             and not together()
             and all(p.requires_grad for p in self.learner.model.parameters())
         )

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from typing_extensions import override
 
 from apical.pathways.base import Pathway
 from apical.pathways.taps import Taps
 from apical.synapses.synapse import Synapse
+from apical.synapses.transformed import cut
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -39,7 +41,7 @@ class Direct(Pathway):
     def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:
         assert isinstance(synapse.whole_pass, Taps)
         synapse.whole_pass.leave(synapse, synapse.label, synapse.plasticity, x)
-        return x.detach(), None
+        return (cut(x) if synapse.whole_pass.transformed else x.detach()), None
 
     def taps(self, learner: Learner) -> Taps:
         """Where the signals of a learner's synapses enter."""
@@ -69,4 +71,9 @@ class _BlockTap:
         if self.taps.muted or not torch.is_grad_enabled():
             return None
         self.taps.leave(module, self.label, self.plasticity, output)
+        if self.taps.transformed and forward_ad._current_level >= 0:
+            raise RuntimeError(
+                f"a tangent does not pass '{self.label}', at whose output the direct signal enters (at=[...]); pass under "
+                "torch.no_grad(), or detach the learner"
+            )
         return output.detach()

@@ -13,7 +13,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from typing_extensions import override
 
 from apical.pathways.direct import Direct
-from apical.pathways.taps import FusedTap, OutputError, Tap, Taps, carry
+from apical.pathways.signals import OutputError, carry
+from apical.pathways.taps import FusedTap, Tap, Taps
 from apical.synapses.function import apply
 from apical.synapses.synapse import Synapse
 
@@ -76,6 +77,11 @@ class Chain(Taps):
     def begin(self, module: nn.Module, args: Any) -> None:
         super().begin(module, args)
         self.last = None
+        if self.open and self.transformed:
+            raise RuntimeError(
+                "an indirect signal goes through autograd's graph of the whole model, which torch.func and forward-mode "
+                "differentiation don't show; use 'dfa' or detach the learner; tangents are right under torch.no_grad()"
+            )
 
     def see_output(self, synapse: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         """Forward hook of every synapse of the chain."""

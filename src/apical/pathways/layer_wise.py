@@ -15,6 +15,7 @@ from apical.pathways.checkpointing import recomputing
 from apical.plasticity.base import redrawn
 from apical.synapses.storage import complete, mask_feedback
 from apical.synapses.synapse import Synapse
+from apical.synapses.transformed import transforming
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -48,6 +49,10 @@ class LayerWise(Pathway):
             if synapse.whole_pass is not None:  # Else magnitudes would silently stay as they are.
                 synapse.whole_pass.within(synapse.label)
             return x, synapse.plasticity.keeps(synapse)
+        if transforming() and synapse.sends_back:
+            return x, synapse.plasticity.keeps(
+                synapse
+            )  # Under a transform a tensor does not tell whether it has a graph.
         # Trainable feedback that is still there gets its gradient in any case: DDP waits for every parameter.
         return x, synapse.feedback if synapse.connection.increment is not None else None
 

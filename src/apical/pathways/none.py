@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from apical.pathways.base import Pathway
+from apical.synapses.transformed import cut, transforming
 
 if TYPE_CHECKING:
     from apical.synapses.synapse import Synapse
@@ -27,4 +28,4 @@ class NoPathway(Pathway):
 
     @override
     def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        return x.detach(), None
+        return (cut(x) if transforming() else x.detach()), None

@@ -12,6 +12,7 @@ from typing_extensions import override
 from apical.noise import Distribution, check_distribution, check_noise
 from apical.pathways.base import Pathway
 from apical.plasticity.base import Phased
+from apical.synapses.transformed import transforming
 
 if TYPE_CHECKING:
     from apical.phases.phase import Phase
@@ -51,6 +52,12 @@ class Scalar(Pathway, Phased):
     def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if synapse.circuit.record is not None:
             synapse.circuit.record.cut(synapse, x)
+        elif transforming():
+            raise RuntimeError(
+                f"gradients of hidden layers, as '{synapse.label}', are filled in by learner.adapt, which torch.func and "
+                "forward-mode differentiation know nothing of; pass under torch.no_grad() for outputs and tangents, or detach "
+                "the learner"
+            )
         return x.detach(), None
 
     @override

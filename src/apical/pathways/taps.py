@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import Function
 from typing_extensions import override
@@ -21,10 +20,10 @@ from typing_extensions import override
 from apical.nested import Which, pick, substitute
 from apical.pathways.base import WholePass
 from apical.pathways.checkpointing import graph_comes_later
-from apical.plasticity.base import Trained
+from apical.pathways.signals import OutputError, Spread, carry, increment
 from apical.synapses.function import apply
-from apical.synapses.products import product
 from apical.synapses.synapse import Synapse
+from apical.synapses.transformed import transforming
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -67,53 +66,6 @@ class FusedTap(Tap):
     D: Tensor | None
 
 
-class OutputError:
-    """The output's error [N, outputs] of one forward pass, once its backward pass knows it."""
-
-    value: Tensor
-
-    def __init__(self, copies: int) -> None:
-        self.copies = copies
-
-
-def carry(
-    e: Float[Tensor, "n outputs"], D: Tensor, shape: torch.Size, *, channels_last: bool = False, copies: int = 1
-) -> Tensor:
-    """The teaching signal e D at a tap, shaped and laid out like its activity; for copies side by side, each one's own."""
-    if D.dtype != e.dtype:
-        D = D.to(e.dtype)
-    if copies > 1:
-        errors, own = (
-            e.unflatten(1, (copies, -1)).transpose(0, 1),
-            D.flatten(1).unflatten(1, (copies, -1)).transpose(0, 1),
-        )
-        signal = torch.bmm(errors, own).transpose(0, 1).reshape(shape)
-        return signal.contiguous(memory_format=torch.channels_last) if channels_last else signal
-    if channels_last:
-        n, channels, height, width = shape
-        return product(e, D.permute(0, 2, 3, 1).flatten(1)).view(n, height, width, channels).permute(0, 3, 1, 2)
-    return product(e, D) if D.dim() == len(shape) == 2 else product(e, D.flatten(1)).view(shape)
-
-
-def _hebbian(e: Float[Tensor, "n outputs"], x: Float[Tensor, "n features"], copies: int) -> Tensor:
-    """The product e^T x, shaped like direct feedback [outputs, features]; for copies side by side, each one's own."""
-    if copies == 1:
-        return product(e.t(), x)
-    errors, rows = e.unflatten(1, (copies, -1)), x.unflatten(1, (copies, -1))
-    return torch.bmm(errors.permute(1, 2, 0), rows.transpose(0, 1)).transpose(0, 1).flatten(1)
-
-
-def _increment(owner: nn.Module, plasticity: Plasticity, D: Tensor, x: Tensor, error: OutputError) -> Tensor | None:
-    """The gradient of trainable direct feedback, from the activity x at its tap."""
-    weight = owner._parameters.get("weight")
-    if not isinstance(plasticity, Trained) or (weight is not None and not weight.requires_grad):
-        return None
-    e = error.value
-    increment = plasticity.increment(_hebbian(e, x.flatten(1).to(e.dtype), error.copies).view(D.shape))
-    mask = owner._buffers.get("feedback_mask")
-    return increment if increment is None or mask is None else increment * mask
-
-
 class _Enter(Function):
     """Backward: the teaching signal at one tap, made when autograd comes by, so that no two of them wait at once."""
 
@@ -131,11 +83,11 @@ class _Enter(Function):
     @override
     def backward(ctx: Any, nothing: Tensor) -> tuple[Tensor | None, ...]:
         D, x = ctx.saved_tensors
-        increment = None if x is None else _increment(ctx.owner, ctx.plasticity, D, x, ctx.error)
+        own = None if x is None else increment(ctx.owner, ctx.plasticity, D, x, ctx.error)
         signal = None
         if ctx.needs_input_grad[0]:
             signal = carry(ctx.error.value, D, ctx.shape, channels_last=ctx.channels_last, copies=ctx.error.copies)
-        return signal, increment, None, None, None
+        return signal, own, None, None, None
 
 
 class _Broadcast(Function):
@@ -169,7 +121,7 @@ class _Broadcast(Function):
             kept = ctx.saved_tensors
             for tap, x, D in zip(ctx.taps, kept, kept[n:], strict=False):
                 signals.append(carry(rows, D, torch.Size((rows.shape[0], D.shape[1]))))
-                increments.append(None if x is None else _increment(tap.owner, tap.plasticity, D, x, ctx.error))
+                increments.append(None if x is None else increment(tap.owner, tap.plasticity, D, x, ctx.error))
         word = e.new_empty(0)
         return e, None, None, *signals, *increments, *(word for _ in ctx.needs_input_grad[3 + 2 * n :])
 
@@ -187,6 +139,8 @@ class Taps(WholePass):
         self.name, self.output, self.copies = name, output, copies
         self.taps: list[Tap] = []
         self.error = OutputError(copies)
+        self.transformed = False
+        """Whether the pass is made under a function transform."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "taps": [], "error": OutputError(self.copies)}
@@ -198,14 +152,17 @@ class Taps(WholePass):
     @override
     def begin(self, module: nn.Module, args: Any) -> None:
         super().begin(module, args)
-        self.taps, self.error = [], OutputError(self.copies)
+        self.taps, self.error, self.transformed = [], OutputError(self.copies), transforming()
 
     def leave(self, owner: nn.Module, label: str, plasticity: Plasticity, x: Tensor) -> None:
         """Leave x, the activity at `owner`, as a tap."""
         again = self.within(label)
-        if not x.requires_grad:
+        # Under a transform a tensor does not tell whether it has a graph.
+        if not x.requires_grad and not self.transformed:
             return
         feedback = plasticity.keeps(owner) if not isinstance(owner, Synapse) or owner.sends_back else None
+        if feedback is None and not x.requires_grad:
+            return
         if feedback is None and not self.passes_through(again):
             raise RuntimeError(
                 f"a gradient is asked for at the input of '{label}', but example_input, which passes in eval mode, showed no "
@@ -230,6 +187,9 @@ class Taps(WholePass):
     def made(self, tap: Tap, x: Tensor, feedback: Tensor | None) -> Tap:
         """The tap as it stands in the graph."""
         facts = (tap.owner, tap.label, tap.rows, tap.outputs, tap.plasticity)
+        if self.transformed:
+            # A copy, whose place in the graph stays when x is changed in place.
+            return FusedTap(*facts, x.clone(), feedback)
         if self._joins(tap.owner, x):
             return FusedTap(*facts, x, feedback)
         # Activation checkpointing compares the number of saved tensors, so a pass computed again creates the node too.
@@ -264,6 +224,8 @@ class Taps(WholePass):
         tensor = pick(output, self.output)
         self._check(taps, tensor)
         fused, edges = self.edges(taps)
+        if self.transformed:
+            return substitute(output, tensor, Spread.apply(tensor, fused, self.copies, *edges))
         return substitute(output, tensor, apply(_Broadcast)(tensor, self.error, fused, *edges))
 
     def _check(self, taps: Sequence[Tap], output: Tensor) -> None:

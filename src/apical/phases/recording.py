@@ -18,6 +18,7 @@ from apical.pathways.checkpointing import graph_comes_later, recomputing
 from apical.phases.conditions import Conditions, statistics_of
 from apical.phases.isolation import cuda_devices
 from apical.plasticity.base import Phased
+from apical.synapses.transformed import transforming
 
 if TYPE_CHECKING:
     from apical.learner import Learner
@@ -175,7 +176,7 @@ class Recorder:
         """Pre-hook of the model."""
         if self.paused or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return
-        if recomputing():
+        if recomputing() or transforming():
             return
         self._passes += 1
         self._open = Pass(args, kwargs, self.conditions(), self.listeners, number=self._passes)

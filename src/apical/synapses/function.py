@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from typing_extensions import override
+
+from apical.synapses.transformed import SECOND, transformed
 
 if TYPE_CHECKING:
     from apical.synapses.synapse import Geometry, Synapse
@@ -48,10 +50,7 @@ class SynapseFunction(Function):
     @override
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError(
-                "create_graph=True asks for the gradient of an update, but a rule's update is no gradient of a loss; "
-                "detach the learner for second derivatives"
-            )
+            raise RuntimeError(f"create_graph=True {SECOND}")
         x, feedback = ctx.saved_tensors
         need_x, need_weight, need_bias, need_feedback = ctx.needs_input_grad[:4]
         synapse: Synapse = ctx.synapse
@@ -97,8 +96,10 @@ def apply(function: type[Function]) -> Callable[..., Any]:
 
     PyTorch's own binds default arguments and asks functorch on every call, which takes as long as a small layer's product.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling():
         return function.apply
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return transformed if function is SynapseFunction else function.apply
     found = _quick.get(function)
     if found is None:
         found = _quick[function] = super(Function, function).apply  # type: ignore[misc]

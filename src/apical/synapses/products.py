@@ -34,7 +34,7 @@ def product(a: Float[Tensor, "n k"], b: Float[Tensor, "k m"]) -> Float[Tensor, "
                         return torch.bmm(a.unflatten(0, (blocks, rows)), b.expand(blocks, *b.shape)).flatten(0, 1)
         elif inner * columns >= _TALL * n and 2 * columns <= 3 * inner:
             return torch.mm(b.t(), a.t()).t().contiguous()
-        elif inner >= 64 and n * columns >= 4096:
+        elif inner >= 64 and n * columns >= 4096 and not torch._C._are_functorch_transforms_active():
             # Added to zeros, because BLAS is called in another way then.
             return a.new_zeros((n, columns)).addmm_(a, b)
     return torch.mm(a, b)

@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from apical.synapses.function import SynapseFunction, apply
 from apical.synapses.storage import MASKS, drop, kept, mask_feedback, names_kept
+from apical.synapses.transformed import transforming
 
 if TYPE_CHECKING:
     from apical.pathways.base import Pathway
@@ -235,7 +236,9 @@ class Synapse(nn.Module):
 
     def memory(self, use: str, like: Tensor) -> Tensor | None:
         """Memory to write a large result of a backward pass to, or None to let PyTorch find some."""
-        return self.circuit.memory.take(f"{self.label}:{use}", like) if self.large else None
+        if not self.large or transforming():
+            return None
+        return self.circuit.memory.take(f"{self.label}:{use}", like)
 
     def fans(self) -> tuple[int, int]:
         """(fan in, fan out) of the weights, kernel positions included."""

@@ -1,0 +1,100 @@
+"""The direct signal at one place, e D, and what its feedback learns, e^T x; and the node that makes all of them at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd import Function
+from typing_extensions import override
+
+from apical.plasticity.base import Trained
+from apical.synapses.products import product
+from apical.synapses.transformed import once
+
+if TYPE_CHECKING:
+    from apical.plasticity.base import Plasticity
+
+
+class OutputError:
+    """The output's error [N, outputs] of one forward pass, once its backward pass knows it."""
+
+    value: Tensor
+
+    def __init__(self, copies: int) -> None:
+        self.copies = copies
+
+
+def carry(
+    e: Float[Tensor, "n outputs"], D: Tensor, shape: torch.Size, *, channels_last: bool = False, copies: int = 1
+) -> Tensor:
+    """The teaching signal e D at a tap, shaped and laid out like its activity; for copies side by side, each one's own."""
+    if D.dtype != e.dtype:
+        D = D.to(e.dtype)
+    if copies > 1:
+        errors, own = (
+            e.unflatten(1, (copies, -1)).transpose(0, 1),
+            D.flatten(1).unflatten(1, (copies, -1)).transpose(0, 1),
+        )
+        signal = torch.bmm(errors, own).transpose(0, 1).reshape(shape)
+        return signal.contiguous(memory_format=torch.channels_last) if channels_last else signal
+    if channels_last:
+        n, channels, height, width = shape
+        return product(e, D.permute(0, 2, 3, 1).flatten(1)).view(n, height, width, channels).permute(0, 3, 1, 2)
+    return product(e, D) if D.dim() == len(shape) == 2 else product(e, D.flatten(1)).view(shape)
+
+
+def _hebbian(e: Float[Tensor, "n outputs"], x: Float[Tensor, "n features"], copies: int) -> Tensor:
+    """The product e^T x, shaped like direct feedback [outputs, features]; for copies side by side, each one's own."""
+    if copies == 1:
+        return product(e.t(), x)
+    errors, rows = e.unflatten(1, (copies, -1)), x.unflatten(1, (copies, -1))
+    return torch.bmm(errors.permute(1, 2, 0), rows.transpose(0, 1)).transpose(0, 1).flatten(1)
+
+
+def increment(owner: nn.Module, plasticity: Plasticity, D: Tensor, x: Tensor, error: OutputError) -> Tensor | None:
+    """The gradient of trainable direct feedback, from the activity x at its tap."""
+    weight = owner._parameters.get("weight")
+    if not isinstance(plasticity, Trained) or (weight is not None and not weight.requires_grad):
+        return None
+    e = error.value
+    increment = plasticity.increment(_hebbian(e, x.flatten(1).to(e.dtype), error.copies).view(D.shape))
+    mask = owner._buffers.get("feedback_mask")
+    return increment if increment is None or mask is None else increment * mask
+
+
+class Spread(Function):
+    """The broadcast node under a function transform: a function of its arguments alone, which makes all signals at once."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    @override
+    def forward(output: Tensor, taps: list[Any], copies: int, *edges: Tensor) -> Tensor:
+        return output.clone()
+
+    @staticmethod
+    @override
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, ctx.taps, ctx.copies, *edges = inputs
+        ctx.save_for_backward(*edges)
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, e: Tensor) -> tuple[Tensor | None, ...]:
+        error, n = OutputError(ctx.copies), len(ctx.taps)
+        error.value = e.flatten(1) if e.dim() > 1 else e.unsqueeze(1)
+        pairs = list(zip(ctx.taps, ctx.saved_tensors[:n], ctx.saved_tensors[n:], strict=True))
+        signals = [once(carry(error.value, D, x.shape, copies=ctx.copies)) for _, x, D in pairs]
+        increments = [
+            once(increment(tap.owner, tap.plasticity, D, x, error)) if learns else None
+            for (tap, x, D), learns in zip(pairs, ctx.needs_input_grad[3 + n :], strict=True)
+        ]
+        return e, None, None, *signals, *increments
+
+    @staticmethod
+    @override
+    def jvp(ctx: Any, tangent: Tensor | None, *others: Any) -> Tensor | None:
+        return tangent if tangent is None else tangent.clone()
