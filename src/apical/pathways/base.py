@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from apical.pathways.checkpointing import recomputing
+from apical.pathways.checkpointing import recomputing, refuse_to_nest
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -69,6 +69,8 @@ class WholePass:
 
     def begin(self, module: nn.Module, args: Any) -> None:
         """Open a pass; a pre-hook of the model."""
+        if self.open:
+            refuse_to_nest(module)
         self.open = torch.is_grad_enabled() and not self.muted
 
     def end(self, module: nn.Module, args: Any, output: Any) -> Any:

@@ -11,12 +11,29 @@ from __future__ import annotations
 import inspect
 
 import torch
+from torch import nn
 from torch.autograd.function import FunctionCtx
 
 
 def recomputing() -> bool:
     """Whether a backward pass is going on, so that a forward pass is one that checkpointing computes again."""
     return torch._C._current_graph_task_id() != -1
+
+
+def refuse_to_nest(module: nn.Module) -> None:
+    """Raise a RuntimeError if a module is called inside its own forward pass.
+
+    Asked only where a pass seems to be open already; an interrupt may have left it so, too.
+    """
+    frame, calls = inspect.currentframe(), 0
+    while frame is not None:
+        calls += frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is module
+        frame = frame.f_back
+    if calls > 1:
+        raise RuntimeError(
+            f"{type(module).__name__} calls itself inside its own forward pass, so its output can't be told from that of a part; "
+            "put what is repeated into a module of its own and call that, or attach a layer-wise rule without a phase ('fa')"
+        )
 
 
 def graph_comes_later() -> bool:

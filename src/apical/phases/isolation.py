@@ -69,6 +69,8 @@ def preserved(
 ) -> Iterator[Snapshot]:
     """While open, passes through the model leave no trace; the snapshot given out can put all back in between.
 
+    They are not compiled, whatever ``model.compile()`` was called on, because compiled code tells nothing of what goes through.
+
     Args:
         model: any module. modes: whether each module was in training mode. random: PyTorch's global random state.
         gradients: `.grad` of all parameters, which is None while this is open. buffers: tensors whose values are put back.
@@ -78,11 +80,24 @@ def preserved(
     for parameter, _ in grads:
         parameter.grad = None
     try:
-        yield snapshot
+        with _eager(model):
+            yield snapshot
     finally:
         snapshot.restore()
         for parameter, grad in grads:
             parameter.grad = grad
+
+
+@contextmanager
+def _eager(model: nn.Module) -> Iterator[None]:
+    compiled = [(module, module._compiled_call_impl) for module in model.modules() if module._compiled_call_impl]
+    for module, _ in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in compiled:
+            module._compiled_call_impl = call
 
 
 @contextmanager

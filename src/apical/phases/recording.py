@@ -14,7 +14,7 @@ from torch.autograd.graph import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from apical.nested import input_of, pick
-from apical.pathways.checkpointing import graph_comes_later, recomputing
+from apical.pathways.checkpointing import graph_comes_later, recomputing, refuse_to_nest
 from apical.phases.conditions import Conditions, statistics_of
 from apical.phases.isolation import cuda_devices
 from apical.plasticity.base import Phased
@@ -178,6 +178,8 @@ class Recorder:
             return
         if recomputing() or transforming():
             return
+        if self._open is not None:
+            refuse_to_nest(module)
         self._passes += 1
         self._open = Pass(args, kwargs, self.conditions(), self.listeners, number=self._passes)
         self.learner.circuit.record = self._open
