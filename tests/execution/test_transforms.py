@@ -53,8 +53,6 @@ def one_by_one(model, x, y):
 @pytest.mark.parametrize(("make", "x"), [(plain_chain, X), (images, IMAGES)])
 @pytest.mark.parametrize("connectivity", [None, 0.6])
 def test_gradients_of_every_sample_are_those_of_passes_one_by_one(rule, make, x, connectivity):
-    if rule == "urfb" and connectivity:
-        pytest.skip("draws with every backward pass")
     model = make()
     apical.attach(model, rule, example_input=x, connectivity=connectivity)
     weights = [p.clone() for p in model.parameters()]

@@ -78,7 +78,7 @@ class Redraw(WholePass):
     @override
     def begin(self, module: nn.Module, args: Any) -> None:
         super().begin(module, args)
-        if not torch.is_grad_enabled() or recomputing() or self.muted:
+        if not torch.is_grad_enabled() or recomputing() or self.muted or torch.compiler.is_exporting():
             return
         for synapse in self.learner.synapses.values():
             plasticity = redrawn(synapse.plasticity)

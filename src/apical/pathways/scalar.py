@@ -12,6 +12,7 @@ from typing_extensions import override
 from apical.noise import Distribution, check_distribution, check_noise
 from apical.pathways.base import Pathway
 from apical.plasticity.base import Phased
+from apical.synapses.exported import say
 from apical.synapses.transformed import transforming
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Scalar(Pathway, Phased):
                 "forward-mode differentiation know nothing of; pass under torch.no_grad() for outputs and tangents, or detach "
                 "the learner"
             )
+        elif torch.compiler.is_exporting() and synapse.training:
+            say(self.name, synapse.plasticity.name, synapse.label)
         return x.detach(), None
 
     @override

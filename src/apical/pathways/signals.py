@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.autograd import Function
 from typing_extensions import override
 
 from apical.plasticity.base import Trained
+from apical.synapses.exported import say, silent
 from apical.synapses.products import product
 from apical.synapses.transformed import once
 
@@ -63,6 +65,22 @@ def increment(owner: nn.Module, plasticity: Plasticity, D: Tensor, x: Tensor, er
     increment = plasticity.increment(_hebbian(e, x.flatten(1).to(e.dtype), error.copies).view(D.shape))
     mask = owner._buffers.get("feedback_mask")
     return increment if increment is None or mask is None else increment * mask
+
+
+def exported_output(output: Tensor, taps: Sequence[Any], pathway: str) -> Tensor:
+    """The model's output in `torch.export`: the same values, whose gradient reaches every tap as e D by plain operations."""
+    for tap in taps:
+        connection = tap.plasticity.connection(tap.owner)
+        if not (connection.exports and pathway == "direct"):
+            say(pathway, tap.plasticity.name, tap.label)
+            continue
+        D, mask = tap.D.flatten(1), tap.owner._buffers.get("feedback_mask")
+        if connection.increment is None:
+            D = D.detach()
+        elif mask is not None:
+            D = D * mask.flatten(1)
+        output = output + silent(tap.x.flatten(1) @ D.t()).view_as(output)
+    return output
 
 
 class Spread(Function):

@@ -20,7 +20,7 @@ from typing_extensions import override
 from apical.nested import Which, pick, substitute
 from apical.pathways.base import WholePass
 from apical.pathways.checkpointing import graph_comes_later
-from apical.pathways.signals import OutputError, Spread, carry, increment
+from apical.pathways.signals import OutputError, Spread, carry, exported_output, increment
 from apical.synapses.function import apply
 from apical.synapses.synapse import Synapse
 from apical.synapses.transformed import transforming
@@ -139,8 +139,8 @@ class Taps(WholePass):
         self.name, self.output, self.copies = name, output, copies
         self.taps: list[Tap] = []
         self.error = OutputError(copies)
-        self.transformed = False
-        """Whether the pass is made under a function transform."""
+        self.transformed = self.exporting = False
+        """Whether the pass is made under a function transform, or to be exported."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "taps": [], "error": OutputError(self.copies)}
@@ -152,7 +152,8 @@ class Taps(WholePass):
     @override
     def begin(self, module: nn.Module, args: Any) -> None:
         super().begin(module, args)
-        self.taps, self.error, self.transformed = [], OutputError(self.copies), transforming()
+        self.taps, self.error = [], OutputError(self.copies)
+        self.transformed, self.exporting = transforming(), torch.compiler.is_exporting()
 
     def leave(self, owner: nn.Module, label: str, plasticity: Plasticity, x: Tensor) -> None:
         """Leave x, the activity at `owner`, as a tap."""
@@ -187,7 +188,7 @@ class Taps(WholePass):
     def made(self, tap: Tap, x: Tensor, feedback: Tensor | None) -> Tap:
         """The tap as it stands in the graph."""
         facts = (tap.owner, tap.label, tap.rows, tap.outputs, tap.plasticity)
-        if self.transformed:
+        if self.transformed or self.exporting:
             # A copy, whose place in the graph stays when x is changed in place.
             return FusedTap(*facts, x.clone(), feedback)
         if self._joins(tap.owner, x):
@@ -223,6 +224,8 @@ class Taps(WholePass):
             return output
         tensor = pick(output, self.output)
         self._check(taps, tensor)
+        if self.exporting:
+            return substitute(output, tensor, exported_output(tensor, taps, self.name)) if module.training else output
         fused, edges = self.edges(taps)
         if self.transformed:
             return substitute(output, tensor, Spread.apply(tensor, fused, self.copies, *edges))

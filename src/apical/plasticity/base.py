@@ -61,6 +61,11 @@ class Plasticity:
             gain=self.gain(synapse) if isinstance(self, Computed) else 1.0,
             increment=self.increment if isinstance(self, Trained) else None,
             assign=self.store if isinstance(self, Stored | Trained) else None,
+            exports=not (
+                isinstance(self, Phased)
+                or (isinstance(self, Computed) and self.redraws)
+                or (isinstance(self, Trained) and not self.follows_weights)
+            ),
         )
 
 

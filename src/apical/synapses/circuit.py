@@ -60,12 +60,14 @@ class Connection:
         gain: factor of the feedback that `resolve` leaves out, because it is cheaper to apply to the signal.
         increment: increment(product), the gradient of feedback that the user's optimizer moves; None where it moves none.
         assign: assign(synapse, value), which takes feedback weights that are set; None where they are computed.
+        exports: whether plain operations can carry what happens in a backward pass.
     """
 
     resolve: Callable[..., Tensor] | None = None
     gain: float = 1.0
     increment: Callable[[Tensor | None], Tensor | None] | None = None
     assign: Callable[[nn.Module, Tensor], None] | None = None
+    exports: bool = True
 
 
 class WholePass(Protocol):

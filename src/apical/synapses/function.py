@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 from typing_extensions import override
 
+from apical.synapses.exported import exported
 from apical.synapses.transformed import SECOND, transformed
 
 if TYPE_CHECKING:
@@ -91,15 +92,15 @@ class SynapseFunction(Function):
 _quick: dict[type[Function], Callable[..., Any]] = {}
 
 
-def apply(function: type[Function]) -> Callable[..., Any]:
-    """A faster `function.apply`.
+def apply(function: type[Function], synaptic: bool = False) -> Callable[..., Any]:
+    """A faster `function.apply`; for a synapse, what stands in for it under transforms and in exports.
 
     PyTorch's own binds default arguments and asks functorch on every call, which takes as long as a small layer's product.
     """
     if torch.compiler.is_compiling():
-        return function.apply
+        return exported if synaptic and torch.compiler.is_exporting() else function.apply
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return transformed if function is SynapseFunction else function.apply
+        return transformed if synaptic else function.apply
     found = _quick.get(function)
     if found is None:
         found = _quick[function] = super(Function, function).apply  # type: ignore[misc]

@@ -114,6 +114,10 @@ class Synapse(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         # nn.Module would register a Parameter under this name instead of handing it to the property.
         if name == "feedback":
+            held = self._parameters.get(name)
+            if held is not None and (hasattr(value, "device_mesh") or hasattr(held, "device_mesh")):
+                self._parameters[name] = value  # fully_shard puts a parameter's shards and its whole in place by turns.
+                return
             Synapse.feedback.__set__(self, value)
             return
         super().__setattr__(name, value)
@@ -139,7 +143,7 @@ class Synapse(nn.Module):
             self._refuse_computed()
         x, feedback = self.pathway.enter(self, input)
         x, geometry = self.prepare(x, *args)
-        return apply(SynapseFunction)(x, weight, bias, feedback, self, geometry)  # type: ignore[return-value]
+        return apply(SynapseFunction, True)(x, weight, bias, feedback, self, geometry)  # type: ignore[return-value]
 
     def _refuse_computed(self) -> None:
         for name in ("weight", "bias"):
