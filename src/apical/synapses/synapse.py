@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from apical.plasticity.base import Plasticity
     from apical.synapses.circuit import Circuit, Connection, WholePass
 
+_AS_PLAIN = "make a plain model for it: apical.learner_of(copy.deepcopy(model)).detach()"
+
 Geometry = tuple[Any, ...]
 """What one call of a layer fixes besides its weights, e.g. a convolution's stride and padding."""
 
@@ -120,9 +122,19 @@ class Synapse(nn.Module):
                 return
             Synapse.feedback.__set__(self, value)
             return
+        if (
+            name == "qconfig"
+        ):  # What torch.ao.quantization marks every module with, before it replaces the plain layers.
+            raise RuntimeError(f"quantization does not know '{self.label}', a synapse; {_AS_PLAIN}")
         super().__setattr__(name, value)
         if name == "plasticity":
             self.connection = value.connection(self)
+
+    def __prepare_scriptable__(self) -> Synapse:
+        # torch.jit.script asks every module for what is to be compiled in its place.
+        raise RuntimeError(
+            f"torch.jit.script can't compile '{self.label}', a synapse, whose rule is Python; {_AS_PLAIN}"
+        )
 
     def silence(self) -> None:
         """Keep no feedback: no signal ever leaves this synapse."""
