@@ -97,6 +97,24 @@ def number(
     raise ValueError(f"{name} must be {told}, got {value!r}{otherwise}")
 
 
+LARGEST_SEED = 10**13
+"""PyTorch's seeds are below 2**64, and the order of an epoch's samples is drawn from a million times the run's seed."""
+
+
+def check_seed(name: str, seed: int, count: int = 1) -> None:
+    """Raise a ValueError unless `count` seeds from `seed` on can all be drawn from.
+
+    >>> check_seed("first_seed", 10**13, 2)
+    Traceback (most recent call last):
+    ValueError: first_seed must be at most 9999999999999 (with 2 seeds), got 10000000000000
+    """
+    if seed < 0:
+        raise ValueError(f"{name} must be at least 0, got {seed}")
+    if seed + count - 1 > LARGEST_SEED:
+        told = f" (with {count} seeds)" if count > 1 else ""
+        raise ValueError(f"{name} must be at most {LARGEST_SEED - count + 1}{told}, got {seed}")
+
+
 def near(name: str, names: Iterable[str], *, cutoff: float = 0.5) -> list[str]:
     """Up to three of `names` that are spelled like `name`, whatever the case, the nearest first."""
     folded = {n.lower(): n for n in names}

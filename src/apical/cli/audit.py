@@ -9,6 +9,7 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
+from apical.checks import check_seed
 from apical.cli.terminal import console
 from apical.training.config import Recipe
 
@@ -49,6 +50,7 @@ class Audit:
         from apical.training.setup import make
 
         rule = rule_of(self.rule)
+        check_seed("seed", self.seed)
         data = images.load(self.data)
         recipe = Recipe(data=self.data, network=self.network, activation=self.activation, loss=self.loss)
         _, learner = make(recipe, rule, self.seed, data)

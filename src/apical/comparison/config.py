@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from apical.checks import check_seed
 from apical.training.config import Recipe, TrainConfig
 from apical.training.options import rule_of
 
@@ -39,11 +42,20 @@ class CompareConfig(Recipe):
             raise ValueError(f"rules name {', '.join(twice)} more than once; name each rule once")
         if self.seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {self.seeds}")
-        if self.first_seed < 0:
-            raise ValueError(f"first_seed must be at least 0, got {self.first_seed}")
+        check_seed("first_seed", self.first_seed, self.seeds)
 
     def run(self, rule: str, seed: int) -> TrainConfig:
         """The config of one of the runs."""
         shared = [field.name for field in dataclasses.fields(Recipe)]
         own = {key: value for key, value in self.asdict().items() if key in shared}
         return TrainConfig(**own, rule=rule, seed=seed)
+
+
+def place(rule: str, seed: int | None = None) -> Path:
+    """Where a run lies in the comparison's folder, or what all seeds' runs have in common.
+
+    >>> place("urfb:epsilon=0.5", seed=1).as_posix()
+    'runs/urfb_epsilon=0.5-1'
+    """
+    name = re.sub(r"[^\w.=-]+", "_", rule)
+    return Path("together") / name if seed is None else Path("runs") / f"{name}-{seed}"

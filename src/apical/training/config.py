@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from apical.attaching.connectivity import as_connectivity
-from apical.checks import check_fields
+from apical.checks import check_fields, check_seed
 from apical.training.options import optimizer_of, rule_of, scheduler_of
 
 
@@ -93,6 +93,12 @@ class Recipe:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 problems.append(f"{name} must be a number of at least 0, got {value}")
+        most = torch.finfo(torch.float64 if self.precision == "64-true" else torch.float32)
+        problems += [
+            f"{name} must be at most {most.max:.4g}, the largest number of {most.dtype}, got {value:g}"
+            for name in ("learning_rate", "weight_decay", "input_noise", "activation_noise")
+            if (value := getattr(self, name)) is not None and most.max < value < math.inf
+        ]
         for check, value in ((optimizer_of, self.optimizer), (scheduler_of, self.scheduler)):
             try:
                 if value is not None:
@@ -135,5 +141,4 @@ class TrainConfig(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         rule_of(self.rule)
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        check_seed("seed", self.seed)

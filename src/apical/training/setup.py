@@ -22,6 +22,9 @@ from apical.synapses.registry import synapse_type
 from apical.training.config import Recipe, TrainConfig
 from apical.training.options import making, optimizer_of, rule_of, scheduler_of
 
+REHEARSED = 1000
+"""Epochs of a schedule that are tried before a run, the last one among them."""
+
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
@@ -105,7 +108,26 @@ def make_optimizer(config: Recipe, rule: Rule, model: nn.Module) -> torch.optim.
     decay = rule.weight_decay if config.weight_decay is None else config.weight_decay
     kind, options = optimizer_of(config.optimizer, lr=config.rate, weight_decay=decay)
     with making("optimizer", config.optimizer, kind):
-        return kind(model.parameters(), **options)
+        made = kind(model.parameters(), **options)
+        trial = _on_trial(kind, options, config)
+        # The first step may leave out what the second one computes with.
+        _try_step(trial)
+        _try_step(trial)
+        return made
+
+
+def _on_trial(kind: type[torch.optim.Optimizer], options: dict[str, Any], config: Recipe) -> torch.optim.Optimizer:
+    """An optimizer like that of the config with one weight that is nought: its steps show numbers it can't compute with."""
+    weight = nn.Parameter(torch.zeros(1, 1, dtype=torch.float64 if config.precision == "64-true" else torch.float32))
+    weight.grad = torch.zeros_like(weight)
+    return kind([weight], **options)
+
+
+def _try_step(trial: torch.optim.Optimizer) -> None:
+    try:
+        trial.step()
+    except RuntimeError as error:
+        raise ValueError(f"{error}, at learning rate {trial.param_groups[0]['lr']:g}") from error
 
 
 def make_scheduler(config: Recipe, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler | None:
@@ -114,13 +136,15 @@ def make_scheduler(config: Recipe, optimizer: torch.optim.Optimizer) -> torch.op
         return None
     kind, options = scheduler_of(config.scheduler)
     with making("scheduler", config.scheduler, kind):
-        # All steps, with one weight: some options turn out to be bad after the first epochs only.
-        of, its = optimizer_of(config.optimizer, lr=config.rate)
-        trial = of([nn.Parameter(torch.zeros(1, 1))], **its)
+        # Some options turn out to be bad after the first epochs only, or at the last.
+        trial = _on_trial(*optimizer_of(config.optimizer, lr=config.rate), config)
         rehearsed = kind(trial, **options)
-        for _ in range(config.epochs):
-            trial.step()
+        for epoch in range(min(config.epochs, REHEARSED)):
+            if epoch == REHEARSED - 1:
+                rehearsed.last_epoch = config.epochs - 1
+            _try_step(trial)
             rehearsed.step()
+        _try_step(trial)
         return kind(optimizer, **options)
 
 
