@@ -17,6 +17,7 @@ from apical import data as images
 from apical.comparison import table
 from apical.comparison.choice import chosen
 from apical.comparison.config import CompareConfig
+from apical.comparison.config import place as _place
 from apical.data import ImageData
 from apical.distributed import check_alone
 from apical.files import write_json
@@ -84,7 +85,22 @@ def compare(
     if resume:
         home.reopen(_plain(config))
     else:
-        home.start(_plain(config), overwrite=overwrite, more=_left)
+        with home.held(overwrite and home.has_run):
+            home.start(_plain(config), overwrite=overwrite, more=_left)
+    with home.held():
+        comparison = _compared(config, home, data, together, announce)
+        comparison["command"] = command or comparison["command"]
+        ratios = time_steps(config, data) if time_steps else {}
+        rows = [table.row(config, rule, home.path, comparison["runs"], data, ratios.get(rule)) for rule in config.rules]
+        comparison |= {"table": rows, "samples": table.samples(home.path, comparison["runs"], data)}
+        write_json(home.path / "comparison.json", comparison)
+    return comparison
+
+
+def _compared(
+    config: CompareConfig, home: RunFolder, data: ImageData, together: list[str], announce: Announce | None
+) -> dict[str, Any]:
+    """All runs, and what comparison.json says of how they were made."""
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     # A comparison that was started goes on as it was started.
     together = [rule for rule in config.rules if _goes_together(config, rule, home.path, rule in together)]
@@ -96,9 +112,9 @@ def compare(
             if rule not in together:
                 found[rule, seed] = _run(config.run(rule, seed), home.path, data, announce)
     runs = [found[rule, seed] for seed in seeds for rule in config.rules]
-    comparison = {
+    return {
         "format": 1,
-        "command": command or " ".join(sys.argv),
+        "command": " ".join(sys.argv),
         "versions": {"apical": apical.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "machine": machine(),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -115,17 +131,6 @@ def compare(
         "seeds": list(seeds),
         "runs": runs,
     }
-    ratios = time_steps(config, data) if time_steps else {}
-    comparison["table"] = [table.row(config, rule, home.path, runs, data, ratios.get(rule)) for rule in config.rules]
-    comparison["samples"] = table.samples(home.path, runs, data)
-    write_json(home.path / "comparison.json", comparison)
-    return comparison
-
-
-def _place(rule: str, seed: int | None = None) -> Path:
-    """Where a run lies in the comparison's folder, or what all seeds' runs have in common."""
-    name = re.sub(r"[^\w.=-]+", "_", rule)
-    return Path("together") / name if seed is None else Path("runs") / f"{name}-{seed}"
 
 
 def _left(kept: dict[str, Any]) -> list[Path]:

@@ -17,6 +17,7 @@ import torch
 
 import apical
 from apical import data as images
+from apical.checks import check_seed
 from apical.distributed import check_alone
 from apical.files import delete, write_json
 from apical.papers import experiments
@@ -82,16 +83,32 @@ def reproduce(
     if resume:
         home.reopen(config)
     else:
-        home.start(config, overwrite=overwrite, more=lambda kept: _left(home.path, kept))
+        with home.held(overwrite and home.has_run):
+            home.start(config, overwrite=overwrite, more=lambda kept: _left(home.path, kept))
+    with home.held():
+        return _outcome(experiment, home, config, loaded, found, announce)
+
+
+def _outcome(
+    experiment: Experiment,
+    home: RunFolder,
+    config: dict[str, Any],
+    loaded: images.ImageData | None,
+    found: dict[str, Record],
+    announce: Announce | None,
+) -> dict[str, Any]:
+    """The outcome of all conditions from all seeds, written."""
     for path, record in found.items():
         write_json(home.path / "records" / path, record.asdict())
     records = {}
-    for condition in chosen:
+    for condition in config["conditions"]:
         parts = []
-        for share in _shares(experiment, own_seeds):
+        for share in _shares(experiment, config["seeds"]):
             slug = _slug(condition, share)
             watcher = announce(condition, share) if announce else unwatched
-            task = Task(condition, share, scale, config["lengths"], home.path / "tasks" / slug, loaded, watcher)
+            task = Task(
+                condition, share, config["scale"], config["lengths"], home.path / "tasks" / slug, loaded, watcher
+            )
             parts.append(_record(experiment, task, home.path / "records" / f"{slug}.json"))
         records[condition] = Record.joined(parts)
     outcome = {
@@ -133,8 +150,7 @@ def _seeds(experiment: Experiment, seeds: int | None, first: int) -> list[int]:
     count = experiment.seeds if seeds is None else seeds
     if count < 1:
         raise ValueError(f"seeds must be at least 1, got {count}")
-    if first < 0:
-        raise ValueError(f"first_seed must be at least 0, got {first}")
+    check_seed("first_seed", first, count)
     return list(range(first, first + count))
 
 

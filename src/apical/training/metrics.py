@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,22 @@ class MetricsLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._written, self._sum, self._last = 0, hashlib.sha256(), ""
 
     def append(self, line: dict[str, Any]) -> None:
         """Write one measurement."""
-        append_text(self.path, json.dumps(line, allow_nan=False) + "\n")
+        text = json.dumps(line, allow_nan=False) + "\n"
+        append_text(self.path, text)
+        self._count(text)
+
+    def _count(self, line: str) -> None:
+        self._written, self._last = self._written + 1, line
+        self._sum.update(line.encode())
+
+    @property
+    def seal(self) -> dict[str, Any]:
+        """The count and the checksum of the lines that are written, with the last one, for a checkpoint to hold."""
+        return {"lines": self._written, "sha256": self._sum.hexdigest(), "last": self._last}
 
     def read(self) -> list[dict[str, Any]]:
         """All measurements; a last line that a kill cut short is left out.
@@ -25,10 +39,13 @@ class MetricsLog:
         Raises:
             ValueError: if a line is damaged.
         """
+        return [self._measurement(line, number) for number, line in enumerate(self._lines(), 1) if line.strip()]
+
+    def _lines(self) -> list[str]:
+        """The file's whole lines, with their ends."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text().split("\n")
-        return [self._measurement(line, number) for number, line in enumerate(lines[:-1], 1) if line]
+        return [f"{line}\n" for line in self.path.read_bytes().decode(errors="backslashreplace").split("\n")[:-1]]
 
     def _measurement(self, line: str, number: int) -> dict[str, Any]:
         try:
@@ -40,7 +57,33 @@ class MetricsLog:
             ) from error
         return found
 
-    def cut(self, step: int | None) -> None:
-        """Drop everything measured after `step`; with None, everything."""
-        kept = [] if step is None else [line for line in self.read() if line["step"] <= step]
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+    def cut(self, step: int | None, seal: dict[str, Any] | None = None) -> None:
+        """Drop everything measured after the checkpoint of `step`; with None, everything.
+
+        seal: what the checkpoint holds of these lines, if it holds that. The last of them comes from it if it is lost, as a
+            loss of power may have it.
+
+        Raises:
+            ValueError: if the lines are not those that the seal was made of.
+        """
+        if step is None or seal is None:
+            kept = [] if step is None else [line for line in self.read() if line["step"] <= step]
+            self._rewrite([json.dumps(line) + "\n" for line in kept])
+            return
+        lines = self._lines()
+        kept = lines[: seal["lines"]]
+        if len(lines) == seal["lines"] - 1:
+            kept.append(seal["last"])
+        if len(kept) != seal["lines"] or hashlib.sha256("".join(kept).encode()).hexdigest() != seal["sha256"]:
+            what = "lines are missing" if len(kept) < seal["lines"] else "their content does not match its checksum"
+            raise ValueError(
+                f"{self.path}: is damaged, its first {seal['lines']} lines are not those that the checkpoint was written after "
+                f"({what}); restore it, or delete the run's folder to start anew"
+            )
+        self._rewrite(kept)
+
+    def _rewrite(self, lines: Sequence[str]) -> None:
+        write_text(self.path, "".join(lines))
+        self._written, self._sum, self._last = 0, hashlib.sha256(), ""
+        for line in lines:
+            self._count(line)

@@ -1,8 +1,9 @@
-"""The networks that a session trains: what it asks of them, and one network of one rule and one seed."""
+"""The networks that a session trains: what it asks of them, which have failed, and one network of one rule and one seed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -43,6 +44,10 @@ class Networks(Protocol):
         """Outputs [networks, N, classes] for all samples of a split, in eval mode, on the CPU."""
         ...
 
+    def finite(self) -> list[bool]:
+        """Whether all of each network's weights and feedback are finite."""
+        ...
+
     def learners(self) -> Sequence[Learner]:
         """Each network's learner as it is now, for what is measured of each on its own."""
         ...
@@ -54,6 +59,81 @@ class Networks(Protocol):
     def load(self, states: Sequence[dict[str, Any]]) -> None:
         """Go back to what `states` gave."""
         ...
+
+
+class NonFiniteLossError(RuntimeError):
+    """An error of a run whose loss, outputs or weights became infinite or not a number.
+
+    The usual remedy is a smaller learning rate.
+
+    >>> issubclass(NonFiniteLossError, RuntimeError)
+    True
+    """
+
+
+class Failures:
+    """The networks of a session that have failed, and why.
+
+    Args:
+        configs: one for each network. per_epoch: steps in an epoch.
+
+    Attributes:
+        told: network -> what became infinite or not a number, and when.
+
+    >>> failures = Failures([TrainConfig(seed=0), TrainConfig(seed=1)], per_epoch=23)
+    >>> failures.note(1, "loss became nan", step=24)
+    >>> failures.going
+    [0]
+    >>> failures.told[1]
+    "loss became nan at step 24 (epoch 2) of rule 'fa' with seed 1; a smaller learning rate than 0.05 is the usual remedy"
+    """
+
+    def __init__(self, configs: Sequence[TrainConfig], per_epoch: int) -> None:
+        self._configs, self._per_epoch = configs, per_epoch
+        self.told: dict[int, str] = {}
+
+    @property
+    def going(self) -> list[int]:
+        """Numbers of the networks that have not failed."""
+        return [number for number in range(len(self._configs)) if number not in self.told]
+
+    def note(self, number: int, what: str, step: int) -> None:
+        """Note that a network fails at a step, unless it has done so before."""
+        config, epoch = self._configs[number], max(step - 1, 0) // self._per_epoch + 1
+        remedy = (
+            f"a smaller learning rate than {config.rate:g} is the usual remedy"
+            if step
+            else "so they are before anything is learned: look at the network's initial weights and buffers"
+        )
+        told = f"{what} at step {step} (epoch {epoch}) of rule '{config.rule}' with seed {config.seed}; {remedy}"
+        self.told.setdefault(number, told)
+
+    def leave_some(self) -> None:
+        """Raise a NonFiniteLossError if no network is left."""
+        if not self.going:
+            raise NonFiniteLossError("; ".join(self.told.values()))
+
+
+def not_finite(outputs: Tensor, losses: Tensor) -> str:
+    """What is infinite or nan of outputs [N, classes] and their losses [N], in words; empty if nothing is.
+
+    >>> not_finite(torch.tensor([[0.0, 1.0], [torch.nan, 0.0]]), torch.zeros(2))
+    'outputs for 1 of 2 test images are nan'
+    """
+    bad = int((~outputs.isfinite().all(-1)).sum())
+    if bad:
+        return (
+            f"outputs for {bad:,} of {len(outputs):,} test images are {'nan' if outputs.isnan().any() else 'infinite'}"
+        )
+    loss = float(losses.mean())
+    return "" if math.isfinite(loss) else f"test loss is {loss}"
+
+
+def finite(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether all weights and feedback in a state of `model` are finite. Masks and statistics may hold what they like."""
+    names = {name for name, _ in model.named_parameters()}
+    seen = [t.isfinite().all() for name, t in state.items() if name in names or name.split(".")[-1] == "feedback"]
+    return bool(torch.stack(seen).all()) if seen else True
 
 
 class OneNetwork(Networks):
@@ -93,6 +173,10 @@ class OneNetwork(Networks):
         net = self.engine.net.eval()
         parts = [net(x).float().cpu() for x, _ in split.in_order(1000, device=self.engine.fabric.device)]
         return torch.cat(parts)[None]
+
+    @override
+    def finite(self) -> list[bool]:
+        return [finite(self.learner.model, self.learner.model.state_dict())]
 
     @override
     def learners(self) -> list[Learner]:

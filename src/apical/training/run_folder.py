@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from apical.files import delete, remains, write_json
 from apical.training import checkpoint
+from apical.training.checkpoint import Seal, differences
 from apical.training.metrics import MetricsLog
 
-FILES = ("metrics.jsonl", "result.json", "checkpoint/last.ckpt", "config.json")
+_LOCK = ".lock"
+FILES = ("metrics.jsonl", "result.json", "checkpoint/last.ckpt", _LOCK, "config.json")
 """All that a run leaves; the config last, as without it nobody would know the rest for a run's."""
 
 
@@ -40,6 +45,7 @@ class RunFolder:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.metrics = MetricsLog(self.path / "metrics.jsonl")
+        self._is_held = False
 
     def start(
         self,
@@ -59,7 +65,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"{self.path} is a file; give another folder")
         # What a kill left of a config half-written is no run.
-        left = remains(self.path)
+        left = [*remains(self.path), self.path / _LOCK]
         there = self.path.exists() and any(one not in left for one in self.path.iterdir())
         if there and overwrite:
             if not self._config.exists() or (found := self._read(self._config)).keys() != config.keys():
@@ -74,7 +80,7 @@ class RunFolder:
                     f"overwrite: {self._config} does not say what belongs to the run ({error!r}); delete its files yourself, or "
                     "give another folder"
                 ) from error
-            delete(self.path, names)
+            delete(self.path, [name for name in names if name != _LOCK])  # Whoever overwrites it holds it.
         elif there:
             what = "holds a run already; resume it, or" if self._config.exists() else "is not empty;"
             raise RunFolderError(f"folder {self.path} {what} give another folder")
@@ -91,15 +97,40 @@ class RunFolder:
             raise RunFolderError(f"folder {self.path} holds no run to resume: it has no config.json")
         found = self._read(self._config)
         if config is not None and found != config:
-            changed = [
-                f"{k}: {found.get(k)!r} there, {config.get(k)!r} asked"
-                for k in {**found, **config}
-                if found.get(k) != config.get(k)
-            ]
+            changed = differences(found, config, "{k}: {a!r} there, {b!r} asked")
             raise RunFolderError(
-                f"the run in {self.path} was made with other settings ({'; '.join(changed)}); give another folder"
+                f"the run in {self.path} was made with other settings ({changed}); give another folder"
             )
         return found
+
+    @contextmanager
+    def held(self, needed: bool = True) -> Iterator[None]:
+        """Keep other processes from starting or resuming a run in this folder meanwhile. The system lets go if this one dies.
+
+        needed: False for nothing at all.
+
+        Raises:
+            RunFolderError: if another process holds it, whose run is going on.
+        """
+        if self._is_held or not needed:
+            yield
+            return
+        path = self.path / _LOCK
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0.2)
+        except Timeout:
+            raise RunFolderError(
+                f"the run in {self.path} is going on in another process; wait until it ends, or stop that process first"
+            ) from None
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+            with suppress(OSError):
+                path.unlink()
+            lock.release()
 
     @property
     def has_run(self) -> bool:
@@ -125,9 +156,9 @@ class RunFolder:
         """Delete the result."""
         (self.path / "result.json").unlink()
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Write the checkpoint."""
-        checkpoint.save(self._checkpoint, state)
+    def save(self, state: dict[str, Any], seals: Sequence[Seal] | None = None) -> None:
+        """Write the checkpoint. seals: how the other files of each run in it were, see `Session.seals`."""
+        checkpoint.save(self._checkpoint, state, [seal.asdict() for seal in seals or ()] or None)
 
     def forget(self) -> None:
         """Delete the checkpoint."""
@@ -135,7 +166,14 @@ class RunFolder:
 
     def restore(self) -> dict[str, Any] | None:
         """The last checkpoint, or None if the run was stopped before the first."""
-        return checkpoint.load(self._checkpoint) if self._checkpoint.exists() else None
+        return self.restore_all()[0]
+
+    def restore_all(self) -> tuple[dict[str, Any] | None, Sequence[Seal] | None]:
+        """The last checkpoint with its seals. None: the run was stopped before the first, or it is of a version without seals."""
+        if not self._checkpoint.exists():
+            return None, None
+        state, beside = checkpoint.load_all(self._checkpoint)
+        return state, None if beside is None else [Seal(**one) for one in beside]
 
     @property
     def _config(self) -> Path:

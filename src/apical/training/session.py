@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
@@ -17,31 +18,28 @@ from apical.data.images import Batch
 from apical.learner import Learner
 from apical.losses import error_rate
 from apical.measures.alignment import alignment
-from apical.training.checkpoint import CheckpointError
-from apical.training.config import TrainConfig
+from apical.training.checkpoint import CheckpointError, Seal
 from apical.training.metrics import MetricsLog
-from apical.training.networks import Networks
+from apical.training.networks import Failures, Networks, NonFiniteLossError, not_finite
 from apical.training.run_folder import RunFolder
+
+__all__ = ["Interrupted", "NonFiniteLossError", "Session", "Watcher"]
 
 ALIGNMENT_SAMPLES = 256
 KEPT_PREDICTIONS = 1000
 
 
-class NonFiniteLossError(RuntimeError):
-    """An error of a run whose loss became infinite or not a number; the usual remedy is a smaller learning rate.
-
-    >>> issubclass(NonFiniteLossError, RuntimeError)
-    True
-    """
-
-
 class Interrupted(Exception):  # noqa: N818
     """A stop by the user, at a step from which the run can be resumed; no error, hence the name.
+
+    status: of a process that ends so: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
 
     >>> raise Interrupted("stopped at step 3 of 10; the run in runs/one can be resumed")
     Traceback (most recent call last):
     apical.training.session.Interrupted: stopped at step 3 of 10; the run in runs/one can be resumed
     """
+
+    status: int = 130
 
 
 Watcher = Callable[[int, int, dict[str, Any] | None], None]
@@ -59,7 +57,7 @@ class Session:
 
     Attributes:
         step: steps taken. steps: steps in all.
-        failed: network -> why, for networks whose loss became infinite or not a number.
+        failed: network -> why, for networks whose loss, outputs or weights became infinite or not a number.
     """
 
     def __init__(self, networks: Networks, data: ImageData, metrics: Sequence[MetricsLog]) -> None:
@@ -68,7 +66,8 @@ class Session:
         self.count = len(networks.configs)
         self.per_epoch = math.ceil(len(data.train) / self.config.batch)
         self.step, self.steps = 0, self.per_epoch * self.config.epochs
-        self.failed: dict[int, str] = {}
+        self.failures = Failures(networks.configs, self.per_epoch)
+        self.failed = self.failures.told
         self._newest: dict[int, dict[str, Any]] | None = None
         self._loss_sum, self._loss_count = torch.zeros(self.count, dtype=torch.float64), 0
         self._durations: deque[float] = deque(maxlen=2000)
@@ -77,13 +76,13 @@ class Session:
     @property
     def going(self) -> list[int]:
         """Numbers of the networks that have not failed."""
-        return [number for number in range(self.count) if number not in self.failed]
+        return self.failures.going
 
     def go(self, run: RunFolder, stopped: Callable[[], bool], watcher: Watcher) -> None:
         """Train from the present step to the last, with checkpoints in `run`.
 
         Raises:
-            NonFiniteLossError: no network is left whose loss is finite.
+            NonFiniteLossError: no network is left whose loss, outputs and weights are finite.
             Interrupted: `stopped` said so.
         """
         self._started = time.perf_counter()
@@ -133,16 +132,36 @@ class Session:
         if losses.device.type != "cpu" and self.step % 50:
             return
         for number, loss in enumerate(losses.tolist()):
-            if not math.isfinite(loss) and number not in self.failed:
-                self.failed[number] = self._fault(loss, self.networks.configs[number])
-        if not self.going:
-            raise NonFiniteLossError("; ".join(self.failed.values()))
+            if not math.isfinite(loss):
+                self.failures.note(number, f"loss became {loss}", self.step + 1)
+        self.failures.leave_some()
 
-    def _fault(self, loss: float, config: TrainConfig) -> str:
-        return (
-            f"loss became {loss} at step {self.step + 1} (epoch {self.step // self.per_epoch + 1}) of rule "
-            f"'{config.rule}' with seed {config.seed}; a smaller learning rate than {config.rate:g} is the usual remedy"
-        )
+    def _tested(self) -> tuple[Tensor, list[int]]:
+        """Outputs [networks, N, classes] for the test set, and the networks of which they are to be counted.
+
+        Networks that have become infinite or not a number fail here: the loss is looked at before a step, so it never shows what
+        the last one did, and on a GPU only now and then. Only before the first step may outputs be so: batch norm that has
+        seen no data yet lets those of deep networks grow beyond every bound.
+        """
+        outputs, finite = self.networks.outputs(self.data.test), self.networks.finite()
+        counted = []
+        for number in self.going:
+            wrong = not_finite(outputs[number], self.engine.criterion(outputs[number], self.data.test.labels))
+            loss = float(self._loss_sum[number])
+            if not finite[number]:
+                self.failures.note(number, "weights are infinite or nan", self.step)
+            elif wrong and (
+                self.step or any(one.isnan().any() for one in self.networks.learners()[number].model.buffers())
+            ):
+                self.failures.note(number, wrong, self.step)
+            elif wrong:
+                warnings.warn(f"{wrong} before the first step, so nothing is measured there", stacklevel=2)
+            elif not math.isfinite(loss):
+                self.failures.note(number, f"loss became {loss} since the last test, seen", self.step)
+            else:
+                counted.append(number)
+        self.failures.leave_some()
+        return outputs, counted
 
     def _due(self, every: int | None) -> bool:
         return self.step == self.steps or self.step % (every or self.per_epoch) == 0
@@ -163,9 +182,9 @@ class Session:
 
     def _measure(self) -> dict[int, dict[str, Any]]:
         """Test error and, where due, alignment of every network, written as a line of its metrics."""
-        outputs = self.networks.outputs(self.data.test)
+        outputs, counted = self._tested()
         learners = self.networks.learners() if self._aligns() else [None] * self.count
-        found = {number: self._line(outputs[number], self._loss_sum[number], learners[number]) for number in self.going}
+        found = {number: self._line(outputs[number], self._loss_sum[number], learners[number]) for number in counted}
         self._loss_sum.zero_()
         self._loss_count = 0
         if self.engine.fabric.is_global_zero:
@@ -181,7 +200,7 @@ class Session:
             "epoch": self.step / self.per_epoch,
             "seconds": round(self._seconds, 3),
             "train_loss": float(loss_sum) / self._loss_count if self._loss_count else None,
-            "test_loss": _number(self.engine.criterion(outputs, labels).mean()),
+            "test_loss": float(self.engine.criterion(outputs, labels).mean()),
             "test_error": error_rate(outputs, labels),
             "learning_rate": self.engine.optimizer.param_groups[0]["lr"],
         }
@@ -208,10 +227,10 @@ class Session:
     def results(self) -> dict[int, dict[str, Any]]:
         """Number -> result of every network that has not failed, once the last step is taken."""
         assert self._newest is not None
-        outputs = self.networks.outputs(self.data.test)
+        outputs, counted = self._tested()
         step_ms = round(1000 * statistics.median(self._durations) / self.count, 4) if self._durations else None
         found = {}
-        for number in self.going:
+        for number in counted:
             lines = self.metrics[number].read()
             found[number] = {
                 "test_error": error_rate(outputs[number], self.data.test.labels),
@@ -242,25 +261,33 @@ class Session:
     def _save(self, run: RunFolder) -> None:
         if self.engine.fabric.is_global_zero:
             states = self.states()
-            run.save(states[0] if self.count == 1 else {"runs": states, "failed": self.failed})
+            run.save(states[0] if self.count == 1 else {"runs": states, "failed": self.failed}, self.seals())
 
-    def load(self, state: dict[str, Any]) -> None:
+    def seals(self) -> list[Seal]:
+        """How config and metrics of each network are now, for a checkpoint to hold."""
+        return [Seal(one.asdict(), log.seal) for one, log in zip(self.networks.configs, self.metrics, strict=True)]
+
+    def load(self, state: dict[str, Any], seals: Sequence[Seal] | None = None) -> None:
         """Go back to where a checkpoint was written.
 
         Raises:
-            CheckpointError: if it is of another run.
+            CheckpointError: if it is of another run, or of this one under other settings.
         """
+        these = "this run" if self.count == 1 else "these runs"
+        for config, seal in zip(self.networks.configs, seals or [], strict=seals is not None):
+            seal.check(config.asdict(), these)
         try:
             states = [state] if self.count == 1 else state["runs"]
             self.networks.load(states)
             if self.engine.scheduler is not None:
                 self.engine.scheduler.load_state_dict(states[0]["scheduler"])
             self.step, self._before = states[0]["step"], states[0]["seconds"] * self.count
+            if not isinstance(self.step, int) or not 0 <= self.step <= self.steps:
+                raise ValueError(f"it is of step {self.step}, and the run has {self.steps} steps")
             self._loss_sum.copy_(torch.tensor([own["loss"][0] for own in states], dtype=torch.float64))
             self._loss_count = states[0]["loss"][1]
-            self.failed = dict(state.get("failed", {}))
+            self.failed.update(state.get("failed", {}))
         except (KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
-            these = "this run" if self.count == 1 else "these runs"
             raise CheckpointError(
                 f"the checkpoint does not fit {these}: {error}; delete the folder to start anew"
             ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -20,11 +20,11 @@ from apical.replicas.replicate import replicate
 from apical.replicas.transfer import catch_up
 from apical.rules import Rule
 from apical.training.config import TrainConfig
-from apical.training.networks import Networks
+from apical.training.networks import Networks, finite
 from apical.training.run_folder import RunFolder
 from apical.training.session import NonFiniteLossError, Session, Watcher
 from apical.training.setup import Engine, make
-from apical.training.train import stoppable
+from apical.training.train import placed, stoppable
 
 
 def train_together(
@@ -61,22 +61,27 @@ def train_together(
     if folder.result is None:
         session = Session(SideBySide(configs, data), data, [run.metrics for run in runs])
         # Beyond a checkpoint, a run that is not there would lack what was measured before.
-        state = folder.restore() if again and all(run.has_run for run in runs) else None
+        state, seals = folder.restore_all() if again and all(run.has_run for run in runs) else (None, None)
         if state is not None:
-            session.load(state)
+            session.load(state, seals)
         if not again:
             folder.start(shared)
-        for config, run in zip(configs, runs, strict=True):
-            if again and run.has_run:
-                run.reopen(config.asdict())
-                run.metrics.cut(None if state is None else session.step)
-            else:
-                run.start(config.asdict())
-        with suppress(NonFiniteLossError), stoppable() as stopped:
+        with ExitStack() as held:
+            for number, (config, run) in enumerate(zip(configs, runs, strict=True)):
+                if again and run.has_run:
+                    run.reopen(config.asdict())
+                    held.enter_context(run.held())
+                    run.metrics.cut(None if state is None else session.step, seals[number].metrics if seals else None)
+                else:
+                    run.start(config.asdict())
+                    held.enter_context(run.held())
+            stopped = held.enter_context(stoppable())
+            held.enter_context(suppress(NonFiniteLossError))
+            held.enter_context(placed(session))
             session.go(folder, stopped, watcher or (lambda *_: None))
-            states = session.states()
+            states, seals = session.states(), session.seals()
             for number, result in session.results().items():
-                runs[number].save(_compact(states[number]))
+                runs[number].save(_compact(states[number]), [seals[number]])
                 runs[number].finish(result)
         folder.finish({"failed": {str(configs[number].seed): reason for number, reason in session.failed.items()}})
         folder.forget()
@@ -142,6 +147,11 @@ class SideBySide(Networks):
         copies = len(self.configs)
         batches = split.in_order(max(1, 1000 // copies), device=self.engine.fabric.device)
         return torch.cat([self._forward(x.expand(copies, *x.shape)).float().cpu() for x, _ in batches]).transpose(0, 1)
+
+    @override
+    def finite(self) -> list[bool]:
+        states = self.replicas.states()
+        return [finite(single.model, state) for single, state in zip(self.singles, states, strict=True)]
 
     @override
     def learners(self) -> list[Learner]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ from apical.data import ImageData
 from apical.distributed import peers_told
 from apical.training.config import TrainConfig
 from apical.training.networks import OneNetwork
-from apical.training.run_folder import RunFolder
-from apical.training.session import Session, Watcher
+from apical.training.run_folder import RunFolder, RunFolderError
+from apical.training.session import Interrupted, NonFiniteLossError, Session, Watcher
+
+REPORTED = {"test_error", "test_loss", "steps", "seconds", "alignment", "predictions"}
+"""Keys that every result has."""
 
 
 @peers_told()
@@ -41,7 +44,8 @@ def train(
         The result, as in result.json: test_error [%], test_loss, steps, seconds, step_ms, alignment, predictions.
 
     Raises:
-        NonFiniteLossError: the loss is infinite or nan. Interrupted: Ctrl-C; the run can be resumed.
+        NonFiniteLossError: the loss, an output or a weight is infinite or nan.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP; the run can be resumed.
         PeerLostError: another process of the run has ended; the run can be resumed.
         ValueError: bad config, data, folder or checkpoint, before anything is written.
 
@@ -57,41 +61,88 @@ def train(
     run = RunFolder(folder)
     session = Session(OneNetwork(config, data), data, [run.metrics])
     fabric = session.engine.fabric
-    if resume:
-        run.reopen(config.asdict())
-        if run.result is not None:
-            return run.result
-        state = run.restore()
-        if state is not None:
-            session.load(state)
-        if fabric.is_global_zero:
-            run.metrics.cut(None if state is None else session.step)
-    elif fabric.is_global_zero:
-        run.start(config.asdict(), overwrite=overwrite)
-    with stoppable() as stopped:
+    first = fabric.is_global_zero
+    with ExitStack() as held:
+        if resume:
+            run.reopen(config.asdict())
+            if (done := run.result) is not None:
+                lacking = sorted(REPORTED - done.keys())
+                if lacking:
+                    raise RunFolderError(
+                        f"the result in {run.path} is damaged, it has no {', '.join(lacking)}; "
+                        "delete its result.json, and resume the run"
+                    )
+                return done
+            held.enter_context(run.held(first))
+            _go_back(session, run)
+        elif first:
+            held.enter_context(run.held(overwrite and run.has_run))
+            run.start(config.asdict(), overwrite=overwrite)
+            held.enter_context(run.held())
+        stopped = held.enter_context(stoppable())
+        held.enter_context(placed(session))
         session.go(run, stopped, watcher or (lambda *_: None))
         (result,) = session.results().values()
-        if fabric.is_global_zero:
+        if first:
             run.finish(result)
         fabric.barrier()
     return result
 
 
+def _go_back(session: Session, run: RunFolder) -> None:
+    """Bring a session and its metrics to where the last checkpoint was written."""
+    state, seals = run.restore_all()
+    if state is not None:
+        session.load(state, seals)
+    if session.engine.fabric.is_global_zero:
+        run.metrics.cut(None if state is None else session.step, seals[0].metrics if seals else None)
+
+
+@contextmanager
+def placed(session: Session) -> Iterator[None]:
+    """An error amid training, of a network's own code for instance, says in a note where in the run it came."""
+    try:
+        yield
+    except (Interrupted, NonFiniteLossError):
+        raise
+    except Exception as error:
+        config = session.config
+        error.add_note(f"after step {session.step} of {session.steps} of rule '{config.rule}' with seed {config.seed}")
+        raise
+
+
 @contextmanager
 def stoppable() -> Iterator[Callable[[], bool]]:
-    """A function that says whether Ctrl-C was pressed, for a stop at the next step's end; a second Ctrl-C stops at once."""
+    """A function that says whether to stop at the next step's end: Ctrl-C was pressed, or SIGTERM or SIGHUP came.
+
+    A second one stops at once.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    asked = threading.Event()
+    asked: list[int] = []
 
     def handler(number: int, frame: Any) -> None:
-        if asked.is_set():
+        if asked:
             raise KeyboardInterrupt
-        asked.set()
+        asked.append(number)
 
-    before = signal.signal(signal.SIGINT, handler)
+    with handled(handler):
+        try:
+            yield lambda: bool(asked)
+        except Interrupted as error:
+            error.status = 128 + asked[0]
+            raise
+
+
+@contextmanager
+def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Have signals that ask a process to end handled so meanwhile. Whoever ignores one, as nohup does, goes on ignoring it."""
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    kept = [one for one in numbers if one == signal.SIGINT or signal.getsignal(one) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in kept}
     try:
-        yield asked.is_set
+        yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, one in before.items():
+            signal.signal(number, one)
