@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,9 +12,20 @@ import tyro
 from rich.table import Table
 from rich.text import Text
 
-from apical.cli.terminal import check_resumed, command_line, config_in, console, line, new_folder, progress, slug, watch
+from apical.cli.terminal import (
+    check_resumed,
+    command_line,
+    config_in,
+    console,
+    line,
+    new_folder,
+    progress,
+    resumable,
+    slug,
+    watch,
+)
 from apical.comparison.config import CompareConfig
-from apical.training.session import Interrupted
+from apical.training.session import Interrupted, NonFiniteLossError
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,7 @@ class Compare:
         else:
             folder = new_folder(self.folder, f"compare-{slug(config.data)}")
         try:
-            with progress() as display:
+            with progress() as display, resumable("compare", folder):
                 comparison = compare(
                     config,
                     folder,
@@ -61,13 +73,21 @@ class Compare:
                     announce=lambda rule, seeds: watch(display, f"{rule}, {_named(seeds)}"),
                     time_steps=step_ratios if self.time_steps else None,
                 )
-        except Interrupted:
-            raise Interrupted(f"the comparison can be resumed: apical compare --resume {folder}") from None
+        except Interrupted as error:
+            error.args = (f"the comparison can be resumed: apical compare --resume {folder}",)
+            raise
         console.print(table(comparison))
         for run in comparison["runs"]:
             if "failed" in run:
                 console.print(Text.assemble((f"{run['rule']}, seed {run['seed']}:", "red"), " ", run["failed"]))
-        line(f"report: {report.write(folder)}")
+        failed = all("failed" in run for run in comparison["runs"])
+        # Where all failed before they had measured anything, there is nothing to draw.
+        with suppress(report.ReportError) if failed else nullcontext():
+            line(f"report: {report.write(folder)}")
+        if failed:
+            raise NonFiniteLossError(
+                f"every run failed, so there is nothing to compare; what they left lies in {folder}"
+            )
 
 
 def _named(seeds: Sequence[int]) -> str:

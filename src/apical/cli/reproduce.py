@@ -10,8 +10,7 @@ import tyro
 from rich.progress import Progress
 from rich.table import Table
 
-from apical.cli.terminal import check_resumed, config_in, console, errors, line, new_folder, progress, slug
-from apical.training.session import Interrupted
+from apical.cli.terminal import check_resumed, config_in, console, errors, line, new_folder, progress, resumable, slug
 
 if TYPE_CHECKING:
     from apical.papers.experiment import Watcher
@@ -86,18 +85,15 @@ class Reproduce:
         else:
             chosen = find(self.name)
             folder = new_folder(self.folder, slug(chosen.name))
-        try:
-            with progress() as display:
-                outcome = reproduce(
-                    chosen,
-                    folder,
-                    **options,
-                    resume=self.resume is not None,
-                    overwrite=self.overwrite,
-                    announce=lambda condition, seeds: _watch(display, condition, seeds),
-                )
-        except KeyboardInterrupt:
-            raise Interrupted(f"go on with: apical reproduce --resume {folder}") from None
+        with progress() as display, resumable("reproduce", folder):
+            outcome = reproduce(
+                chosen,
+                folder,
+                **options,
+                resume=self.resume is not None,
+                overwrite=self.overwrite,
+                announce=lambda condition, seeds: _watch(display, condition, seeds),
+            )
         for part in tables(outcome):
             console.print(part)
         line(f"report: {paper.write(folder)}")

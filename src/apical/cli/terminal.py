@@ -8,17 +8,23 @@ import os
 import re
 import shlex
 import sys
+import threading
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+import apical
 from apical.distributed import PeerLostError
+from apical.training.run_folder import RunFolder
 from apical.training.session import Interrupted, NonFiniteLossError, Watcher
+from apical.training.train import handled
 
 # Without markup, because names and paths may hold brackets.
 console = Console(markup=False)
@@ -122,15 +128,16 @@ def slug(text: str) -> str:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Expected errors as one sentence and an exit status: 2 for bad input, 1 for a failed run, 130 after Ctrl-C."""
+    """Errors as one sentence and an exit status: 2 for bad input, 1 for a failed run, 130 after Ctrl-C, 143 after SIGTERM."""
     try:
-        yield
+        with _ended_by_signals():
+            yield
     except Interrupted as error:
         _say("stopped", error)
-        sys.exit(130)
-    except KeyboardInterrupt:
-        _say("stopped", "at once; what the last checkpoint holds can be resumed")
-        sys.exit(130)
+        sys.exit(error.status)
+    except KeyboardInterrupt as error:
+        _say("stopped", _with_notes("at once", error))
+        sys.exit(getattr(error, "status", 130))
     except (NonFiniteLossError, PeerLostError) as error:
         _say("error", error)
         sys.exit(1)
@@ -139,13 +146,78 @@ def plain_errors() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (ValueError, TypeError, OSError) as error:
-        _say("error", error)
+        _say("error", _with_notes(str(error), error))
         sys.exit(2)
+    except Exception as error:
+        _say("error", _with_notes(cause(error), error))
+        sys.exit(1 if hasattr(error, "__notes__") else 2)
+
+
+class _Ended(KeyboardInterrupt):
+    """The end of a process by a signal, while nothing goes on that has a step to stop at."""
+
+    def __init__(self, number: int) -> None:
+        self.status = 128 + number
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    def handler(number: int, frame: Any) -> None:
+        raise _Ended(number)
+
+    with handled(handler) if threading.current_thread() is threading.main_thread() else nullcontext():
+        yield
+
+
+@contextmanager
+def resumable(command: str, folder: Path) -> Iterator[None]:
+    """Whatever stops a run of `command` says how it goes on, unless the same would stop it again."""
+    go_on = f"go on with: apical {command} --resume {shlex.quote(str(folder))}"
+    try:
+        yield
+    except (Interrupted, NonFiniteLossError):
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        amid = hasattr(error, "__notes__") or not isinstance(error, ValueError | TypeError)
+        if amid and RunFolder(folder).has_run:
+            error.add_note(go_on if isinstance(error, KeyboardInterrupt) else f"once that is mended, {go_on}")
+        raise
+
+
+def cause(error: Exception) -> str:
+    """An error that apical has no words for, as its kind, text, and place: the user's own code if it came through that.
+
+    >>> cause(MemoryError())
+    'there is not enough memory; take a smaller network or a smaller batch'
+    """
+    text = str(error).strip().partition("\n")[0]
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "allocate" in text
+    ):
+        wanted = re.search(r"allocate ([\d.]+ ?\w+)", text)
+        size = f" ({wanted[1]} were asked for)" if wanted else ""
+        return f"there is not enough memory{size}; take a smaller network or a smaller batch"
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if Path(one.filename).exists()]
+    own = Path(apical.__file__).parent
+    mine = [one for one in frames if own in Path(one.filename).parents]
+    others = [one for one in frames if one not in mine and not _installed(Path(one.filename))]
+    where = [f" ({one.filename}, line {one.lineno}, in {one.name})" for one in (others or mine)[-1:]]
+    return f"{type(error).__name__}{': ' if text else ''}{text}{''.join(where)}"
+
+
+def _installed(path: Path) -> bool:
+    return bool({"site-packages", "dist-packages"} & set(path.parts)) or Path(os.__file__).parent in path.parents
+
+
+def _with_notes(text: str, error: BaseException) -> str:
+    return "; ".join([text, *getattr(error, "__notes__", ())])
 
 
 def _say(what: str, message: object) -> None:
-    errors.print(f"apical: {what}:", style="bold red", end=" ")
-    line(str(message), errors)
+    # Ctrl-C is pressed twice by those who are in a hurry; what has ended needs no second end.
+    with suppress(KeyboardInterrupt):
+        errors.print(f"apical: {what}:", style="bold red", end=" ")
+        line(str(message), errors)
 
 
 def line(text: str, to: Console = console) -> None:

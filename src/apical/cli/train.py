@@ -8,8 +8,9 @@ from typing import Annotated
 
 import tyro
 
-from apical.cli.terminal import check_resumed, config_in, console, line, new_folder, progress, slug, watch
+from apical.cli.terminal import check_resumed, config_in, console, line, new_folder, progress, resumable, slug, watch
 from apical.training.config import TrainConfig
+from apical.training.session import Interrupted
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,15 @@ class Train:
         else:
             kind = f"{slug(config.data)}-{slug(config.rule)}-{config.seed}"
             folder = new_folder(self.folder, kind)
-        with progress() as display:
+        with progress() as display, resumable("train", folder):
             watcher = watch(display, f"{config.rule}, seed {config.seed}")
-            result = train(config, folder, resume=self.resume is not None, overwrite=self.overwrite, watcher=watcher)
+            try:
+                result = train(
+                    config, folder, resume=self.resume is not None, overwrite=self.overwrite, watcher=watcher
+                )
+            except Interrupted as error:
+                error.args = (f"{error}: apical train --resume {folder}",)
+                raise
         console.print(
             f"test error [bold]{result['test_error']:.2f} %[/] after {result['steps']:,} steps, {result['seconds']:.1f} s",
             markup=True,

@@ -6,14 +6,19 @@ All pages and pictures read through here, so a damaged folder is an error before
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from apical.comparison.config import place
 from apical.report.comparison.comparison import Comparison, Row, RuleEntry, Run, Samples, number
 from apical.report.error import ReportError
+from apical.training.run_folder import RunFolder, RunFolderError
 
 FORMAT = 1
+SHOWN = 6
+"""Runs of an unfinished comparison that are named."""
 
 
 def read(folder: Path) -> Comparison:
@@ -27,6 +32,8 @@ def read(folder: Path) -> Comparison:
     """
     folder = Path(folder)
     path = folder / "comparison.json"
+    if not path.exists():
+        _tell_unfinished(folder)
     content = _load(
         path,
         missing="give a folder that 'apical compare' wrote",
@@ -61,8 +68,31 @@ def read(folder: Path) -> Comparison:
     )
 
 
+def _tell_unfinished(folder: Path) -> None:
+    """Raise a ReportError that says what the folder holds instead of a comparison that is done, if it holds a run at all."""
+    try:
+        config = RunFolder(folder).reopen()
+    except RunFolderError:
+        return
+    first, count = config.get("first_seed"), config.get("seeds")
+    if isinstance(config.get("rules"), list) and isinstance(first, int) and isinstance(count, int):
+        wanted = [(rule, seed) for seed in range(first, first + count) for rule in map(str, config["rules"])]
+        missing = [one for one in wanted if not (folder / place(*one) / "result.json").exists()]
+        told = ", ".join(f"{rule} with seed {seed}" for rule, seed in missing[:SHOWN])
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        lacking = (
+            f"of its {len(wanted)} runs {len(missing)} have no result ({told}{more})"
+            if missing
+            else "all runs are done"
+        )
+        raise ReportError(f"{folder}: the comparison was stopped before its end: {lacking}; {_again(folder)}")
+    kind = "train" if "rule" in config else "reproduce" if "experiment" in config else None
+    if kind is not None:
+        raise ReportError(f"{folder} holds a run of `apical {kind}`; reports are made of what 'apical compare' wrote")
+
+
 def _again(folder: Path) -> str:
-    return f"go on with: apical compare --resume {folder}"
+    return f"go on with: apical compare --resume {shlex.quote(str(folder))}"
 
 
 def _load(path: Path, *, missing: str, damaged: str) -> Any:
