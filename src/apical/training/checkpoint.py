@@ -36,8 +36,7 @@ class Seal:
 
     >>> Seal({"seed": 0, "epochs": 2}, {}).check({"seed": 7, "epochs": 2}, "this run")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    apical.training.checkpoint.CheckpointError: the checkpoint does not fit this run: it was written under other settings than
-    config.json has (seed: 0 in the checkpoint, 7 in config.json); ...
+    apical.training.checkpoint.CheckpointError: the checkpoint does not fit this run: ...
     """
 
     config: dict[str, Any]
