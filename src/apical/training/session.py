@@ -73,11 +73,6 @@ class Session:
         self._durations: deque[float] = deque(maxlen=2000)
         self._before = 0.0
 
-    @property
-    def going(self) -> list[int]:
-        """Numbers of the networks that have not failed."""
-        return self.failures.going
-
     def go(self, run: RunFolder, stopped: Callable[[], bool], watcher: Watcher) -> None:
         """Train from the present step to the last, with checkpoints in `run`.
 
@@ -86,7 +81,10 @@ class Session:
             Interrupted: `stopped` said so.
         """
         self._started = time.perf_counter()
+        # No process measures, and so writes, before all have seen what was measured before: they would do different things.
+        self.engine.fabric.barrier()
         self._newest = self._measured()
+        self.engine.fabric.barrier()
         if self.step == 0 and self._newest is None:
             self._newest = self._measure()
         for x, y in self._batches():
@@ -145,7 +143,7 @@ class Session:
         """
         outputs, finite = self.networks.outputs(self.data.test), self.networks.finite()
         counted = []
-        for number in self.going:
+        for number in self.failures.going:
             wrong = not_finite(outputs[number], self.engine.criterion(outputs[number], self.data.test.labels))
             loss = float(self._loss_sum[number])
             if not finite[number]:
@@ -172,7 +170,7 @@ class Session:
     def _measured(self) -> dict[int, dict[str, Any]] | None:
         """What has been measured at the present step already, before the run was stopped."""
         found: dict[int, dict[str, Any]] = {}
-        for number in self.going:
+        for number in self.failures.going:
             lines = reversed(self.metrics[number].read())
             line = next((line for line in lines if line["step"] == self.step), None)
             if line is None:
@@ -282,12 +280,12 @@ class Session:
             if self.engine.scheduler is not None:
                 self.engine.scheduler.load_state_dict(states[0]["scheduler"])
             self.step, self._before = states[0]["step"], states[0]["seconds"] * self.count
-            if not isinstance(self.step, int) or not 0 <= self.step <= self.steps:
+            if type(self.step) is not int or not 0 <= self.step <= self.steps:
                 raise ValueError(f"it is of step {self.step}, and the run has {self.steps} steps")
             self._loss_sum.copy_(torch.tensor([own["loss"][0] for own in states], dtype=torch.float64))
             self._loss_count = states[0]["loss"][1]
             self.failed.update(state.get("failed", {}))
-        except (KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
+        except Exception as error:  # Of whatever a forged state holds in place of its parts.
             raise CheckpointError(
                 f"the checkpoint does not fit {these}: {error}; delete the folder to start anew"
             ) from error
