@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 _LEFT = re.compile(r"\..*\.(\d+)-[0-9a-f]{8}\.writing")
 """The name of a file that is being written: of what, by which process."""
 _LONGEST = 200  # bytes of a name that its file in writing keeps; file systems allow 255
+SEAL = "seal"
+"""The entry of a JSON object that holds the checksum of all others."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _writing: set[str] = set()
 
@@ -53,6 +56,44 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON in one step. Not-a-number is refused: other programs can't read it."""
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     write_text(path, text)  # Its escapes of what UTF-8 can't hold are those of JSON.
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """An object for JSON with the checksum of itself as its last entry, by which `read_sealed` knows it for undamaged.
+
+    >>> list(sealed({"step": 3}))
+    ['step', 'seal']
+    """
+    plain = {key: value for key, value in content.items() if key != SEAL}
+    return {**plain, SEAL: _checksum(plain)}
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that holds a `sealed` one, without its seal; one that was never sealed as it is.
+
+    Raises:
+        ValueError: if it is no JSON, no object, or not what was sealed. OSError: if it can't be read.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+        seal = found.pop(SEAL, None)
+        # Without a seal it is of a version that had none; or it is the seal's name that was damaged.
+        expected = _checksum(found) if seal is not None or any(map(_is_seal, found.values())) else None
+    except RecursionError as error:
+        raise ValueError(f"it is no JSON that was written here ({error})") from error
+    if seal != expected:
+        raise ValueError("its content does not match its checksum, so it was changed or damaged after it was written")
+    return found
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _is_seal(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def write_text(path: Path, text: str) -> None:

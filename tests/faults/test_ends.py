@@ -213,6 +213,19 @@ def test_who_ignores_a_hangup_goes_on_ignoring_it(tmp_path):
     assert done.stdout == "23\n", done.stderr
 
 
+def test_ctrl_c_again_and_again_is_no_traceback(tmp_path):
+    options = ("--epochs", "20000", "--align-every", "0", "--checkpoint-every", "1000000", "--folder", "one")
+    process = started("train", *SHORT[:2], *options)
+    wait_for(lambda: (tmp_path / "one" / "metrics.jsonl").exists(), process)
+    for pause in (0, 0.002, 0.01, 0.05, 0.2, 0.2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(pause)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.count("apical: stopped:") <= 1
+
+
 def test_ctrl_c_while_the_message_is_printed_is_no_traceback(monkeypatch):
     def pressed(*arguments, **options):
         raise KeyboardInterrupt

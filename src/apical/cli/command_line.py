@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     ...
     """
     keep_freed_memory()
-    with plain_errors():
+    with plain_errors(last=arguments is None):
         command = tyro.cli(
             Command,
             prog="apical",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import re
 import shlex
 import sys
 import threading
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ from rich.text import Text
 
 import apical
 from apical.distributed import PeerLostError
+from apical.files import read_sealed
 from apical.training.run_folder import RunFolder
 from apical.training.session import Interrupted, NonFiniteLossError, Watcher
-from apical.training.train import handled
+from apical.training.train import handled, ignore
 
 # Without markup, because names and paths may hold brackets.
 console = Console(markup=False)
@@ -82,10 +82,13 @@ def config_in(folder: Path, command: str, keys: Iterable[str]) -> dict[str, Any]
     """The config of the run to resume, which `command` has started and which has these keys."""
     path = folder / "config.json"
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        found = read_sealed(path)
+    except OSError as error:
         raise ValueError(f"--resume: folder {folder} holds no run to resume ({error})") from error
-    found = found if isinstance(found, dict) else {}
+    except ValueError as error:
+        raise ValueError(
+            f"--resume: {path} is no config of `apical {command}`: {error}; restore it, or give another folder"
+        ) from error
     other = next((one for key, one in _COMMANDS.items() if key in found), command)
     if other != command:
         raise ValueError(
@@ -127,30 +130,39 @@ def slug(text: str) -> str:
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
-    """Errors as one sentence and an exit status: 2 for bad input, 1 for a failed run, 130 after Ctrl-C, 143 after SIGTERM."""
+def plain_errors(*, last: bool = False) -> Iterator[None]:
+    """Errors as one sentence and an exit status: 2 for bad input, 1 for a failed run, 130 after Ctrl-C, 143 after SIGTERM.
+
+    last: the process ends with this, so that nothing more is heard of signals once one has ended it.
+    """
     try:
-        with _ended_by_signals():
-            yield
-    except Interrupted as error:
-        _say("stopped", error)
-        sys.exit(error.status)
-    except KeyboardInterrupt as error:
-        _say("stopped", _with_notes("at once", error))
+        with _ended_by_signals(last) as deaf:
+            try:
+                yield
+            except Interrupted as error:
+                deaf()
+                _say("stopped", error)
+                sys.exit(error.status)
+            except KeyboardInterrupt as error:
+                deaf()
+                before = error.__context__  # It may come while what was stopped in good order is being left.
+                _say("stopped", before if isinstance(before, Interrupted) else _with_notes("at once", error))
+                sys.exit(getattr(error, "status", 130))
+            except (NonFiniteLossError, PeerLostError) as error:
+                _say("error", error)
+                sys.exit(1)
+            except BrokenPipeError:
+                # Whoever read the output has seen enough; nothing is left to flush.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(1)
+            except (ValueError, TypeError, OSError) as error:
+                _say("error", _with_notes(str(error), error))
+                sys.exit(2)
+            except Exception as error:
+                _say("error", _with_notes(cause(error), error))
+                sys.exit(1 if hasattr(error, "__notes__") else 2)
+    except KeyboardInterrupt as error:  # A second one, before the first was told.
         sys.exit(getattr(error, "status", 130))
-    except (NonFiniteLossError, PeerLostError) as error:
-        _say("error", error)
-        sys.exit(1)
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; nothing is left to flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except (ValueError, TypeError, OSError) as error:
-        _say("error", _with_notes(str(error), error))
-        sys.exit(2)
-    except Exception as error:
-        _say("error", _with_notes(cause(error), error))
-        sys.exit(1 if hasattr(error, "__notes__") else 2)
 
 
 class _Ended(KeyboardInterrupt):
@@ -161,12 +173,22 @@ class _Ended(KeyboardInterrupt):
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    def handler(number: int, frame: Any) -> None:
-        raise _Ended(number)
+def _ended_by_signals(last: bool) -> Iterator[Callable[[], None]]:
+    """A signal that asks the process to end raises; those after it, or after the function that is given, do nothing."""
+    ended: list[int] = []
 
-    with handled(handler) if threading.current_thread() is threading.main_thread() else nullcontext():
-        yield
+    def handler(number: int, frame: Any) -> None:
+        if not ended:
+            ended.append(number)
+            raise _Ended(number)
+
+    first = threading.current_thread() is threading.main_thread()
+    try:
+        with handled(handler) if first else nullcontext():
+            yield lambda: ended.append(0)
+    finally:
+        if first and last and ended:
+            ignore()
 
 
 @contextmanager

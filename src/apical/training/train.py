@@ -115,7 +115,7 @@ def placed(session: Session) -> Iterator[None]:
 def stoppable() -> Iterator[Callable[[], bool]]:
     """A function that says whether to stop at the next step's end: Ctrl-C was pressed, or SIGTERM or SIGHUP came.
 
-    A second one stops at once.
+    A second one stops at once; more do nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -123,9 +123,9 @@ def stoppable() -> Iterator[Callable[[], bool]]:
     asked: list[int] = []
 
     def handler(number: int, frame: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
         asked.append(number)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
 
     with handled(handler):
         try:
@@ -138,11 +138,20 @@ def stoppable() -> Iterator[Callable[[], bool]]:
 @contextmanager
 def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
     """Have signals that ask a process to end handled so meanwhile. Whoever ignores one, as nohup does, goes on ignoring it."""
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    kept = [one for one in numbers if one == signal.SIGINT or signal.getsignal(one) is not signal.SIG_IGN]
+    kept = [one for one in _asking() if one == signal.SIGINT or signal.getsignal(one) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in kept}
     try:
         yield
     finally:
         for number, one in before.items():
             signal.signal(number, one)
+
+
+def ignore() -> None:
+    """Have signals that ask a process to end do nothing from now on, as it is ending."""
+    for number in _asking():
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _asking() -> list[int]:
+    return [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
