@@ -10,6 +10,7 @@ import pytest
 
 from apical import papers
 from apical.comparison import compare
+from apical.files import read_sealed
 from apical.papers.reproduce import reproduce
 from apical.training import CheckpointError, RunFolder, RunFolderError, TrainConfig, train
 from apical.training import checkpoint as checkpoints
@@ -55,7 +56,7 @@ CHANGES = {
 def test_a_run_whose_config_was_changed_does_not_go_on(runs, tmp_path, key):
     shutil.copytree(runs / "cut", tmp_path / "run")
     path = tmp_path / "run" / "config.json"
-    kept = json.loads(path.read_text())
+    kept = read_sealed(path)
     path.write_text(json.dumps({**kept, key: CHANGES[key]}))
     before = {one: one.read_bytes() for one in (tmp_path / "run").rglob("*") if one.is_file()}
     told = rf"does not fit this run: .*{key}: {kept[key]!r} in the checkpoint, .* in config.json.*put back"
@@ -64,12 +65,23 @@ def test_a_run_whose_config_was_changed_does_not_go_on(runs, tmp_path, key):
     assert {one: one.read_bytes() for one in (tmp_path / "run").rglob("*") if one.is_file()} == before
 
 
+@pytest.mark.parametrize("seal", ["seal", "real"])
+def test_a_config_that_was_changed_before_its_first_checkpoint_is_not_run(tmp_path, seal):
+    config = dataclasses.replace(CONFIG, checkpoint_every=None)
+    with pytest.raises(BoomError):
+        train(config, tmp_path / "run", data=DIGITS, watcher=boom_at(3))
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1').replace('"seal"', f'"{seal}"'))
+    with pytest.raises(RunFolderError, match=r"config.json: its content does not match its checksum.*restore it, or"):
+        train(dataclasses.replace(config, seed=1), tmp_path / "run", data=DIGITS, resume=True)
+
+
 def test_runs_side_by_side_whose_config_was_changed_do_not_go_on(tmp_path):
     config = dataclasses.replace(PAIR, rules=("kp",), replicas="on", checkpoint_every=5)
     with pytest.raises(BoomError):
         compare(config, tmp_path / "all", data=DIGITS, announce=lambda rule, seeds: boom_at(12))
     for path in (tmp_path / "all").rglob("config.json"):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "batch": 32}))
+        path.write_text(json.dumps({**read_sealed(path), "batch": 32}))
     with pytest.raises(
         CheckpointError, match=r"does not fit these runs: .*batch: 64 in the checkpoint, 32 in config.json"
     ):
@@ -144,6 +156,14 @@ def test_a_checkpoint_of_nothing_is_refused(tmp_path):
     checkpoints.save(tmp_path / "last.ckpt", None)
     with pytest.raises(CheckpointError, match="holds no state but a NoneType"):
         checkpoints.load(tmp_path / "last.ckpt")
+
+
+def test_nothing_is_measured_before_all_processes_have_seen_what_was_measured_before(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("lightning_fabric.Fabric.barrier", lambda self, *_: seen.append(lines(tmp_path / "run")))
+    train(CONFIG, tmp_path / "run", data=DIGITS)
+    assert seen[:2] == [[], []]
+    assert len(seen) == 3
 
 
 class Other(threading.Thread):
@@ -228,7 +248,7 @@ def test_what_a_killed_run_leaves_of_its_lock_stops_nobody(runs, tmp_path):
 def test_a_result_that_lacks_something_is_told(runs, tmp_path, key):
     shutil.copytree(runs / "whole", tmp_path / "run")
     path = tmp_path / "run" / "result.json"
-    path.write_text(path.read_text().replace(f'"{key}"', f'"_{key}"'))
+    path.write_text(json.dumps({name: one for name, one in read_sealed(path).items() if name not in (key, "measured")}))
     with pytest.raises(RunFolderError, match=f"it has no {key}; delete its result.json, and resume the run"):
         train(CONFIG, tmp_path / "run", data=DIGITS, resume=True)
     path.unlink()

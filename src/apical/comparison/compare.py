@@ -20,7 +20,7 @@ from apical.comparison.config import CompareConfig
 from apical.comparison.config import place as _place
 from apical.data import ImageData
 from apical.distributed import check_alone
-from apical.files import write_json
+from apical.files import sealed, write_json
 from apical.training.config import TrainConfig
 from apical.training.machine import machine
 from apical.training.options import rule_of
@@ -92,7 +92,8 @@ def compare(
         comparison["command"] = command or comparison["command"]
         ratios = time_steps(config, data) if time_steps else {}
         rows = [table.row(config, rule, home.path, comparison["runs"], data, ratios.get(rule)) for rule in config.rules]
-        comparison |= {"table": rows, "samples": table.samples(home.path, comparison["runs"], data)}
+        samples = table.samples(home.path, comparison["runs"], data)
+        comparison = sealed({**comparison, "table": rows, "samples": samples})
         write_json(home.path / "comparison.json", comparison)
     return comparison
 
@@ -159,7 +160,11 @@ def _run_together(
         data=data,
         watcher=announce(rule, seeds) if announce else None,
     )
-    return {(rule, seed): _record(rule, seed, place, failed.get(seed)) for seed, place in places.items()}
+    lines = RunFolder(home / _place(rule)).measured or {}
+    return {
+        (rule, seed): _record(rule, seed, home, place, failed.get(seed), lines.get(str(seed)))
+        for seed, place in places.items()
+    }
 
 
 def _run(config: TrainConfig, home: Path, data: ImageData, announce: Announce | None) -> dict[str, Any]:
@@ -168,13 +173,18 @@ def _run(config: TrainConfig, home: Path, data: ImageData, announce: Announce | 
     try:
         train(config, home / place, data=data, resume=RunFolder(home / place).has_run, watcher=watcher)
     except NonFiniteLossError as error:
-        return _record(config.rule, config.seed, place, str(error))
-    return _record(config.rule, config.seed, place)
+        return _record(config.rule, config.seed, home, place, str(error), RunFolder(home / place).metrics.sha256)
+    return _record(config.rule, config.seed, home, place)
 
 
-def _record(rule: str, seed: int, place: Path, failed: str | None = None) -> dict[str, Any]:
+def _record(
+    rule: str, seed: int, home: Path, place: Path, failed: str | None = None, measured: str | None = None
+) -> dict[str, Any]:
+    """What comparison.json says of a run. measured: the checksum of its metrics.jsonl; None: the one that its result has."""
+    measured = measured or RunFolder(home / place).measured
+    told = {"failed": failed, "measured": measured}
     record = {"rule": rule, "seed": seed, "folder": place.as_posix()}
-    return record if failed is None else {**record, "failed": failed}
+    return record | {key: value for key, value in told.items() if value is not None}
 
 
 def _plain(config: CompareConfig) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import math
 import platform
 import re
@@ -19,7 +18,7 @@ import apical
 from apical import data as images
 from apical.checks import check_seed
 from apical.distributed import check_alone
-from apical.files import delete, write_json
+from apical.files import delete, read_sealed, sealed, write_json
 from apical.papers import experiments
 from apical.papers.experiment import IMAGES, Experiment, Task, Watcher, given, same_data, unwatched
 from apical.papers.record import Record
@@ -99,7 +98,7 @@ def _outcome(
 ) -> dict[str, Any]:
     """The outcome of all conditions from all seeds, written."""
     for path, record in found.items():
-        write_json(home.path / "records" / path, record.asdict())
+        write_json(home.path / "records" / path, sealed(record.asdict()))
     records = {}
     for condition in config["conditions"]:
         parts = []
@@ -126,6 +125,7 @@ def _outcome(
         "seconds": round(sum(record.seconds for record in records.values()), 1),
         "shows": Record(arrays=shown(experiment, records)).asdict()["arrays"],
     }
+    outcome = sealed(outcome)
     write_json(home.path / "outcome.json", outcome)
     return outcome
 
@@ -259,7 +259,7 @@ def _left(home: Path, kept: Mapping[str, Any]) -> list[str | Path]:
 
 def _kept(path: Path) -> Record:
     try:
-        return Record.of(json.loads(path.read_text()))
+        return Record.of(read_sealed(path))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it, and resume the experiment") from error
 
@@ -279,7 +279,7 @@ def _record(experiment: Experiment, task: Task, path: Path) -> Record:
         return _kept(path)
     record = experiment.run(task)
     record = dataclasses.replace(record, seeds=task.seeds, seconds=round(task.seconds, 2))
-    write_json(path, record.asdict())
+    write_json(path, sealed(record.asdict()))
     home = task.folder.parent
     delete(home, [one.relative_to(home) for one in task.folder.glob("*.ckpt")])
     return record

@@ -33,6 +33,11 @@ class MetricsLog:
         """The count and the checksum of the lines that are written, with the last one, for a checkpoint to hold."""
         return {"lines": self._written, "sha256": self._sum.hexdigest(), "last": self._last}
 
+    @property
+    def sha256(self) -> str:
+        """The checksum of the file as it is now; of nothing, if it is not there."""
+        return hashlib.sha256(self.path.read_bytes() if self.path.exists() else b"").hexdigest()
+
     def read(self) -> list[dict[str, Any]]:
         """All measurements; a last line that a kill cut short is left out.
 

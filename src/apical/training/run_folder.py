@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,12 +9,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from apical.files import delete, remains, write_json
+from apical.files import delete, read_sealed, remains, sealed, write_json
 from apical.training import checkpoint
 from apical.training.checkpoint import Seal, differences
 from apical.training.metrics import MetricsLog
 
 _LOCK = ".lock"
+_MEASURED = "measured"
 FILES = ("metrics.jsonl", "result.json", "checkpoint/last.ckpt", _LOCK, "config.json")
 """All that a run leaves; the config last, as without it nobody would know the rest for a run's."""
 
@@ -85,7 +85,7 @@ class RunFolder:
             what = "holds a run already; resume it, or" if self._config.exists() else "is not empty;"
             raise RunFolderError(f"folder {self.path} {what} give another folder")
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self._config, config)
+        write_json(self._config, sealed(config))
 
     def reopen(self, config: dict[str, Any] | None = None) -> dict[str, Any]:
         """Open the folder of an earlier run, and give its config.
@@ -140,6 +140,15 @@ class RunFolder:
     @property
     def result(self) -> dict[str, Any] | None:
         """The result that the run ended with, or None while it hasn't."""
+        found = self._ended()
+        return None if found is None else {key: value for key, value in found.items() if key != _MEASURED}
+
+    @property
+    def measured(self) -> Any:
+        """The checksums of measurements that lie with the result; None while the run hasn't ended, or if it has none."""
+        return (self._ended() or {}).get(_MEASURED)
+
+    def _ended(self) -> dict[str, Any] | None:
         path = self.path / "result.json"
         if not path.exists():
             return None
@@ -148,9 +157,11 @@ class RunFolder:
             raise RunFolderError(f"{path} holds no result; delete it, and resume the run")
         return found
 
-    def finish(self, result: dict[str, Any]) -> None:
-        """Write the result."""
-        write_json(self.path / "result.json", result)
+    def finish(self, result: dict[str, Any], measured: Any = None) -> None:
+        """Write the result. measured: checksums of other runs' measurements; None: that of this one's own, if it has any."""
+        own = self.metrics.seal
+        measured = own["sha256"] if measured is None and own["lines"] else measured
+        write_json(self.path / "result.json", sealed(result if measured is None else {**result, _MEASURED: measured}))
 
     def unfinish(self) -> None:
         """Delete the result."""
@@ -185,10 +196,9 @@ class RunFolder:
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
-            found = json.loads(path.read_text())
-            if not isinstance(found, dict):
-                raise ValueError("it holds no object")
+            return read_sealed(path)
         except (OSError, ValueError) as error:
-            way_out = "delete the folder to start anew" if path == self._config else "delete it, and resume the run"
+            way_out = "delete it, and resume the run"
+            if path == self._config:
+                way_out = "restore it, or delete the folder to start anew"
             raise RunFolderError(f"can't read {path}: {error}; {way_out}") from error
-        return found

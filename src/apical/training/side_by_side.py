@@ -83,7 +83,11 @@ def train_together(
             for number, result in session.results().items():
                 runs[number].save(_compact(states[number]), [seals[number]])
                 runs[number].finish(result)
-        folder.finish({"failed": {str(configs[number].seed): reason for number, reason in session.failed.items()}})
+        failed = {str(configs[number].seed): reason for number, reason in session.failed.items()}
+        folder.finish(
+            {"failed": failed},
+            {str(configs[number].seed): runs[number].metrics.seal["sha256"] for number in session.failed},
+        )
         folder.forget()
     assert folder.result is not None
     return {int(seed): reason for seed, reason in folder.result["failed"].items()}

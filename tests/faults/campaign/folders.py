@@ -11,7 +11,7 @@ import torch
 
 from apical.training import checkpoint
 
-TIMES = {"seconds", "step_ms", "date", "machine", "command", "folder", "step_ratio", "seconds_each"}
+TIMES = {"seconds", "step_ms", "date", "machine", "command", "folder", "step_ratio", "seconds_each", "seal", "measured"}
 
 
 def held(folder: Path) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from apical.comparison.config import place
+from apical.files import read_sealed
 from apical.report.comparison.comparison import Comparison, Row, RuleEntry, Run, Samples, number
 from apical.report.error import ReportError
+from apical.training.metrics import MetricsLog
 from apical.training.run_folder import RunFolder, RunFolderError
 
 FORMAT = 1
@@ -72,7 +74,9 @@ def _tell_unfinished(folder: Path) -> None:
     """Raise a ReportError that says what the folder holds instead of a comparison that is done, if it holds a run at all."""
     try:
         config = RunFolder(folder).reopen()
-    except RunFolderError:
+    except RunFolderError as error:
+        if RunFolder(folder).has_run:
+            raise ReportError(str(error)) from error
         return
     first, count = config.get("first_seed"), config.get("seeds")
     if isinstance(config.get("rules"), list) and isinstance(first, int) and isinstance(count, int):
@@ -97,19 +101,19 @@ def _again(folder: Path) -> str:
 
 def _load(path: Path, *, missing: str, damaged: str) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_sealed(path)
     except FileNotFoundError:
         raise ReportError(f"{path}: no such file; {missing}") from None
     except OSError as error:
         raise ReportError(f"{path}: cannot be read ({error.strerror}); {missing}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ReportError(f"{path}: is not JSON ({error}); {damaged}") from error
+    except ValueError as error:
+        raise ReportError(f"{path}: is damaged, {error}; {damaged}") from error
 
 
-def _faults(content: Any) -> list[str]:
+def _faults(content: dict[str, Any]) -> list[str]:
     """All faults of comparison.json, in words."""
-    if not isinstance(content, dict):
-        return ["an object is expected"]
     if content.get("format") != FORMAT:
         return [f"format {content.get('format')!r} is not {FORMAT}, the one that this apical reads"]
     faults = [
@@ -186,10 +190,11 @@ def _run(folder: Path, entry: dict[str, Any]) -> Run:
     result, again = None, _again(folder)
     if path.exists():
         result = _load(path, missing=again, damaged=f"delete it and {again}")
-        if not isinstance(result, dict):
-            raise ReportError(f"{path}: an object is expected; delete it and {again}")
     cure = f"restore it, or delete the run's folder and {again}"
-    records = _records(folder / entry["folder"] / "metrics.jsonl", finished=result is not None, cure=cure)
+    log = MetricsLog(folder / entry["folder"] / "metrics.jsonl")
+    if entry.get("measured") not in (None, log.sha256):
+        raise ReportError(f"{log.path}: is damaged, its content does not match its checksum; {cure}")
+    records = _records(log.path, finished=result is not None, cure=cure)
     return Run(entry["rule"], entry["seed"], entry["folder"], records, result)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from apical.files import write_text
+from apical.files import read_sealed, write_text
 from apical.papers import experiments
 from apical.papers.experiment import same_data
 from apical.report.drawing.templates import asset, template
@@ -47,12 +46,12 @@ def read(path: Path) -> dict[str, Any]:
         ReportError: if it is missing or damaged.
     """
     try:
-        outcome = json.loads(path.read_text(encoding="utf-8"))
+        outcome = read_sealed(path)
         outcome["shows"]["panels"]
     except OSError as error:
         raise ReportError(f"{path}: can't be read ({error}); run `apical reproduce` to its end first") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise ReportError(f"{path} is damaged ({error!r}); delete it, and resume the experiment") from None
+        raise ReportError(f"{path} is damaged ({error}); delete it, and resume the experiment") from None
     return outcome
 
 
