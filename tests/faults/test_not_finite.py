@@ -145,7 +145,12 @@ def test_runs_of_a_comparison_fail_alike(tmp_path, replicas, change):
     assert all(" at step " in run["failed"] for run in found["runs"])
     assert [row["test_error_mean"] for row in found["table"]] == [None, None]
     assert not list((tmp_path / "all" / "runs").rglob("result.json"))
-    assert compare(config, tmp_path / "all", data=DIGITS, resume=True)["runs"] == found["runs"]
+    again = compare(config, tmp_path / "all", data=DIGITS, resume=True)["runs"]
+
+    def timeless(runs):  # Runs that failed are made again, and their measurements hold times.
+        return [{key: value for key, value in run.items() if key != "measured"} for run in runs]
+
+    assert timeless(again) == timeless(found["runs"])
 
 
 def test_one_copy_that_fails_at_the_last_test_leaves_the_others(tmp_path):

@@ -1,6 +1,7 @@
 """A run: what it learns, measures and leaves."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ def test_the_run_folder_tells_the_whole_story(tmp_path):
     config = dataclasses.replace(SHORT, test_every=10, align_every=20)
     result = train(config, tmp_path / "run", data=DIGITS)
     run = RunFolder(tmp_path / "run")
-    assert TrainConfig(**run.reopen()) == config
+    assert TrainConfig(**json.loads((tmp_path / "run" / "config.json").read_text())) == config
     lines = run.metrics.read()
     assert [line["step"] for line in lines] == [0, 10, 20, 30, 40, 46]
     assert ["alignment" in line for line in lines] == [True, False, True, False, True, True]

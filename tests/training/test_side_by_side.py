@@ -39,7 +39,7 @@ def test_seeds_learn_what_they_would_alone(tmp_path, precision, tolerance, chang
         assert [line["test_error"] for line in mine.metrics.read()] == [
             line["test_error"] for line in its.metrics.read()
         ]
-        assert TrainConfig(**mine.reopen()) == config.run(run["rule"], run["seed"])
+        assert TrainConfig(**json.loads((together / "config.json").read_text())) == config.run(run["rule"], run["seed"])
 
 
 def test_convolutions_and_batch_norm_learn_what_they_would_alone(tmp_path):

@@ -86,7 +86,7 @@ def compare(
         home.reopen(_plain(config))
     else:
         with home.held(overwrite and home.has_run):
-            home.start(_plain(config), overwrite=overwrite, more=_left)
+            home.start(_plain(config), overwrite=overwrite, more=_left, seal=True)
     with home.held():
         comparison = _compared(config, home, data, together, announce)
         comparison["command"] = command or comparison["command"]

@@ -83,7 +83,7 @@ def reproduce(
         home.reopen(config)
     else:
         with home.held(overwrite and home.has_run):
-            home.start(config, overwrite=overwrite, more=lambda kept: _left(home.path, kept))
+            home.start(config, overwrite=overwrite, more=lambda kept: _left(home.path, kept), seal=True)
     with home.held():
         return _outcome(experiment, home, config, loaded, found, announce)
 

@@ -53,8 +53,11 @@ class RunFolder:
         *,
         overwrite: bool = False,
         more: Callable[[dict[str, Any]], Iterable[str | Path]] = lambda _: (),
+        seal: bool = False,
     ) -> None:
         """Open the folder for a new run.
+
+        seal: whether the config holds a checksum of itself. That of a single run has none: its checkpoint knows it.
 
         overwrite: delete an earlier run of the same kind, one whose config has the same keys: its files, and nothing else that
             lies in the folder. more: gives, from its config, the files that it has beyond a run's own.
@@ -85,7 +88,7 @@ class RunFolder:
             what = "holds a run already; resume it, or" if self._config.exists() else "is not empty;"
             raise RunFolderError(f"folder {self.path} {what} give another folder")
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self._config, sealed(config))
+        write_json(self._config, sealed(config) if seal else config)
 
     def reopen(self, config: dict[str, Any] | None = None) -> dict[str, Any]:
         """Open the folder of an earlier run, and give its config.
