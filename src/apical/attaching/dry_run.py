@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from apical.nested import Which, input_of, pick, run, substitute
 from apical.pathways import Indirect
 from apical.pathways.checkpointing import graph_comes_later
-from apical.phases.isolation import learning, preserved
+from apical.phases.isolation import learning, preserved, weights_preserved
 from apical.rules import Rule
 
 
@@ -97,7 +99,7 @@ def dry_run(
     def cut(name: str):
         def hook(module: nn.Module, args: tuple[Any, ...], result: Any) -> Tensor:
             if not isinstance(result, Tensor):
-                raise _AtError(
+                raise _ShownError(
                     f"at= names {name!r}, which returns a {type(result).__name__}; name modules that return a tensor"
                 )
             shown.blocks[name] = result.shape[1:]
@@ -108,11 +110,16 @@ def dry_run(
     try:
         handles += [model.get_submodule(name).register_forward_hook(see(name), with_kwargs=True) for name in names]
         handles += [model.get_submodule(name).register_forward_hook(cut(name)) for name in at or ()]
-        # A layer that is frozen now may learn later: what counts is whether the input depends on weights at all.
-        with preserved(model, modes=True, random=True), learning(model, True), torch.enable_grad():
-            model.eval()
-            result = run(model, example_input)
-    except _AtError as error:
+        try:
+            with _passing_graph():
+                result = _pass(model, example_input)
+        except RuntimeError as error:
+            # torch.func inside a forward pass can't do with that.
+            if "saved tensor hooks" not in str(error):
+                raise
+            shown.calls.clear()
+            result = _pass(model, example_input)
+    except _ShownError as error:
         raise ValueError(str(error)) from None
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
@@ -125,6 +132,63 @@ def dry_run(
     if direct:
         _see_output(shown, result, output)
     return shown
+
+
+def _pass(model: nn.Module, example_input: Any) -> Any:
+    # A layer that is frozen now may learn later: what counts is whether the input depends on weights at all.
+    with (
+        weights_preserved(model),
+        preserved(model, also=example_input),
+        learning(model, True),
+        torch.enable_grad(),
+    ):
+        known = {name for name, _ in (*model.named_modules(), *model.named_parameters())}
+        model.eval()
+        result = run(model, example_input)
+        made = [name for name, _ in (*model.named_modules(), *model.named_parameters()) if name not in known]
+        if made:
+            raise _ShownError(
+                f"the first forward pass makes layers ({', '.join(made)}), which no rule would cover; call the model on a batch "
+                "before apical.attach"
+            )
+        return result
+
+
+@contextmanager
+def _passing_graph() -> Iterator[None]:
+    """While open, a graph is built that can't be backpropagated any more afterwards, whoever has kept tensors of it.
+
+    It is that of the plain layers: a signal through it would be backpropagation's.
+    """
+    saved: WeakSet[_Saved] = WeakSet()
+
+    def pack(tensor: Tensor) -> _Saved:
+        found = _Saved(tensor)
+        saved.add(found)
+        return found
+
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, _Saved.unpack):
+            yield
+    finally:
+        for one in saved:
+            one.tensor = None
+
+
+class _Saved:
+    """A tensor that autograd keeps for a backward pass."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor: Tensor | None = tensor
+
+    def unpack(self) -> Tensor:
+        """The tensor itself, as long as the dry run goes on."""
+        if self.tensor is None:
+            raise RuntimeError(
+                "this backward pass goes through activity of the dry run that apical.attach makes with example_input, kept by a "
+                "hook or in a variable outside the model; clear what was kept there after attach"
+            )
+        return self.tensor
 
 
 def _see_output(shown: Shown, result: Any, output: Which) -> None:
@@ -140,8 +204,8 @@ def _see_output(shown: Shown, result: Any, output: Which) -> None:
         shown.outputs = tensor[0].numel()
 
 
-class _AtError(Exception):
-    """A fault of ``at=`` that shows itself in the dry run."""
+class _ShownError(Exception):
+    """A fault that shows itself in the dry run, in words."""
 
 
 def _describe(example: Any) -> str:

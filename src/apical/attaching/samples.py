@@ -86,7 +86,7 @@ def _reach(
         if isinstance(module, _BatchNorm) and module.running_mean is None
     ]
     try:
-        with preserved(model, modes=True, random=True), learning(model, True), torch.enable_grad():
+        with preserved(model, also=example_input), learning(model, True), torch.enable_grad():
             model.eval()
             args, kwargs = arguments(example_input)
             y = pick(torch.func.functional_call(model, _moved(model), tuple(args), dict(kwargs)), output)

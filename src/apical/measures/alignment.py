@@ -17,7 +17,7 @@ from apical.measures.replay import losses_of, replaying
 from apical.nested import input_of
 from apical.pathways import Direct
 from apical.phases.backpropagation import backpropagating
-from apical.phases.isolation import preserved
+from apical.phases.isolation import weights_preserved
 from apical.synapses.synapse import Synapse
 
 
@@ -95,9 +95,7 @@ def alignment(learner: Learner, inputs: Any, targets: Any, criterion: Criterion)
     (['0', '2'], 0.0)
     """
     as_attached(learner)
-    # Hooks may clip weights in a pass.
-    weights = preserved(learner.model, buffers=learner.model.parameters())
-    with weights, replaying(learner) as again, torch.enable_grad():
+    with weights_preserved(learner.model), replaying(learner, (inputs, targets)) as again, torch.enable_grad():
         calls = _deltas(learner, inputs, targets, criterion)
         again()
         with backpropagating(learner):

@@ -42,7 +42,7 @@ from apical.measures.poison import Poison, Values, untied, zeros_filled
 from apical.measures.replay import own_parameters, owners_of_weights, replaying
 from apical.measures.trial import Trial, differ
 from apical.nested import Arguments, input_of, with_input
-from apical.phases.isolation import preserved
+from apical.phases.isolation import weights_preserved
 from apical.plasticity import Phased
 from apical.synapses.registry import ELEMENTWISE, NORMALIZATIONS, added
 from apical.synapses.synapse import Synapse
@@ -123,9 +123,9 @@ def audit(learner: Learner | nn.Module, inputs: Any, targets: Any, criterion: Cr
     learner = _by_hand(learner) if isinstance(learner, nn.Module) else as_attached(learner)
     with (
         zeros_filled(learner.model),
-        preserved(learner.model, buffers=learner.model.parameters()) as weights,
-        replaying(learner, phases=True) as again,
+        weights_preserved(learner.model) as weights,
         untied(learner.model),
+        replaying(learner, (inputs, targets), phases=True) as again,
         torch.enable_grad(),
     ):
         return _Audit(Trial(learner, again, weights, inputs, targets, criterion)).report()

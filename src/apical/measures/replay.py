@@ -12,6 +12,7 @@ from apical.learner import Criterion, Learner
 from apical.nested import pick, run
 from apical.phases.isolation import preserved
 from apical.phases.layout import as_one_network
+from apical.phases.module_state import Held
 from apical.plasticity import Phased
 from apical.plasticity.base import redrawn
 from apical.synapses.synapse import Synapse
@@ -21,14 +22,14 @@ Again = Callable[[], None]
 
 
 @contextmanager
-def replaying(learner: Learner, *, phases: bool = False) -> Iterator[Again]:
-    """While open, passes may be made at will; afterwards everything is as before.
+def replaying(learner: Learner, batch: Any = (), *, phases: bool = False) -> Iterator[Again]:
+    """While open, passes may be made at will; afterwards everything but weights is as before.
 
-    Held are PyTorch's and the learner's random state, running statistics, redrawn feedback and `.grad` of all
-    parameters. The function given out puts all but the gradients back at once, so that two passes can be compared.
+    Held are the global and the learner's random state, what modules hold besides parameters, redrawn feedback, the batch and
+    `.grad`. The function given out puts all but the gradients back at once, so that two passes can be compared.
 
     Args:
-        learner: whose model passes.
+        learner: whose model passes. batch: what passes through it: tensors, or containers of them.
         phases: whether passes inside are recorded for `Learner.adapt`, and feedback that it changes is put back as
             well.
 
@@ -36,12 +37,11 @@ def replaying(learner: Learner, *, phases: bool = False) -> Iterator[Again]:
         ValueError: if the learner holds several copies side by side.
     """
     model = learner.model
-    buffers = [b for m in model.modules() if not isinstance(m, Synapse) for b in m.buffers(recurse=False)]
     stored = [(s, dict(s._buffers)) for s in learner.synapses.values() if redrawn(s.plasticity) is not None]
-    learned = [b for owner in _adapting(learner) if phases for b in owner._buffers.values() if b is not None]
+    learned = [Held(b) for owner in _adapting(learner) if phases for b in owner._buffers.values() if b is not None]
     adapted, drawn = learner.adapted, learner.generator.get_state()
     with (
-        preserved(model, random=True, gradients=True, buffers=[*buffers, *learned]) as before,
+        preserved(model, gradients=True, also=batch) as before,
         learner.phases.unheard(paused=not phases),
         as_one_network(learner),
         learner.circuit.ordinary(),
@@ -49,6 +49,8 @@ def replaying(learner: Learner, *, phases: bool = False) -> Iterator[Again]:
 
         def again() -> None:
             before.restore()
+            for feedback in learned:
+                feedback.restore()
             learner.phases.adapted = adapted
             for synapse, buffers_then in stored:
                 synapse._buffers.update(buffers_then)

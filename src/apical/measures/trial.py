@@ -12,7 +12,7 @@ from apical.learner import Criterion, Learner
 from apical.measures.conduction import Conducted, recorded
 from apical.measures.poison import Poison, clean_passes
 from apical.measures.replay import Again, losses_of
-from apical.phases.isolation import Snapshot
+from apical.phases.isolation import Weights
 from apical.plasticity import Phased
 
 
@@ -27,7 +27,7 @@ class Trial:
     """
 
     def __init__(
-        self, learner: Learner, again: Again, weights: Snapshot, inputs: Any, targets: Any, criterion: Criterion
+        self, learner: Learner, again: Again, weights: Weights, inputs: Any, targets: Any, criterion: Criterion
     ) -> None:
         self.learner, self.again, self.weights = learner, again, weights
         self._batch = inputs, targets, criterion

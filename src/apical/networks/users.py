@@ -148,7 +148,7 @@ def check(spec: str, model: nn.Module, shape: tuple[int, int, int], classes: int
         raise ValueError(f"network {spec!r} has no weights, so there is nothing to learn; give one that has")
     x = torch.zeros(2, *shape, dtype=weights.dtype, device=weights.device)
     try:
-        with torch.no_grad(), preserved(model, modes=True, random=True):
+        with torch.no_grad(), preserved(model):
             output = model.eval()(x)
     except Exception as error:
         raise ValueError(

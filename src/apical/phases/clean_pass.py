@@ -21,7 +21,7 @@ from apical.phases.backpropagation import backpropagating
 from apical.phases.conditions import casting
 from apical.phases.isolation import learning, unchanged
 from apical.phases.noisy_pass import Perturb, perturbing
-from apical.phases.recording import Pass
+from apical.phases.recording import Pass, Recorder
 
 if TYPE_CHECKING:
     from apical.learner import Learner
@@ -44,7 +44,9 @@ class CleanPass:
         found = recorder.heard
         self._cut = learner.phases.cuts
         whole = self._cut or all(s.weight.requires_grad for s in learner.synapses.values())
-        if whole and found is not None and _same(found, inputs):
+        found = found if found is not None and _same(found, inputs) else None
+        _check_way(recorder, found)
+        if whole and found is not None:
             self._take(found)
         else:
             self._make_own_pass()
@@ -207,9 +209,25 @@ class CleanPass:
             raise RuntimeError(
                 "the model gives another output when the same batch passes under the same random state, so noise of a "
                 "perturbation can't be told from its own; draw the model's random numbers from PyTorch's global generator "
-                "(as nn.Dropout does), or put what is random in eval mode; forward hooks that change the model's output have to "
-                "be there before attach"
+                "(as nn.Dropout does), or put what is random in eval mode; let a recurrent network set the state that a pass "
+                "starts from in that pass; forward hooks that change the model's output have to be "
+                "there before attach"
             )
+
+
+def _check_way(recorder: Recorder, found: Pass | None) -> None:
+    """Raise a RuntimeError if the loop went another way than the model's forward, by which alone a pass can be repeated."""
+    if others := recorder.astray.since_step(recorder.learner.synapses) - (
+        found.counts.keys() if found is not None else set()
+    ):
+        names = " and ".join(f"'{name}'" for name in sorted(others))
+        raise RuntimeError(
+            f"{names} learned from a call that was no part of a forward pass of the model, but adapt passes the batch again by "
+            "model(inputs), and so would learn another function than the one that is trained. Either:\n"
+            "- call the model itself, model(inputs), not model.forward, another method or a part of it (forward may take an "
+            "argument that says which way to go);\n"
+            "- or attach to the part that the loop calls"
+        )
 
 
 def _scale(heard: Tensor, errors: Tensor) -> float | None:

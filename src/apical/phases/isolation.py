@@ -5,14 +5,18 @@ Dry runs, noisy passes, measurements and audits call a user's model beside his o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.parameter import is_lazy
 
-from apical.synapses.synapse import Synapse
+from apical.phases.module_state import Held, State, held_buffers
 
 if TYPE_CHECKING:
     from apical.learner import Learner
@@ -38,59 +42,73 @@ class RandomState:
 
 
 class Snapshot:
-    """What a pass may change in a model, as it is now; `restore` puts it back, as often as it is called."""
+    """What a pass may change besides weights, as it is now: random state, and all that modules hold."""
 
-    def __init__(
-        self, model: nn.Module, *, modes: bool = False, random: bool = False, buffers: Iterable[Tensor] = ()
-    ) -> None:
-        self._modes = [(module, module.training) for module in model.modules()] if modes else []
-        self._random = RandomState(cuda_devices(model)) if random else None
-        self._buffers = [(buffer, buffer.detach().clone()) for buffer in buffers]
+    def __init__(self, model: nn.Module, also: Any = ()) -> None:
+        self._random = RandomState(cuda_devices(model))
+        modules = list(model.modules())
+        self._state = State(modules, [*modules, *_shared(), also])
+        self.leaves = self._state.leaves
 
     def restore(self) -> None:
-        """Put everything back."""
-        for module, mode in self._modes:
-            module.training = mode
-        if self._random is not None:
-            self._random.restore()
-        for buffer, value in self._buffers:
-            # Through .data: graphs may hold on to these buffers without reading their values.
-            buffer.data.copy_(value)
+        """Put everything back, as often as this is called."""
+        self._random.restore()
+        self._state.restore()
+
+
+def _shared() -> list[ModuleType]:
+    """Modules of Python that keep a random state for everybody, where they are in use."""
+    return [sys.modules[name] for name in ("random", "numpy.random") if name in sys.modules]
+
+
+class Weights:
+    """The values of a model's parameters, as they are now; hooks may clip or quantise them in a pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._held = [Held(parameter) for parameter in model.parameters() if not is_lazy(parameter)]
+
+    def restore(self) -> None:
+        """Put them back, as often as this is called."""
+        for parameter in self._held:
+            parameter.restore()
 
 
 @contextmanager
-def preserved(
-    model: nn.Module,
-    *,
-    modes: bool = False,
-    random: bool = False,
-    gradients: bool = False,
-    buffers: Iterable[Tensor] = (),
-) -> Iterator[Snapshot]:
-    """While open, passes through the model leave no trace; the snapshot given out can put all back in between.
+def weights_preserved(model: nn.Module) -> Iterator[Weights]:
+    """While open, passes may change the values of parameters."""
+    weights = Weights(model)
+    try:
+        yield weights
+    finally:
+        weights.restore()
+
+
+@contextmanager
+def preserved(model: nn.Module, *, gradients: bool = False, also: Any = ()) -> Iterator[Snapshot]:
+    """While open, passes through the model leave no trace but in weights; the snapshot given out can put all back in between.
 
     They are not compiled, whatever ``model.compile()`` was called on, because compiled code tells nothing of what goes through.
 
     Args:
-        model: any module. modes: whether each module was in training mode. random: PyTorch's global random state.
-        gradients: `.grad` of all parameters, which is None while this is open. buffers: tensors whose values are put back.
+        model: any module. also: what else passes may change, as their inputs: tensors, or containers of them.
+        gradients: `.grad` of all parameters, and of other leaves among what is held, which is None while this is open.
     """
-    grads = [(p, p.grad) for p in model.parameters()] if gradients else []
-    snapshot = Snapshot(model, modes=modes, random=random, buffers=buffers)
-    for parameter, _ in grads:
-        parameter.grad = None
-    try:
-        with _eager(model):
+    with _eager(model.modules()):
+        snapshot = Snapshot(model, also)
+        grads = [(p, p.grad) for p in (*model.parameters(), *snapshot.leaves())] if gradients else []
+        for leaf, _ in grads:
+            leaf.grad = None
+        try:
             yield snapshot
-    finally:
-        snapshot.restore()
-        for parameter, grad in grads:
-            parameter.grad = grad
+        finally:
+            for leaf, grad in grads:
+                leaf.grad = grad
+            snapshot.restore()
 
 
 @contextmanager
-def _eager(model: nn.Module) -> Iterator[None]:
-    compiled = [(module, module._compiled_call_impl) for module in model.modules() if module._compiled_call_impl]
+def _eager(modules: Iterable[nn.Module]) -> Iterator[None]:
+    compiled = [(module, module._compiled_call_impl) for module in modules if module._compiled_call_impl]
     for module, _ in compiled:
         module._compiled_call_impl = None
     try:
@@ -100,23 +118,93 @@ def _eager(model: nn.Module) -> Iterator[None]:
             module._compiled_call_impl = call
 
 
+class Watch:
+    """What the passes of phases change in a model, found by looking, so that a phase saves and puts back this alone.
+
+    Most modules hold nothing that a pass changes, and phases come with every step. So everything is saved and compared in the
+    first, second, fourth, eighth ... phase, and in every one that finds other modules, or modules in other modes or with other
+    attributes, than the one before. In between, users' own modules that have changed nothing yet are compared, but for the values
+    of tensors and arrays; and of PyTorch's layers, the values of buffers are put back.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._phases = 0
+        self._seen: tuple[list[nn.Module], list[tuple[bool, int]]] = [], []
+        self._changing: list[Any] = []
+        self._own: list[nn.Module] = []
+        self._layers: list[nn.Module] = []
+        self._looks = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Watch.__init__(self, **state)
+
+    def begin(self) -> None:
+        """Begin a phase."""
+        self._phases += 1
+        modules = list(self.model.modules())
+        seen = modules, [(module.training, len(vars(module))) for module in modules]
+        self._looks = seen != self._seen or not self._phases & (self._phases - 1)
+        self._seen = seen
+        if self._looks:
+            self._sort()
+
+    @contextmanager
+    def unchanged(self, *, also: Any = None, newly: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """While open, passes change nothing in the model besides feedback.
+
+        Args:
+            also: what else they may change; with it, everything is looked at. newly: called when something is changed that was
+                not in phases before.
+        """
+        modules, looks = self._seen[0], self._looks or also is not None
+        with _eager(modules):
+            if looks:
+                state = State(modules, [*modules, *_shared(), also])
+            elif self._changing or self._own or self._layers:
+                state = State(modules if self._changing or self._own else (), self._changing, self._own)
+            else:
+                yield
+                return
+            values = [held for layer in self._layers for held in held_buffers(layer)]
+            try:
+                yield
+            finally:
+                for one in values:
+                    one.restore()
+                changed = state.changed(None if looks else self._own)
+                if changed or self._changing:
+                    state.restore()
+                known = set(map(id, (*self._changing, also)))
+                if found := [owner for owner in changed if id(owner) not in known]:
+                    self._changing += found
+                    self._sort()
+                    self._looks = True
+                    if self._phases > 1:
+                        newly()
+
+    def _sort(self) -> None:
+        known = set(map(id, self._changing))
+        others = [module for module in self._seen[0] if id(module) not in known]
+        self._own = [module for module in others if _users(type(module))]
+        self._layers = [module for module in others if not _users(type(module)) and held_buffers(module)]
+
+
+@cache
+def _users(kind: type[nn.Module]) -> bool:
+    """Whether a class of modules is neither PyTorch's nor apical's."""
+    return kind.__module__.partition(".")[0] not in ("torch", "apical")
+
+
 @contextmanager
-def unchanged(learner: Learner) -> Iterator[None]:
-    """While open, passes change no buffers of the learner's model besides feedback, and none is recorded."""
-    with learner.phases.unheard(), preserved(learner.model, buffers=own_buffers(learner)):
+def unchanged(learner: Learner, *, also: Any = None) -> Iterator[None]:
+    """While open, passes of a phase change nothing of the learner's model besides feedback, and none is recorded."""
+    phases = learner.phases
+    with phases.unheard(), phases.watch.unchanged(also=also, newly=phases.doubt):
         yield
-
-
-def own_buffers(learner: Learner) -> list[Tensor]:
-    """The model's own buffers, without feedback."""
-    fed = {id(block) for block in learner.blocks.values()}
-    return [
-        buffer
-        for module in learner.model.modules()
-        if not isinstance(module, Synapse)
-        for name, buffer in module._buffers.items()
-        if buffer is not None and not (name in ("feedback", "feedback_mask") and id(module) in fed)
-    ]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from apical.nested import over_tensors, pick, run, tensors
 from apical.noise import Distribution, Supplies, Supply
 from apical.per_copy import Streams
 from apical.phases.clean_pass import CleanPass
-from apical.phases.isolation import preserved, unchanged
+from apical.phases.isolation import RandomState, cuda_devices, unchanged
 from apical.phases.noisy_pass import Estimate, Place, estimates, perturbing
 from apical.plasticity.base import feedback_at
 from apical.synapses.synapse import Synapse
@@ -139,6 +139,8 @@ class Phase:
     def features(self, site: Site) -> torch.Size | None:
         """Shape of the activity at a site, without the batch; None if neither this batch nor one before it gets there.
 
+        From a pass of this batch; of layers that it does not reach, from the loop's own, which may go by another method.
+
         Raises:
             RuntimeError: for such a site under torch.distributed, where all processes have to learn the same feedback.
         """
@@ -146,6 +148,9 @@ class Phase:
         if site.name not in known and not self._looked:
             self._look(known)
             self._looked = True
+            for name in self.learner.phases.met.keys() - known.keys():
+                # By another method of the model than its forward.
+                known[name] = self.learner.phases.met[name]
         if site.name not in known and self.world > 1:
             raise RuntimeError(
                 f"no activity reaches '{site.name}' in a pass of this batch, so its feedback can't be learned on all processes; "
@@ -161,7 +166,7 @@ class Phase:
 
         # Modules that hold others may take another way in training; the layers in them are still, and keep their statistics.
         layers = [module for module in self.learner.model.modules() if not module._modules]
-        with self._quiet(layers), perturbing(self.learner, look):
+        with self._quiet(layers, self._batch[0]), perturbing(self.learner, look):
             run(self.learner.model, self._batch[0])
 
     def through(self, site: Site, activity: Tensor) -> Tensor:
@@ -175,14 +180,20 @@ class Phase:
             return pick(run(self.learner.model, inputs), self.learner.output).flatten(1)
 
     @contextmanager
-    def _quiet(self, still: list[nn.Module]) -> Iterator[None]:
-        """Eval mode of the modules `still`, autocast as the loop has it, and no trace in random state and buffers."""
+    def _quiet(self, still: list[nn.Module], inputs: Any = None) -> Iterator[None]:
+        """Eval mode of the modules `still`, autocast as the loop has it, and no trace in model, inputs and random state."""
         learner = self.learner
-        with torch.no_grad(), preserved(learner.model, modes=True, random=True), unchanged(learner):
+        modes = [(module, module.training) for module in learner.model.modules()]
+        random = RandomState(cuda_devices(learner.model))
+        with torch.no_grad(), unchanged(learner, also=inputs), learner.phases.casting():
             for module in still:
                 module.eval()
-            with learner.phases.casting():
+            try:
                 yield
+            finally:
+                random.restore()
+                for module, mode in modes:
+                    module.training = mode
 
     def supply(self, distribution: Distribution, sizes: list[int]) -> Supply | Supplies:
         """Noise for places that take so many numbers each."""

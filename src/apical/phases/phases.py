@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from apical.nested import input_of
 from apical.pathways.base import Pathway
 from apical.pathways.checkpointing import recomputing
 from apical.pathways.direct import Direct
 from apical.phases.conditions import casting, casts
+from apical.phases.isolation import Watch
 from apical.phases.phase import Phase, Site
 from apical.phases.recording import Recorder, listens
 from apical.plasticity.base import Phased
@@ -23,6 +25,22 @@ if TYPE_CHECKING:
 
     from apical.learner import Learner
     from apical.phases.layout import Criterion
+    from apical.synapses.synapse import Synapse
+
+
+class _Meeting:
+    """A hook that keeps the shape of the first activity that comes to a synapse, by whatever method of the model, and leaves."""
+
+    def __init__(self, synapse: Synapse, met: dict[str, torch.Size]) -> None:
+        self.met = met
+        self.handle = synapse.register_forward_pre_hook(self.see, with_kwargs=True)
+
+    def see(self, synapse: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Pre-hook of the synapse."""
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and (args or kwargs):
+            self.met[synapse.label] = input_of(args, kwargs).shape[1:]
+            self.handle.remove()
+
 
 Part = tuple[Phased, list[Site]]
 """A plasticity or pathway that has a phase of its own, with the places where its signal enters."""
@@ -36,7 +54,8 @@ class Phases:
             graph of the loop's pass.
         adapted: how many phases there have been.
         features: shapes of the inputs -> name of a place -> shape of the activity there, without the batch.
-        recorder: keeps the pass before a phase, where some part learns from it.
+        met: name of a synapse that learns from noise alone -> shape of the first activity there in a pass of the loop's.
+        recorder: keeps the pass before a phase, where some part learns from it. watch: what passes of phases change in the model.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -47,7 +66,9 @@ class Phases:
         self._listens = any(map(listens, parts))
         self.adapted = 0
         self.features: dict[tuple[torch.Size, ...], dict[str, torch.Size]] = {}
+        self.met: dict[str, torch.Size] = {}
         self.recorder: Recorder | None = None
+        self.watch = Watch(learner.model)
         self._autocast: torch.dtype | None = None
 
     def install(self) -> Iterable[RemovableHandle]:
@@ -55,6 +76,9 @@ class Phases:
         handles: list[RemovableHandle] = []
         if self.learns:
             handles.append(self.learner.model.register_forward_pre_hook(self._see_autocast))
+        for synapse in self.learner.synapses.values():
+            if isinstance(synapse.plasticity, Phased) and not listens(synapse.plasticity):
+                handles.append(_Meeting(synapse, self.met).handle)
         if self._listens:
             self.recorder = Recorder(self.learner)
             handles += self.recorder.handles
@@ -100,6 +124,7 @@ class Phases:
         parts = self.parts() if parts is None else parts
         # What is learned is computed in full; the passes of a phase are made as the loop's was.
         self._autocast = self._autocast or casts(self.device_type)
+        self.watch.begin()
         try:
             with torch.no_grad(), casting(self.device_type, None):
                 phase = Phase(learner, learner.layout.fold(inputs), targets, criterion)
@@ -110,7 +135,12 @@ class Phases:
                         mask_feedback(site.owner)
         finally:
             if self.recorder is not None:
-                self.recorder.newest = None
+                self.recorder.let_go()
+
+    def doubt(self) -> None:
+        """Passes change what they did not change before: see again whether they can be repeated."""
+        if self.recorder is not None:
+            self.recorder.checked = False
 
     @property
     def device_type(self) -> str:
@@ -135,8 +165,10 @@ class Phases:
         if recorder is None:
             yield
             return
-        before, recorder.paused = (recorder.paused, recorder.newest), paused
+        astray = recorder.astray
+        before = recorder.paused, recorder.newest, astray.paused, astray.heard
+        recorder.paused, astray.paused, astray.heard = paused, paused, {}
         try:
             yield
         finally:
-            recorder.paused, recorder.newest = before
+            recorder.paused, recorder.newest, astray.paused, astray.heard = before

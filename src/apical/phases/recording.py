@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -114,6 +114,47 @@ class Listeners:
         return cls(frozenset(own), frozenset(own | entering))
 
 
+class Astray:
+    """Calls outside a forward pass of the whole model, which a phase can't repeat. A circuit's record while no pass is open.
+
+    It knows no recorder: synapses reach it, and the recorder's newest pass holds a graph that holds them.
+    """
+
+    def __init__(self, listeners: Listeners) -> None:
+        self.listeners = listeners
+        self.paused = False
+        self.heard: dict[str, int] = {}
+        """Name of a synapse that was backpropagated so -> its weights' version counter then."""
+
+    def since_step(self, synapses: Mapping[str, Synapse]) -> set[str]:
+        """Names of those of `synapses` that have been backpropagated so since their weights moved."""
+        return {label for label, version in self.heard.items() if synapses[label].weight._version == version}
+
+    def call(self, synapse: Synapse) -> StrayCall | None:
+        """The record of a call, where it matters."""
+        if torch.compiler.is_compiling() or self.paused or recomputing() or synapse.label not in self.listeners.all:
+            return None
+        return StrayCall(self, synapse)
+
+    def call_without_graph(self, synapse: Synapse, x: Tensor) -> None:
+        """A call that no backward pass comes by: nothing to record."""
+
+    def cut(self, synapse: Synapse, x: Tensor) -> None:
+        """Activity at a cut; what counts is whether the call itself is backpropagated."""
+
+
+@dataclass
+class StrayCall:
+    """One call outside a pass of the whole model."""
+
+    astray: Astray
+    synapse: Synapse
+
+    def hear(self, delta: Tensor, signal: Tensor | None, geometry: Geometry) -> None:
+        """Note that a backward pass has come by."""
+        self.astray.heard[self.synapse.label] = self.synapse.weight._version
+
+
 def listens(part: object) -> bool:
     """Whether a plasticity or pathway learns from the pass before its phase."""
     return isinstance(part, Phased) and part.needs == "the pass before"
@@ -152,6 +193,8 @@ class Recorder:
         self._own: list[Pass] | None = None
         self._open: Pass | None = None
         self._passes = 0
+        self.astray = Astray(self.listeners)
+        learner.circuit.record = self.astray
         self.checked = False
         """Whether this model has been seen to give the same output under the same conditions."""
         self.coupled: dict[object, bool] = {}
@@ -190,7 +233,7 @@ class Recorder:
 
     def end(self, module: nn.Module, args: Any, output: Any) -> None:
         """Hook of the model; runs after those of the pathways, whose output is what the user gets."""
-        found, self._open, self.learner.circuit.record = self._open, None, None
+        found, self._open, self.learner.circuit.record = self._open, None, self.astray
         if found is None or output is None:
             return
         picked = pick(output, self.learner.output)
@@ -200,7 +243,7 @@ class Recorder:
             picked.register_hook(partial(self._hear, found))
         # A copy: the loop may change it in place.
         found.output = picked.detach().clone()
-        found.weights = self._weights()
+        found.weights = self.weights()
         if self._own is not None:
             self._own.append(found)
 
@@ -210,14 +253,22 @@ class Recorder:
         if self.newest is None or self.newest.number <= found.number:
             self.newest = found
 
-    def _weights(self) -> int:
+    def weights(self) -> int:
+        """Sum of the parameters' version counters."""
         return sum(parameter._version for parameter in self.learner.model.parameters())
 
     @property
     def heard(self) -> Pass | None:
         """The newest pass that was backpropagated, if the weights are still those that it was made with."""
         found = self.newest
-        return found if found is not None and found.weights == self._weights() else None
+        return found if found is not None and found.weights == self.weights() else None
+
+    def let_go(self) -> None:
+        """Forget what was recorded: a phase has learned from it."""
+        self.newest = None
+        self.astray.heard = {}
+        # Copies of a model have lost it.
+        self.learner.circuit.record = self.astray
 
     @contextmanager
     def recording(self) -> Iterator[list[Pass]]:
