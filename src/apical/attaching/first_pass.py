@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,7 @@ class FirstPass:
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
         self.signal: dict[str, bool] = {}
+        self.thread = 0
         model = learner.model
         # `start` first: a model that is one synapse has both pre-hooks.
         self.handles = [model.register_forward_pre_hook(self.start)]
@@ -39,16 +41,19 @@ class FirstPass:
 
     def start(self, module: nn.Module, args: Any) -> None:
         """Pre-hook of the model."""
-        self.signal = {}
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self.signal, self.thread = {}, get_ident()
 
-    def see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Pre-hook of every synapse."""
-        if torch.is_grad_enabled() and (args or kwargs):
+    def see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        """Pre-hook of every synapse; without kwargs, called in one thread after another one has removed it."""
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or self.thread != get_ident():
+            return
+        if kwargs is not None and (args or kwargs):
             self.signal[module.label] = self.signal.get(module.label, False) or input_of(args, kwargs).requires_grad
 
     def finish(self, module: nn.Module, args: Any, output: Any) -> None:
         """Hook of the model: decide, and leave."""
-        if not self.signal or not self._learns():
+        if not self.signal or not self._learns() or self.thread != get_ident():
             return
         for name, leaves in self.signal.items():
             if not leaves:

@@ -116,7 +116,10 @@ def _deltas(learner: Learner, inputs: Any, targets: Any, criterion: Criterion) -
     """Every synapse's calls in one pass, with the error at the output of each."""
     seen: dict[str, list[_Call]] = {name: [] for name in learner.synapses}
 
-    def look(synapse: Synapse, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    def look(synapse: Synapse, args: tuple[Any, ...], *rest: Any) -> None:
+        if not learner.circuit.mine:
+            return  # Another thread's, which may call it without kwargs once it is removed.
+        kwargs, output = rest
         x = input_of(args, kwargs)
         edge = get_gradient_edge(output) if output.requires_grad else None
         seen[synapse.label].append(_Call(x.shape, x.requires_grad, edge))

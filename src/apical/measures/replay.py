@@ -62,6 +62,28 @@ def replaying(learner: Learner, batch: Any = (), *, phases: bool = False) -> Ite
             again()
 
 
+@contextmanager
+def alone(learner: Learner) -> Iterator[None]:
+    """While open, no other thread may call the model, whose weights are not its own meanwhile."""
+    circuit = learner.circuit
+
+    def refuse(module: nn.Module, args: Any) -> None:
+        if circuit.busy and not circuit.mine:
+            raise RuntimeError(
+                f"{type(module).__name__} was called while another thread audits the model, with other numbers in place of its "
+                "weights; audit when no other thread calls it"
+            )
+
+    with learner.phases.unheard():
+        modules = {learner.model, *learner.synapses.values()}
+        handles = [module.register_forward_pre_hook(refuse) for module in modules]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
 def _adapting(learner: Learner) -> list[nn.Module]:
     return [site.owner for site in learner.phases.sites() if isinstance(site.plasticity, Phased)]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from apical.pathways.checkpointing import recomputing, refuse_to_nest
+from apical.pathways.checkpointing import recomputing, refuse_second
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -45,7 +46,8 @@ class WholePass:
     """A forward pass of the whole model that learns, from its begin to its end.
 
     Signals that come from the output, or numbers that are drawn anew with every batch, are lost on parts of the model that are
-    called alone; so synapses ask `within`. `begin` and `end` are hooks of the model.
+    called alone; so synapses ask `within`. `begin` and `end` are hooks of the model. A pass belongs to the thread that opened
+    it: those that others make meanwhile, and that don't learn, go by it.
 
     Args:
         reason: why a synapse can't be called on its own, as the end of a sentence.
@@ -54,6 +56,8 @@ class WholePass:
     def __init__(self, reason: str) -> None:
         self.reason = reason
         self.open = False
+        self.thread = 0
+        """Who has opened the pass; 0: compiled code, which can't tell."""
         self.muted = False
         """Whether passes are none that learn, as while `apical.phases.backpropagation` goes through the synapses."""
 
@@ -67,29 +71,50 @@ class WholePass:
             model.register_forward_hook(self.end, always_call=True),
         ]
 
+    @property
+    def mine(self) -> bool:
+        """Whether the open pass is this thread's."""
+        return torch.compiler.is_compiling() or self.thread == get_ident() or not self.thread
+
     def begin(self, module: nn.Module, args: Any) -> None:
         """Open a pass; a pre-hook of the model."""
+        learns = torch.is_grad_enabled() and not self.muted
         if self.open:
-            refuse_to_nest(module)
-        self.open = torch.is_grad_enabled() and not self.muted
+            if not learns and not self.mine:
+                return
+            refuse_second(module, self.thread)
+        self.open = learns
+        if learns:
+            self.thread = 0 if torch.compiler.is_compiling() else get_ident()
+            self.start()
 
     def end(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Close the pass; a hook of the model, which also runs when the pass has failed."""
+        """Close the pass; a hook of the model, which also runs when the pass has failed, with None for the output."""
+        if not self.open or not self.mine:
+            return None
         self.open = False
+        return self.finish(module, output)
+
+    def start(self) -> None:
+        """What else there is to do when a pass opens."""
+
+    def finish(self, module: nn.Module, output: Any) -> Any:
+        """What else there is to do when a pass closes; gives the model's output (None: as it is)."""
 
     def within(self, label: str) -> bool:
         """Whether activation checkpointing computes the pass again, inside the backward.
 
         Raises:
-            RuntimeError: if no pass of the whole model is open.
+            RuntimeError: if no pass of the whole model is open in this thread.
         """
-        again = not self.open and recomputing()
-        if not self.open and not again:
-            raise RuntimeError(
-                f"'{label}' was called on its own, but {self.reason}: call the model that was given to apical.attach, or attach "
-                "to the part you call"
-            )
-        return again
+        if self.open and self.mine:
+            return False
+        if recomputing():
+            return True
+        raise RuntimeError(
+            f"'{label}' was called on its own, but {self.reason}: call the model that was given to apical.attach, or attach "
+            "to the part you call"
+        )
 
     def call_without_graph(self, synapse: Synapse, x: Tensor) -> None:
         """Refuse a call that builds no graph, where a signal would be lost. Here none is."""

@@ -9,10 +9,15 @@ forward of an autograd Function.
 from __future__ import annotations
 
 import inspect
+import sys
+from threading import get_ident
+from types import FrameType
 
 import torch
 from torch import nn
 from torch.autograd.function import FunctionCtx
+
+from apical.synapses.circuit import ONE_THREAD
 
 
 def recomputing() -> bool:
@@ -20,20 +25,31 @@ def recomputing() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def refuse_to_nest(module: nn.Module) -> None:
-    """Raise a RuntimeError if a module is called inside its own forward pass.
+def refuse_second(module: nn.Module, thread: int) -> None:
+    """Raise a RuntimeError if a module is called while `thread` is inside a forward pass of it; 0 stands for this thread.
 
     Asked only where a pass seems to be open already; an interrupt may have left it so, too.
     """
-    frame, calls = inspect.currentframe(), 0
-    while frame is not None:
-        calls += frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is module
-        frame = frame.f_back
-    if calls > 1:
+    if thread not in (0, get_ident()):
+        if _calls(module, sys._current_frames().get(thread)):
+            raise RuntimeError(
+                f"{type(module).__name__} was called with gradients while another thread is inside a forward pass of it that "
+                f"learns; {ONE_THREAD}"
+            )
+    elif _calls(module, inspect.currentframe()) > 1:
         raise RuntimeError(
             f"{type(module).__name__} calls itself inside its own forward pass, so its output can't be told from that of a part; "
             "put what is repeated into a module of its own and call that, or attach a layer-wise rule without a phase ('fa')"
         )
+
+
+def _calls(module: nn.Module, frame: FrameType | None) -> int:
+    """How many calls of a module are going on, seen from the innermost frame of a thread."""
+    calls = 0
+    while frame is not None:
+        calls += frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is module
+        frame = frame.f_back
+    return calls
 
 
 def graph_comes_later() -> bool:

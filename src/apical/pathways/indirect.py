@@ -74,10 +74,10 @@ class Chain(Taps):
         return (synapse.register_forward_hook(self.see_output),)
 
     @override
-    def begin(self, module: nn.Module, args: Any) -> None:
-        super().begin(module, args)
+    def start(self) -> None:
+        super().start()
         self.last = None
-        if self.open and self.transformed:
+        if self.transformed:
             raise RuntimeError(
                 "an indirect signal goes through autograd's graph of the whole model, which torch.func and forward-mode "
                 "differentiation don't show; use 'dfa' or detach the learner; tangents are right under torch.no_grad()"
@@ -90,9 +90,9 @@ class Chain(Taps):
             self.last = get_gradient_edge(output)
 
     @override
-    def end(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def finish(self, module: nn.Module, output: Any) -> Any:
         self.last = None
-        return super().end(module, args, output)
+        return super().finish(module, output)
 
     @override
     def passes_through(self, again: bool) -> bool:

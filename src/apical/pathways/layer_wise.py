@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from apical.pathways.base import Pathway, WholePass
@@ -76,9 +76,8 @@ class Redraw(WholePass):
         self.learner = learner
 
     @override
-    def begin(self, module: nn.Module, args: Any) -> None:
-        super().begin(module, args)
-        if not torch.is_grad_enabled() or recomputing() or self.muted or torch.compiler.is_exporting():
+    def start(self) -> None:
+        if recomputing() or torch.compiler.is_exporting():
             return
         for synapse in self.learner.synapses.values():
             plasticity = redrawn(synapse.plasticity)

@@ -150,8 +150,7 @@ class Taps(WholePass):
         return ()
 
     @override
-    def begin(self, module: nn.Module, args: Any) -> None:
-        super().begin(module, args)
+    def start(self) -> None:
         self.taps, self.error = [], OutputError(self.copies)
         self.transformed, self.exporting = transforming(), torch.compiler.is_exporting()
 
@@ -209,18 +208,17 @@ class Taps(WholePass):
 
     @override
     def call_without_graph(self, synapse: Synapse, x: Tensor) -> None:
-        if self.open and x.requires_grad and graph_comes_later():
+        if self.open and x.requires_grad and self.mine and graph_comes_later():
             raise RuntimeError(
                 f"'{synapse.label}' is computed without a graph, by reentrant activation checkpointing, inside a forward pass "
                 f"that learns by a {self.name} pathway; use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
             )
 
     @override
-    def end(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Close the pass: the model's output, with the tensor that carries the error connected to every tap."""
-        was_open, self.open = self.open, False
+    def finish(self, module: nn.Module, output: Any) -> Any:
+        """The model's output, with the tensor that carries the error connected to every tap."""
         taps, self.taps = self.taps, []
-        if not was_open or not taps or output is None:  # None: the forward pass raised an error.
+        if not taps or output is None:  # None: the forward pass raised an error.
             return output
         tensor = pick(output, self.output)
         self._check(taps, tensor)

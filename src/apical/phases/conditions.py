@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from apical.pathways.checkpointing import recomputing
 from apical.phases.isolation import RandomState
 
 
@@ -87,23 +89,33 @@ class Statistics:
 
 
 class _Normalized:
-    """A batch normalization's own forward, which takes its statistics, call by call, from a pass before."""
+    """A batch normalization's own forward, which takes its statistics, call by call, from a pass before.
+
+    In this thread, and where one of autograd's own computes again for checkpointing; others go on as before.
+    """
 
     def __init__(self, module: _BatchNorm, statistics: list[Statistics]) -> None:
         self.module, self.forward, self.statistics = module, module.forward, iter(statistics)
+        self.thread = get_ident()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self.thread != get_ident() and not recomputing():
+            return self.forward(*args, **kwargs)
         module, found = self.module, next(self.statistics)
-        buffers, training = module._buffers, module.training
-        own = {name: buffers.get(name) for name in ("running_mean", "running_var")}
         # A subclass may do more than normalize; in eval mode it does that with these in place of the running ones.
-        buffers.update(running_mean=found.mean, running_var=found.squared(module.eps))
-        module.training = False
+        own = {"training": False, "_buffers": {**module._buffers}}
+        own["_buffers"].update(running_mean=found.mean, running_var=found.squared(module.eps))
+        if getattr(self.forward, "__self__", None) is module:
+            # Of a double, because another thread may be passing through the module.
+            double = object.__new__(type(module))
+            vars(double).update(vars(module), **own)
+            return self.forward.__func__(double, *args, **kwargs)
+        before = {name: vars(module)[name] for name in own}
+        vars(module).update(own)
         try:
             return self.forward(*args, **kwargs)
         finally:
-            module.training = training
-            buffers.update(own)
+            vars(module).update(before)
 
 
 def statistics_of(x: Tensor, output: Tensor) -> Statistics:

@@ -100,22 +100,29 @@ Perturb = Callable[[str, int, Tensor], Tensor | None]
 
 @contextmanager
 def perturbing(learner: Learner, perturb: Perturb, places: list[str] | None = None) -> Iterator[None]:
-    """While open, `perturb` sees the activity at every place a teaching signal enters: synapse inputs, outputs of blocks."""
+    """While open, `perturb` sees the activity at every place a teaching signal enters: synapse inputs, outputs of blocks.
+
+    Passes that other threads make meanwhile go by it.
+    """
     counts: dict[str, int] = {}
+    circuit = learner.circuit
 
     def changed(place: str, activity: Tensor) -> Tensor | None:
         number = counts[place] = counts.get(place, -1) + 1
         return perturb(place, number, activity)
 
     def before(place: str) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        # Without kwargs where another thread is about to call a hook that has just been removed.
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Arguments | None:
+            if kwargs is None or not circuit.mine:
+                return None
             found = changed(place, input_of(args, kwargs))
             return None if found is None else with_input(args, kwargs, found)
 
         return hook
 
     def after(place: str) -> Callable[..., Any]:
-        return lambda module, args, output: changed(place, output)
+        return lambda module, args, output: changed(place, output) if circuit.mine else None
 
     wanted = [site.name for site in learner.phases.sites()] if places is None else places
     handles = [

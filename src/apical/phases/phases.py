@@ -160,15 +160,19 @@ class Phases:
 
     @contextmanager
     def unheard(self, paused: bool = True) -> Iterator[None]:
-        """While open, passes are not recorded (with `paused` False: they are); the pass recorded before stays the newest."""
-        recorder = self.recorder
-        if recorder is None:
-            yield
-            return
-        astray = recorder.astray
-        before = recorder.paused, recorder.newest, astray.paused, astray.heard
-        recorder.paused, astray.paused, astray.heard = paused, paused, {}
+        """While open, passes are made beside the loop's: by this thread alone, as far as they may learn.
+
+        They are not recorded (with `paused` False: they are), and the pass recorded before stays the newest.
+        """
+        recorder, circuit = self.recorder, self.learner.circuit
+        busy, before = circuit.take(), None
+        if recorder is not None:
+            astray = recorder.astray
+            before = recorder.paused, recorder.newest, astray.paused, astray.heard
+            recorder.paused, astray.paused, astray.heard = paused, paused, {}
         try:
             yield
         finally:
-            recorder.paused, recorder.newest, astray.paused, astray.heard = before
+            if recorder is not None and before is not None:
+                recorder.paused, recorder.newest, recorder.astray.paused, recorder.astray.heard = before
+            circuit.busy, circuit.thread = busy

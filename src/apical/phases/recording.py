@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.autograd.graph import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from apical.nested import input_of, pick
-from apical.pathways.checkpointing import graph_comes_later, recomputing, refuse_to_nest
+from apical.pathways.checkpointing import graph_comes_later, recomputing, refuse_second
 from apical.phases.conditions import Conditions, statistics_of
 from apical.phases.isolation import cuda_devices
 from apical.plasticity.base import Phased
@@ -43,7 +44,10 @@ class Call:
 
 @dataclass
 class Pass:
-    """One forward pass of the whole model with a graph, and its backward."""
+    """One forward pass of the whole model with a graph, and its backward.
+
+    Synapses tell it of their calls; those that another thread makes meanwhile are none of this pass.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -66,6 +70,12 @@ class Pass:
     """How many passes were recorded before."""
     weights: int = 0
     """Sum of the parameters' version counters when the pass ended; another sum now means that the weights have moved."""
+    thread: int = field(default_factory=get_ident)
+
+    @property
+    def mine(self) -> bool:
+        """Whether it is this thread's."""
+        return torch.compiler.is_compiling() or self.thread == get_ident()
 
     def count(self, place: str) -> int:
         """The number of a new call of the synapse at `place`."""
@@ -74,13 +84,15 @@ class Pass:
 
     def call(self, synapse: Synapse) -> Call | None:
         """The record of a new call of `synapse`; None where its plasticity does not learn from the pass."""
-        if synapse.label not in self.listeners.plasticities:
+        if synapse.label not in self.listeners.plasticities or not self.mine:
             return None
         found = self.calls[synapse.label, self.count(synapse.label)] = Call()
         return found
 
     def cut(self, synapse: Synapse, x: Tensor) -> None:
         """Keep the activity x at whose place a scalar pathway cuts the graph."""
+        if not self.mine:
+            return
         number = self.count(synapse.label)
         if x.requires_grad:
             self.cuts[synapse.label, number] = x
@@ -91,6 +103,8 @@ class Pass:
         Raises:
             RuntimeError: if its graph comes later, as in reentrant checkpoints, and what the phase listens for would be lost.
         """
+        if not self.mine:
+            return
         if synapse.label in self.listeners.all and x.requires_grad and graph_comes_later():
             raise RuntimeError(
                 f"'{synapse.label}' is computed without a graph, by reentrant activation checkpointing, inside a forward pass "
@@ -221,11 +235,14 @@ class Recorder:
             return
         if recomputing() or transforming():
             return
+        circuit = self.learner.circuit
+        if circuit.busy and not circuit.mine:
+            return  # Its first synapse refuses the call.
         if self._open is not None:
-            refuse_to_nest(module)
+            refuse_second(module, self._open.thread)
         self._passes += 1
         self._open = Pass(args, kwargs, self.conditions(), self.listeners, number=self._passes)
-        self.learner.circuit.record = self._open
+        circuit.record = self._open
 
     def conditions(self) -> Conditions:
         """The conditions of a pass that is made now."""
@@ -233,8 +250,14 @@ class Recorder:
 
     def end(self, module: nn.Module, args: Any, output: Any) -> None:
         """Hook of the model; runs after those of the pathways, whose output is what the user gets."""
-        found, self._open, self.learner.circuit.record = self._open, None, self.astray
-        if found is None or output is None:
+        found, circuit = self._open, self.learner.circuit
+        if found is None:
+            circuit.record = circuit.record or self.astray  # Copies of a model have lost it.
+            return
+        if not torch.is_grad_enabled() or not found.mine:
+            return
+        self._open, circuit.record = None, self.astray
+        if output is None:
             return
         picked = pick(output, self.learner.output)
         if found.cuts:
@@ -285,6 +308,6 @@ class Recorder:
         """Hook of every batch normalization."""
         mixes = module.training or module.running_mean is None
         current = self._open
-        if current is not None and mixes and not torch.compiler.is_compiling():
+        if current is not None and mixes and not torch.compiler.is_compiling() and current.mine:
             found = statistics_of(input_of(args, kwargs), output)
             current.conditions.normalized.setdefault(module, []).append(found)

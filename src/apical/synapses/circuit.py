@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from apical.synapses.memory import Recycler
 
 if TYPE_CHECKING:
     from apical.synapses.synapse import Geometry, Synapse
+
+
+ONE_THREAD = (
+    "let one thread at a time learn, adapt or measure, and call the model under torch.no_grad() where nothing learns (every "
+    "thread starts with gradients)"
+)
+"""The way out of errors about threads, as the end of a sentence."""
 
 
 class Heard(Protocol):
@@ -89,12 +98,14 @@ class Circuit:
             graph, which holds them, would never be freed.
         updater: who takes updates in the backward pass (`apical.LocalSGD`).
         memory: memory of large results, used again.
+        busy: whether passes are made beside the loop's, for a phase or to measure. thread: who makes them.
     """
 
     def __init__(self) -> None:
         self.record: Record | None = None
         self.updater: Updater | None = None
         self.memory = Recycler()
+        self.busy, self.thread = False, 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {"memory": self.memory}
@@ -102,6 +113,32 @@ class Circuit:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.record = self.updater = None
         self.memory = state["memory"]
+        self.busy, self.thread = False, 0
+
+    @property
+    def mine(self) -> bool:
+        """Whether the thread that is busy asks, or one of autograd's, in which activation checkpointing computes again."""
+        return torch.compiler.is_compiling() or self.thread == get_ident() or torch._C._current_graph_task_id() != -1
+
+    def take(self) -> tuple[bool, int]:
+        """Be busy in this thread; gives what `busy` and `thread` are to be afterwards.
+
+        Raises:
+            RuntimeError: if another thread is busy.
+        """
+        if self.busy and not self.mine:
+            raise RuntimeError(f"another thread is in learner.adapt, or measures the same model; {ONE_THREAD}")
+        before = self.busy, self.thread
+        self.busy, self.thread = True, get_ident()
+        return before
+
+    def refuse_others(self, label: str) -> None:
+        """Raise a RuntimeError unless it is the busy thread that calls the synapse `label`."""
+        if not self.mine:
+            raise RuntimeError(
+                f"'{label}' was called with gradients while another thread is in learner.adapt, or measures the model; "
+                f"{ONE_THREAD}"
+            )
 
     @contextmanager
     def ordinary(self) -> Iterator[None]:
