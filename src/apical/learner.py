@@ -134,7 +134,8 @@ class Learner:
             ValueError: if a rule needs losses and the criterion does not give one per sample, or if a learner that has such a
                 phase is detached.
             RuntimeError: if a rule compares passes, and the model is random beyond PyTorch's global generator, or goes by what
-                passes before have left in it; or if the loop's losses came by another way than the model's own forward pass.
+                passes before have left in it; if the loop's losses came by another way than the model's own forward pass; or
+                if another thread adapts or measures the model.
         """
         if self.phases.learns:
             self.require_synapses()

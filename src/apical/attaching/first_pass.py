@@ -10,7 +10,7 @@ from torch import nn
 
 from apical.distributed import together
 from apical.nested import input_of
-from apical.synapses.transformed import transforming
+from apical.synapses.transformed import compiling, transforming
 
 if TYPE_CHECKING:
     from apical.learner import Learner
@@ -33,7 +33,7 @@ class FirstPass:
         # Under frozen parameters, in compiled or transformed code, or with DDP's buckets already made, nothing is decided.
         return (
             torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
+            and not compiling()
             and not transforming()
             and not together()
             and all(p.requires_grad for p in self.learner.model.parameters())
@@ -41,12 +41,12 @@ class FirstPass:
 
     def start(self, module: nn.Module, args: Any) -> None:
         """Pre-hook of the model."""
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if torch.is_grad_enabled() and not compiling():
             self.signal, self.thread = {}, get_ident()
 
     def see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """Pre-hook of every synapse; without kwargs, called in one thread after another one has removed it."""
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or self.thread != get_ident():
+        if not torch.is_grad_enabled() or compiling() or self.thread != get_ident():
             return
         if kwargs is not None and (args or kwargs):
             self.signal[module.label] = self.signal.get(module.label, False) or input_of(args, kwargs).requires_grad

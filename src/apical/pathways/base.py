@@ -47,7 +47,7 @@ class WholePass:
 
     Signals that come from the output, or numbers that are drawn anew with every batch, are lost on parts of the model that are
     called alone; so synapses ask `within`. `begin` and `end` are hooks of the model. A pass belongs to the thread that opened
-    it: those that others make meanwhile, and that don't learn, go by it.
+    it, and passes without gradients go by it.
 
     Args:
         reason: why a synapse can't be called on its own, as the end of a sentence.
@@ -74,23 +74,20 @@ class WholePass:
     @property
     def mine(self) -> bool:
         """Whether the open pass is this thread's."""
-        return torch.compiler.is_compiling() or self.thread == get_ident() or not self.thread
+        return torch.compiler.is_dynamo_compiling() or self.thread == get_ident() or not self.thread
 
     def begin(self, module: nn.Module, args: Any) -> None:
         """Open a pass; a pre-hook of the model."""
-        learns = torch.is_grad_enabled() and not self.muted
+        if self.muted or not torch.is_grad_enabled():
+            return
         if self.open:
-            if not learns and not self.mine:
-                return
             refuse_second(module, self.thread)
-        self.open = learns
-        if learns:
-            self.thread = 0 if torch.compiler.is_compiling() else get_ident()
-            self.start()
+        self.open, self.thread = True, 0 if torch.compiler.is_dynamo_compiling() else get_ident()
+        self.start()
 
     def end(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Close the pass; a hook of the model, which also runs when the pass has failed, with None for the output."""
-        if not self.open or not self.mine:
+        if not self.open or not torch.is_grad_enabled() or not self.mine:
             return None
         self.open = False
         return self.finish(module, output)

@@ -19,6 +19,7 @@ from apical.phases.phase import Phase, Site
 from apical.phases.recording import Recorder, listens
 from apical.plasticity.base import Phased
 from apical.synapses.storage import complete, mask_feedback
+from apical.synapses.transformed import compiling
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -155,7 +156,7 @@ class Phases:
         return casting(self.device_type, self._autocast)
 
     def _see_autocast(self, module: nn.Module, args: Any) -> None:
-        if not torch.compiler.is_compiling() and torch.is_grad_enabled() and not recomputing():
+        if not compiling() and torch.is_grad_enabled() and not recomputing():
             self._autocast = casts(self.device_type)
 
     @contextmanager

@@ -19,7 +19,7 @@ from apical.pathways.checkpointing import graph_comes_later, recomputing, refuse
 from apical.phases.conditions import Conditions, statistics_of
 from apical.phases.isolation import cuda_devices
 from apical.plasticity.base import Phased
-from apical.synapses.transformed import transforming
+from apical.synapses.transformed import compiling, transforming
 
 if TYPE_CHECKING:
     from apical.learner import Learner
@@ -75,7 +75,7 @@ class Pass:
     @property
     def mine(self) -> bool:
         """Whether it is this thread's."""
-        return torch.compiler.is_compiling() or self.thread == get_ident()
+        return torch.compiler.is_dynamo_compiling() or self.thread == get_ident()
 
     def count(self, place: str) -> int:
         """The number of a new call of the synapse at `place`."""
@@ -231,7 +231,7 @@ class Recorder:
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the model."""
-        if self.paused or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if self.paused or not torch.is_grad_enabled() or compiling():
             return
         if recomputing() or transforming():
             return
@@ -267,7 +267,7 @@ class Recorder:
         # A copy: the loop may change it in place.
         found.output = picked.detach().clone()
         found.weights = self.weights()
-        if self._own is not None:
+        if self._own is not None and self.learner.circuit.mine:
             self._own.append(found)
 
     def _hear(self, found: Pass, error: Tensor) -> None:
@@ -308,6 +308,6 @@ class Recorder:
         """Hook of every batch normalization."""
         mixes = module.training or module.running_mean is None
         current = self._open
-        if current is not None and mixes and not torch.compiler.is_compiling() and current.mine:
+        if current is not None and mixes and not compiling() and current.mine:
             found = statistics_of(input_of(args, kwargs), output)
             current.conditions.normalized.setdefault(module, []).append(found)

@@ -118,7 +118,11 @@ class Circuit:
     @property
     def mine(self) -> bool:
         """Whether the thread that is busy asks, or one of autograd's, in which activation checkpointing computes again."""
-        return torch.compiler.is_compiling() or self.thread == get_ident() or torch._C._current_graph_task_id() != -1
+        return (
+            torch.compiler.is_dynamo_compiling()
+            or self.thread == get_ident()
+            or torch._C._current_graph_task_id() != -1
+        )
 
     def take(self) -> tuple[bool, int]:
         """Be busy in this thread; gives what `busy` and `thread` are to be afterwards.
@@ -132,13 +136,11 @@ class Circuit:
         self.busy, self.thread = True, get_ident()
         return before
 
-    def refuse_others(self, label: str) -> None:
-        """Raise a RuntimeError unless it is the busy thread that calls the synapse `label`."""
-        if not self.mine:
-            raise RuntimeError(
-                f"'{label}' was called with gradients while another thread is in learner.adapt, or measures the model; "
-                f"{ONE_THREAD}"
-            )
+    def refuse(self, what: str, label: str) -> None:
+        """Raise a RuntimeError about what came to the synapse `label` while another thread is busy."""
+        raise RuntimeError(
+            f"{what} '{label}' while another thread was in learner.adapt or measured the model; {ONE_THREAD}"
+        )
 
     @contextmanager
     def ordinary(self) -> Iterator[None]:

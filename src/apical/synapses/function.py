@@ -40,7 +40,8 @@ class SynapseFunction(Function):
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         need_x, need_weight = ctx.needs_input_grad[:2]
         ctx.save_for_backward(x if need_weight else None, feedback if need_x else None)
-        record, updater = synapse.circuit.record, synapse.circuit.updater
+        circuit = synapse.circuit
+        record, updater, ctx.beside = circuit.record, circuit.updater, circuit.busy
         ctx.call = None if record is None else record.call(synapse)
         ctx.updater = updater.expect(synapse) if updater is not None and need_weight else None
         ctx.synapse, ctx.geometry, ctx.shape = synapse, geometry, x.shape
@@ -56,6 +57,8 @@ class SynapseFunction(Function):
         need_x, need_weight, need_bias, need_feedback = ctx.needs_input_grad[:4]
         synapse: Synapse = ctx.synapse
         connection = synapse.connection
+        if synapse.circuit.busy and not ctx.beside:
+            synapse.circuit.refuse("the backward pass came to", synapse.label)
         if not need_x:
             feedback = None
         elif feedback is not None:

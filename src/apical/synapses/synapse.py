@@ -151,8 +151,8 @@ class Synapse(nn.Module):
             return self.infer(input, *args)
         own = self._parameters  # Read directly: nn.Module's attribute access is slow enough to show on small layers.
         weight, bias = own.get("weight"), own.get("bias")
-        if self.circuit.busy:
-            self.circuit.refuse_others(self.label)
+        if self.circuit.busy and not self.circuit.mine:
+            self.circuit.refuse("a pass with gradients came to", self.label)
         if weight is None or (bias is None and "bias" not in own):
             self._refuse_computed()
         x, feedback = self.pathway.enter(self, input)

@@ -28,6 +28,14 @@ def transforming() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def compiling() -> bool:
+    """Whether this is traced, to be compiled or exported.
+
+    `torch.compiler.is_compiling` tells so in all threads while one of them compiles.
+    """
+    return torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting()
+
+
 class _Once(Function):
     """Identity on an update, or on a tangent: refuses to be differentiated again."""
 
