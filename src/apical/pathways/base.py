@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.pathways.checkpointing import recomputing, refuse_second
+from apical.synapses.circuit import ONE_THREAD
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -58,8 +59,8 @@ class WholePass:
         self.open = False
         self.thread = 0
         """Who has opened the pass; 0: compiled code, which can't tell."""
-        self.muted = False
-        """Whether passes are none that learn, as while `apical.phases.backpropagation` goes through the synapses."""
+        self.muted = 0
+        """Thread whose passes are none that learn, as while `apical.phases.backpropagation` goes through the synapses."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "open": False}
@@ -78,7 +79,14 @@ class WholePass:
 
     def begin(self, module: nn.Module, args: Any) -> None:
         """Open a pass; a pre-hook of the model."""
-        if self.muted or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return
+        if self.muted:
+            if self.muted != get_ident() and not recomputing():
+                raise RuntimeError(
+                    f"{type(module).__name__} was called with gradients while another thread was in learner.adapt or measured "
+                    f"the model; {ONE_THREAD}"
+                )
             return
         if self.open:
             refuse_second(module, self.thread)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from apical.pathways.layer_wise import LayerWise
@@ -30,7 +31,7 @@ def backpropagating(learner: Learner) -> Iterator[None]:
     held = [(vars(s), {name: vars(s)[name] for name in _ROLE if name in vars(s)}) for s in learner.synapses.values()]
     muted = [one.muted for one in learner.passes]
     for one in learner.passes:
-        one.muted = True
+        one.muted = get_ident()
     try:
         for own, _ in held:
             own.update(_ROLE)
