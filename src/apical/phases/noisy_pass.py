@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 
 from apical.nested import Arguments, input_of, with_input
 from apical.noise import Distribution
-from apical.phases.coupling import coupled
 
 if TYPE_CHECKING:
     from apical.learner import Learner
+    from apical.phases.clean_pass import CleanPass
+    from apical.phases.layout import Criterion
     from apical.phases.phase import Phase
 
 
@@ -136,3 +138,38 @@ def perturbing(learner: Learner, perturb: Perturb, places: list[str] | None = No
     finally:
         for handle in handles:
             handle.remove()
+
+
+def coupled(clean: CleanPass, places: list[str]) -> bool:
+    """Whether losses of samples depend on what other samples have at the places: contrastive losses, nodes of a graph.
+
+    Asked once for each criterion, by one backpropagation of half of the samples' losses: does it reach the other half? What
+    batch normalizations in training mode share does not count, because noisy passes hold it.
+    """
+    recorder, rows = clean.learner.phases.recorder, len(clean.losses)
+    assert recorder is not None
+    kind = _kind(clean.criterion)
+    if kind in recorder.coupled or rows < 2:
+        return recorder.coupled.get(kind, False)
+    # A random half, which parts pairs in whatever order they lie.
+    half = torch.randperm(rows, generator=torch.Generator().manual_seed(0)) < rows // 2
+    half = half.to(clean.losses.device)
+    found = False
+
+    def look(place: str, call: int, signal: Tensor) -> None:
+        nonlocal found
+        if not found and len(signal) == rows:
+            others = signal[~half]
+            # Not nan, which 0 times infinity gives as well.
+            found = bool(((others != 0) & others.isfinite()).any())
+
+    clean.true_signals(places, look, half.to(clean.losses.dtype).view(rows, *[1] * (clean.losses.dim() - 1)))
+    recorder.coupled[kind] = found
+    return found
+
+
+def _kind(criterion: Criterion) -> object:
+    """What tells a criterion from others, though a loop may make it anew for each batch."""
+    while isinstance(criterion, partial):
+        criterion = criterion.func
+    return getattr(criterion, "__code__", type(criterion))

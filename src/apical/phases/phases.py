@@ -15,8 +15,9 @@ from apical.pathways.checkpointing import recomputing
 from apical.pathways.direct import Direct
 from apical.phases.conditions import casting, casts
 from apical.phases.isolation import Watch
+from apical.phases.listening import listens
 from apical.phases.phase import Phase, Site
-from apical.phases.recording import Recorder, listens
+from apical.phases.recording import Recorder
 from apical.plasticity.base import Phased
 from apical.synapses.storage import complete, mask_feedback
 from apical.synapses.transformed import compiling

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +18,7 @@ from apical.nested import input_of, pick
 from apical.pathways.checkpointing import graph_comes_later, recomputing, refuse_second
 from apical.phases.conditions import Conditions, statistics_of
 from apical.phases.isolation import cuda_devices
-from apical.plasticity.base import Phased
+from apical.phases.listening import Astray, Listeners
 from apical.synapses.transformed import compiling, transforming
 
 if TYPE_CHECKING:
@@ -113,67 +113,6 @@ class Pass:
         self.count(synapse.label)
 
 
-@dataclass(frozen=True)
-class Listeners:
-    """Names of the synapses whose plasticity, or whose pathway or plasticity, learns from the pass before."""
-
-    plasticities: frozenset[str]
-    all: frozenset[str]
-
-    @classmethod
-    def of(cls, learner: Learner) -> Listeners:
-        """Those of a learner."""
-        own = {name for name, synapse in learner.synapses.items() if listens(synapse.plasticity)}
-        entering = {name for name, synapse in learner.synapses.items() if listens(synapse.pathway)}
-        return cls(frozenset(own), frozenset(own | entering))
-
-
-class Astray:
-    """Calls outside a forward pass of the whole model, which a phase can't repeat. A circuit's record while no pass is open.
-
-    It knows no recorder: synapses reach it, and the recorder's newest pass holds a graph that holds them.
-    """
-
-    def __init__(self, listeners: Listeners) -> None:
-        self.listeners = listeners
-        self.paused = False
-        self.heard: dict[str, int] = {}
-        """Name of a synapse that was backpropagated so -> its weights' version counter then."""
-
-    def since_step(self, synapses: Mapping[str, Synapse]) -> set[str]:
-        """Names of those of `synapses` that have been backpropagated so since their weights moved."""
-        return {label for label, version in self.heard.items() if synapses[label].weight._version == version}
-
-    def call(self, synapse: Synapse) -> StrayCall | None:
-        """The record of a call, where it matters."""
-        if torch.compiler.is_compiling() or self.paused or recomputing() or synapse.label not in self.listeners.all:
-            return None
-        return StrayCall(self, synapse)
-
-    def call_without_graph(self, synapse: Synapse, x: Tensor) -> None:
-        """A call that no backward pass comes by: nothing to record."""
-
-    def cut(self, synapse: Synapse, x: Tensor) -> None:
-        """Activity at a cut; what counts is whether the call itself is backpropagated."""
-
-
-@dataclass
-class StrayCall:
-    """One call outside a pass of the whole model."""
-
-    astray: Astray
-    synapse: Synapse
-
-    def hear(self, delta: Tensor, signal: Tensor | None, geometry: Geometry) -> None:
-        """Note that a backward pass has come by."""
-        self.astray.heard[self.synapse.label] = self.synapse.weight._version
-
-
-def listens(part: object) -> bool:
-    """Whether a plasticity or pathway learns from the pass before its phase."""
-    return isinstance(part, Phased) and part.needs == "the pass before"
-
-
 def _bypassed(output: Tensor, cuts: list[Tensor]) -> bool:
     after = set(_nodes([output]))
     return any(node in after for node in _nodes(cuts))
@@ -212,7 +151,7 @@ class Recorder:
         self.checked = False
         """Whether this model has been seen to give the same output under the same conditions."""
         self.coupled: dict[object, bool] = {}
-        """Kind of a criterion -> whether losses of samples depend on other samples (see `apical.phases.coupling`)."""
+        """Kind of a criterion -> whether losses of samples depend on other samples (see `apical.phases.noisy_pass.coupled`)."""
         model = learner.model
         self.handles = [
             # Registered first, so that the arguments recorded here pass through the user's own pre-hooks when the pass is
