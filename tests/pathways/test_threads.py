@@ -23,12 +23,21 @@ RULES = ("fa", "kp", "dfa", "ifa", "kp-direct", "brsf", "wm", "np", "np-direct",
 WHOLE = ("dfa", "ifa", "brsf", "np", "reinforce")  # Whose passes have a state.
 
 
+FOUND = {}
+
+
 class Meanwhile(nn.Module):
     """Identity, which lets another thread do something whenever the thread that made it passes, and waits for that."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.main, self.call, self.found = threading.get_ident(), None, []
+        self.main, self.call = threading.get_ident(), None
+        FOUND[id(self)] = []
+
+    @property
+    def found(self):
+        """What `call` gave; not the module's own, which measurements put back to where it was."""
+        return FOUND[id(self)]
 
     def forward(self, x):
         if self.call is not None and threading.get_ident() == self.main:

@@ -51,16 +51,17 @@ class Scalar(Pathway, Phased):
 
     @override
     def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        if synapse.circuit.record is not None:
-            synapse.circuit.record.cut(synapse, x)
-        elif transforming():
+        if transforming():
             raise RuntimeError(
                 f"gradients of hidden layers, as '{synapse.label}', are filled in by learner.adapt, which torch.func and "
                 "forward-mode differentiation know nothing of; pass under torch.no_grad() for outputs and tangents, or detach "
                 "the learner"
             )
-        elif torch.compiler.is_exporting() and synapse.training:
-            say(self.name, synapse.plasticity.name, synapse.label)
+        if torch.compiler.is_exporting():
+            if synapse.training:
+                say(self.name, synapse.plasticity.name, synapse.label)
+        elif synapse.circuit.record is not None:
+            synapse.circuit.record.cut(synapse, x)
         return x.detach(), None
 
     @override
