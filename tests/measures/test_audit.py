@@ -105,7 +105,7 @@ class Unseen(nn.Module):
 def plant(net, learner, name, how):
     synapse = learner.synapses[name]
     if how == "feedback is an alias of the weights":
-        synapse.feedback = synapse.weight
+        synapse._buffers["feedback"] = synapse.weight.detach()  # Set as `feedback`, it would be a copy.
     elif how == "a plasticity that transports":
         synapse.plasticity = apical.Transport()
     elif how == "a plasticity that transports signs":

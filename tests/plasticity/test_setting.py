@@ -62,3 +62,40 @@ def test_feedback_set_as_a_parameter_stays_what_its_plasticity_makes_of_it():
         assert torch.equal(learner.synapses["2"].feedback, value)
         assert learner.synapses["2"].feedback is not value
         assert len(list(model.parameters())) == count
+
+
+@pytest.mark.parametrize("rule", ["fa", "frfb", "kp", "wm", "np"])
+@pytest.mark.parametrize("how", ["set", "set as a parameter", "loaded", "loaded and assigned"])
+def test_feedback_set_to_the_weights_own_memory_does_not_follow_them(rule, how):
+    model = plain_chain()
+    synapse = apical.attach(model, rule, example_input=X).synapses["2"]
+    if how.startswith("loaded"):
+        state = {**model.state_dict(), "2.feedback": synapse.weight.detach()}
+        model.load_state_dict(state, assign="assigned" in how)
+    else:
+        synapse.feedback = synapse.weight if "parameter" in how else synapse.weight.detach()
+    before = synapse.feedback.detach().clone()
+    assert torch.equal(before, synapse.weight)
+    with torch.no_grad():
+        synapse.weight.add_(1.0)
+    assert torch.equal(synapse.feedback, before)
+
+
+def test_feedback_of_a_block_set_to_weights_does_not_follow_them():
+    model = plain_chain()
+    learner = apical.attach(model, "dfa", example_input=X, at=["3"])
+    learner.blocks["3"].feedback = model[4].weight.detach()
+    before = model[4].weight.detach().clone()
+    model(X).sum().backward()
+    with torch.no_grad():
+        model[4].weight.add_(1.0)
+    assert torch.equal(learner.blocks["3"].feedback, before)
+
+
+def test_synapses_that_are_set_to_one_tensor_have_feedback_each():
+    learner = apical.attach(plain_chain(), "fa", example_input=X)
+    one, other = learner.synapses["2"], apical.attach(plain_chain(), "fa", example_input=X).synapses["2"]
+    one.feedback = value = torch.ones(6, 6)
+    other.feedback = one.feedback
+    one.feedback.zero_(), value.fill_(3.0)
+    assert bool((other.feedback == 1).all())

@@ -115,8 +115,7 @@ def test_feedback_is_read_and_weights_are_not():
         torch.testing.assert_close(got[3], expected[3], rtol=1e-12, atol=1e-12)
 
 
-def test_feedback_set_from_the_weights_is_an_alias_that_audit_finds():
-    """As with any buffer of PyTorch's; audit is what tells backpropagation in disguise."""
+def test_feedback_set_from_the_weights_is_a_copy_and_an_audit_finds_an_alias():
     net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
     x = torch.randn(5, 4)
     learner = apical.attach(net, "fa", example_input=x)
@@ -125,6 +124,8 @@ def test_feedback_set_from_the_weights_is_an_alias_that_audit_finds():
     synapse.feedback = synapse.weight.detach().clone()
     assert apical.audit(learner, x, torch.zeros(5, 2), criterion).transported["2"] == "nothing"
     synapse.feedback = synapse.weight
+    assert apical.audit(learner, x, torch.zeros(5, 2), criterion).transported["2"] == "nothing"
+    synapse._buffers["feedback"] = synapse.weight.detach()
     assert apical.audit(learner, x, torch.zeros(5, 2), criterion).transported["2"] == "weights"
 
 

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from apical.pathways.base import Pathway
 from apical.pathways.taps import Taps
+from apical.synapses.storage import mask_feedback
 from apical.synapses.synapse import Synapse
 from apical.synapses.transformed import cut
 
@@ -57,19 +58,26 @@ class Direct(Pathway):
                 synapse.whole_pass = taps
                 handles += taps.follow_synapse(synapse)
         for name, block in learner.blocks.items():
-            handles.append(block.register_forward_hook(_BlockTap(taps, name, learner.rule.plasticity)))
+            handles.append(block.register_forward_hook(_BlockTap(taps, name, learner.rule.plasticity, block)))
         return handles
 
 
 class _BlockTap:
     """Forward hook of a block named in ``at=``: cuts its output and leaves it as a tap. A class, so that models pickle."""
 
-    def __init__(self, taps: Taps, label: str, plasticity: Plasticity) -> None:
+    def __init__(self, taps: Taps, label: str, plasticity: Plasticity, block: nn.Module) -> None:
         self.taps, self.label, self.plasticity = taps, label, plasticity
+        self.own = block._buffers.get("feedback")
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
         if self.taps.muted or not torch.is_grad_enabled():
             return None
+        found = module._buffers.get("feedback")
+        if found is not self.own and found is not None and not torch.compiler.is_compiling():
+            # Somebody has set it, perhaps to memory of the weights, which it would follow.
+            self.own = module._buffers["feedback"] = found.detach().clone()
+        if "feedback_mask" in module._buffers:
+            mask_feedback(module)
         self.taps.leave(module, self.label, self.plasticity, output)
         if self.taps.transformed and forward_ad._current_level >= 0:
             raise RuntimeError(

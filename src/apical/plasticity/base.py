@@ -90,8 +90,9 @@ class Stored(Plasticity):
     def keeps(self, owner: nn.Module) -> Tensor | None:
         return owner._buffers["feedback"]
 
+    @final
     def store(self, owner: nn.Module, value: Tensor) -> None:
-        """Take `value` as feedback weights, in place of those stored."""
+        """Take a copy of `value` as feedback weights, in place of those stored: weights that it aliases may move."""
         keep(owner, "feedback", value.detach().to(feedback_at(owner), copy=True))
 
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from torch import Tensor, nn
-from typing_extensions import override
-
 from apical.per_copy import PER_COPY
-from apical.plasticity.base import Stored, feedback_at
+from apical.plasticity.base import Stored
 from apical.plasticity.initialization import Init
-from apical.synapses.storage import keep
 
 
 @dataclass(frozen=True)
@@ -29,8 +25,3 @@ class Fixed(Stored):
     name: ClassVar[str] = "fixed"
     pathways: ClassVar[frozenset[str]] = frozenset({"layer-wise", "direct", "indirect"})
     init: Init = field(default="weights", metadata=PER_COPY)
-
-    @override
-    def store(self, owner: nn.Module, value: Tensor) -> None:
-        # Like any buffer that is set, an alias; audit tells if it is one of the weights.
-        keep(owner, "feedback", value.detach().to(feedback_at(owner)))
