@@ -18,6 +18,7 @@ from apical.phases.phases import Phases
 from apical.plasticity.base import Trained
 from apical.rules import Rule
 from apical.synapses.circuit import Circuit
+from apical.synapses.storage import kept
 from apical.synapses.synapse import Synapse
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Learner:
 
     def forward_parameters(self) -> list[nn.Parameter]:
         """Every parameter of the model that is not feedback."""
-        feedback = {id(p) for p in self.feedback_parameters()}
+        feedback = {id(owner._parameters.get("feedback")) for owner in self.owners.values()}
         return [p for p in self.model.parameters() if id(p) not in feedback]
 
     def feedback_parameters(self) -> list[nn.Parameter]:
@@ -156,8 +157,8 @@ class Learner:
         owners: list[nn.Module] = [s for s in self.synapses.values() if isinstance(s.plasticity, Trained)]
         if self.blocks and self.rule.trains:
             owners += self.blocks.values()
-        found = (owner._parameters.get("feedback") for owner in owners)
-        return [p for p in found if p is not None]
+        found = (kept(owner, "feedback") for owner in owners)
+        return [p for p in found if isinstance(p, nn.Parameter)]
 
     def state_dict(self) -> dict[str, Any]:
         """The learner's own state, which a checkpoint needs besides ``model.state_dict()``; that holds the feedback.
@@ -176,8 +177,7 @@ class Learner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a state made by `state_dict`.
 
-        It drops the feedback that had been dropped. Where that is trainable, and `attach` was given no `example_input`, make the
-        optimizer before this call, as it was made before the first forward pass: its own state counts that parameter.
+        It takes out of use the feedback that had been.
 
         Raises:
             ValueError: if it is something else, or of another model.

@@ -75,6 +75,8 @@ def _check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             continue
         for name, owner in learner.owners.items():
             feedback, weight = owner._parameters.get("feedback"), owner._parameters.get("weight")
+            if not getattr(owner, "sends_back", True):
+                continue
             if feedback is None or id(feedback) in ids or (weight is not None and id(weight) not in ids):
                 continue
             if feedback.grad is None:

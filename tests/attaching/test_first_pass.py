@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
 import apical
 from learning import RULES, TRAINED, attach, step
@@ -74,3 +77,102 @@ def test_an_input_that_suddenly_wants_a_gradient_is_refused_with_a_way_out(rule)
     model(X).sum().backward()
     with pytest.raises(RuntimeError, match=r"'0'.*track=True"):
         model(X.clone().requires_grad_(True))
+
+
+def square(n: int = 3) -> nn.Sequential:
+    """Layers of one shape, so that nothing tells when one is taken for another."""
+    torch.manual_seed(0)
+    return nn.Sequential(*[m for _ in range(n) for m in (nn.Linear(4, 4, bias=False), nn.Tanh())])
+
+
+@pytest.mark.parametrize("connectivity", [None, 0.5])
+@pytest.mark.parametrize("rule", [r for r in RULES if not apical.rule(r).direct])
+def test_the_first_pass_leaves_parameters_and_buffers_in_their_places(rule, connectivity):
+    model = square()
+    learner = apical.attach(model, rule, connectivity=connectivity, generator=seed())
+    before = [dict(model.named_parameters()), {name: b.shape for name, b in model.named_buffers()}]
+    step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert learner.synapses["0"].feedback is None
+    after = dict(model.named_parameters())
+    assert list(after) == list(before[0])
+    assert all(after[name] is p for name, p in before[0].items())
+    assert {name: b.shape for name, b in model.named_buffers()} == before[1]
+    listed = {id(p) for p in (*learner.forward_parameters(), *learner.feedback_parameters())}
+    assert {id(p) for p in after.values()} - listed == {id(after[n]) for n in after if n == "0.feedback"}
+    assert not any(name.startswith("0.feedback") for name in model.state_dict())
+
+
+@pytest.mark.parametrize("rule", ["kp", "fa", "frsf"])
+@pytest.mark.parametrize("how", ["parameters", "buffers too"])
+def test_an_average_begun_before_the_first_pass_averages_like_with_like(rule, how):
+    model = square()
+    learner = apical.attach(model, rule, generator=seed())
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5), use_buffers=how != "parameters"
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    own = {name: p.detach().clone() for name, p in model.named_parameters() if name.endswith("weight")}
+    for times in range(3):
+        step(model, optimizer)
+        average.update_parameters(model)
+        for name, value in own.items():
+            now = model.get_parameter(name).detach()
+            value.copy_(now if times == 0 else 0.5 * value + 0.5 * now)
+            torch.testing.assert_close(average.module.get_parameter(name).detach(), value)
+    feedback = apical.learner_of(average.module).synapses["2"].feedback
+    torch.testing.assert_close(feedback, learner.synapses["2"].feedback, rtol=1, atol=1)
+    average(X)  # The average makes a first pass of its own.
+
+
+@pytest.mark.parametrize("rule", TRAINED[:3])
+def test_a_vector_of_the_parameters_means_the_same_after_the_first_pass(rule):
+    model, other = square(), square()
+    attach(model, rule), attach(other, rule)
+    parameters_to_vector, vector_to_parameters = nn.utils.parameters_to_vector, nn.utils.vector_to_parameters
+    kept = parameters_to_vector(model.parameters()).clone()
+    step(other)  # One network before its first pass, the other after it.
+    vector_to_parameters(kept, other.parameters())
+    for (name, mine), its in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, its), name
+    other.eval(), model.eval()
+    assert torch.equal(other(X), model(X))
+
+
+@pytest.mark.parametrize("made", ["before", "after"])
+def test_an_optimizers_state_fits_a_network_before_and_after_its_first_pass(made):
+    model, other = square(), square()
+    learner, again = attach(model, "kp"), attach(other, "kp")
+    optimizer = torch.optim.Adam(model.parameters())
+    for _ in range(2):
+        step(model, optimizer)
+    if made == "after":
+        again.load_state_dict(learner.state_dict())
+    its = torch.optim.Adam(other.parameters())
+    its.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    other.load_state_dict(model.state_dict())
+    again.load_state_dict(learner.state_dict())
+    for _ in range(2):
+        step(model, optimizer), step(other, its)
+    for (name, mine), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
+        if name != "0.feedback":
+            assert torch.equal(mine, theirs), name
+
+
+@pytest.mark.parametrize("rule", TRAINED[:3])
+@pytest.mark.parametrize("thawed", [False, True])
+def test_feedback_out_of_use_gets_no_gradient_and_no_optimizer_needs_to_hold_it(rule, thawed):
+    model = square()
+    learner = attach(model, rule)
+    model(X).sum().backward()
+    assert dict(model.named_parameters())["0.feedback"].grad is None
+    if thawed:
+        model.requires_grad_(True)
+    optimizer = torch.optim.SGD([*learner.forward_parameters(), *learner.feedback_parameters()], lr=0.1)
+    before = dict(model.named_parameters())["0.feedback"].detach().clone()
+    other = square()
+    local = apical.LocalSGD(attach(other, rule), lr=0.1, momentum=0.9)
+    for _ in range(2):
+        step(model, optimizer), step(other, local)
+    assert dict(other.named_parameters())["0.feedback"].grad is None
+    assert torch.equal(dict(model.named_parameters())["0.feedback"], before)
+    assert dict(model.named_parameters())["0.feedback"].grad is None

@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import apical
@@ -373,3 +374,96 @@ def test_replicas_that_are_attached_draw_masks_of_their_own():
     different = [attach(flat_chain(), "fa", share).model for share in (0.5, 0.4)]
     with pytest.raises(ValueError, match="network 2 has another connectivity"):
         apical.replicate(different, example_input=X)
+
+
+def by_hand(net, learner) -> torch.Tensor:
+    """The output of the thinned chain, with every mask applied from outside."""
+    h = X.flatten(1)
+    net.eval()
+    for name, layer in net.named_children():
+        mask = learner.synapses[name].weight_mask if name in learner.synapses else None
+        h = layer(h) if mask is None else F.linear(h, layer.weight.detach() * mask, layer.bias.detach())
+    return h.detach()
+
+
+WRITERS = {
+    "reset_parameters": lambda net: [m.reset_parameters() for m in net if isinstance(m, nn.Linear)],
+    "copy_": lambda net: [p.copy_(torch.randn_like(p)) for p in net.parameters()],
+    "clamp_": lambda net: [p.clamp_(0.01, 0.1) for p in net.parameters()],
+    "noise by .data": lambda net: [p.data.add_(torch.randn_like(p)) for p in net.parameters()],
+    "another .data": lambda net: [setattr(p, "data", torch.randn_like(p)) for p in net.parameters()],
+    "init.orthogonal_": lambda net: [nn.init.orthogonal_(p) for p in net.parameters() if p.dim() == 2],
+    "a vector": lambda net: nn.utils.vector_to_parameters(
+        1 + torch.rand_like(nn.utils.parameters_to_vector(net.parameters())), net.parameters()
+    ),
+    "a new parameter": lambda net: [
+        setattr(m, "weight", nn.Parameter(torch.randn_like(m.weight))) for m in net if isinstance(m, nn.Linear)
+    ],
+}
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("rule", ["fa", "kp", "bp", "usf", "dfa", "np"])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_what_is_written_to_absent_connections_by_hand_conducts_at_no_pass(writer, rule, learns):
+    net = flat_chain()
+    learner = attach(net, rule)
+    learn(learner, sgd(learner), 1)
+    with torch.no_grad():
+        WRITERS[writer](net)
+    torch.testing.assert_close(by_hand(net, learner), net(X) if learns else net(X).detach(), rtol=1e-10, atol=1e-12)
+    with torch.set_grad_enabled(learns):
+        torch.testing.assert_close(net(X).detach(), by_hand(net, learner), rtol=1e-10, atol=1e-12)
+    if learns:  # No signal comes by them either.
+        thin(learner)
+        learn(learner, sgd(learner), 1)
+        thin(learner)
+
+
+def test_a_pass_between_two_backward_passes_may_mask_and_disturbs_neither():
+    for rule in ("bp", "kp", "fa", "frsf", "dfa"):
+        net = flat_chain().eval()
+        learner = attach(net, rule)
+        one, other = net(X), net(X.flip(0))
+        cross_entropy(one, Y).sum().backward()
+        cross_entropy(other, Y.flip(0)).sum().backward()
+        both = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+        net.zero_grad()
+        (2 * cross_entropy(net(X), Y).sum()).backward()
+        equal(both, {name: p.grad for name, p in net.named_parameters() if p.grad is not None}, rtol=1e-10)
+        thin(learner)
+
+
+def test_a_detached_network_has_no_absent_connection_that_conducts():
+    net = flat_chain()
+    learner = attach(net, "fa")
+    net[4].reset_parameters()
+    mask = net[4].weight_mask.clone()
+    learner.detach()
+    assert not net[4].weight[mask == 0].any()
+
+
+def test_feedback_written_by_hand_stays_absent_in_blocks_too():
+    net = flat_chain()
+    learner = attach(net, "dfa", at=["3"])
+    learner.blocks["3"].feedback.normal_()
+    cross_entropy(net(X), Y).mean().backward()
+    assert thin(learner) == 5
+
+
+def test_stand_in_weights_exported_code_and_inference_mode():
+    net = flat_chain().eval()
+    learner = attach(net, "fa")
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1)
+    with torch.inference_mode():
+        torch.testing.assert_close(net(X), by_hand(net, learner), rtol=1e-10, atol=1e-12)
+    own = {name: p.detach() for name, p in net.named_parameters()}
+    two = {name: torch.stack([p, p + 0.1]) for name, p in own.items()}
+    with torch.no_grad():
+        both = torch.vmap(lambda some: torch.func.functional_call(net, some, (X,)))(two)
+        for number, outputs in enumerate(both):
+            alone = torch.func.functional_call(net, {name: p + 0.1 * number for name, p in own.items()}, (X,))
+            torch.testing.assert_close(outputs, alone, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(torch.export.export(net, (X,)).module()(X), net(X), rtol=1e-10, atol=1e-12)

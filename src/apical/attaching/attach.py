@@ -60,8 +60,8 @@ def attach(
             `Replicas` also a list of these, one for each copy, that differ in numbers such as epsilon, noise or rate.
         example_input: one input batch as the model takes it: a tensor, a tuple of arguments, or a dict of keyword
             arguments. Needed by direct and indirect rules, whose feedback is shaped by a dry run (in eval mode and
-            without touching random state). Others use it to drop, at once instead of after the first forward pass,
-            the feedback of synapses that no signal leaves. For `Replicas` a batch for each copy, [copies, N, *], on which
+            without touching random state). Others use it to drop at once the feedback of synapses that no signal leaves;
+            else the first forward pass takes it out of use, and it keeps its place among the model's parameters. For `Replicas` a batch for each copy, [copies, N, *], on which
             copies are compared with the single network, unless they have been.
         at: direct rules only: names of modules at whose outputs the signal enters, instead of at every synapse's
             input. Inside such a block the signal goes layer by layer through feedback of the same plasticity.

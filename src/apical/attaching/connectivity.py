@@ -1,7 +1,8 @@
 """Sparse connectivity: which forward and which feedback connections exist at all (reference 1.13).
 
-Masks are drawn once and stay. Absent connections are kept at zero in W and in the feedback themselves, so that forward passes,
-teaching signals, measures and audits need to know nothing: only what changes a weight is masked.
+Masks are drawn once and stay. Absent connections are kept at zero in W and in the feedback themselves, so that teaching signals,
+measures and audits need to know nothing: what changes a weight is masked, and every forward pass sets to zero what others have
+written there by hand (`Synapse.disconnect`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Connectivity:
     have (no rescaling); biases are never thinned.
 
     Each has one mask of zeros and ones, drawn once: `weight_mask` and `feedback_mask` of the synapse, in its state dict. Outside
-    of theirs W and the feedback are zero after every step of any optimizer, and so is every update.
+    of theirs W and the feedback are zero after every step of any optimizer and in every forward pass, whoever has written to them
+    in between, and so is every update.
 
     Which layers: amit2019's code [C] thins all but the last dense layer; lillicrap2016 is read [R] as the last layer alone.
 

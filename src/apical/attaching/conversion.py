@@ -15,7 +15,7 @@ from apical.pathways import Direct, Indirect, LayerWise, Pathway
 from apical.plasticity import Plasticity
 from apical.synapses import memory
 from apical.synapses.registry import synapse_type
-from apical.synapses.storage import kept, mask_feedback, release
+from apical.synapses.storage import drop, kept, mask_feedback, release
 from apical.synapses.synapse import Synapse
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def convert(learner: Learner, shown: Shown | None, at: Sequence[str] | None) -> 
     step_hooks.watch(learner)
     # Last: feedback may be drawn from the weights as they were, and what fails before leaves them alone.
     connectivity.mask_weights(learner)
+    # And first when detached: somebody may have written to them since the last pass.
+    learner.undo.append(partial(connectivity.mask_weights, learner))
 
 
 def _swap(learner: Learner, name: str, pathway: Pathway, plasticity: Plasticity) -> None:
@@ -88,7 +90,8 @@ def _give_feedback(learner: Learner, name: str, synapse: Synapse, shown: Shown |
     synapse.plasticity.prepare(synapse, shape, learner.generator)
     connectivity.draw_feedback_mask(learner, synapse, name, shape)
     if silent:
-        synapse.silence()
+        synapse.sends_back = False
+        drop(synapse)
 
 
 def _give_block_feedback(learner: Learner, name: str, shown: Shown) -> None:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class FirstPass:
-    """Hooks that look at the first pass that learns, and then drop the feedback of synapses that no signal leaves."""
+    """Hooks that look at the first pass that learns, and take out of use the feedback of synapses that no signal leaves.
+
+    It keeps its place among the model's parameters or buffers: averages, vectors and optimizers may count on that by now.
+    """
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner

@@ -14,6 +14,7 @@ from apical.optim.shared_velocity import join, part, shares
 from apical.pathways.checkpointing import recomputing
 from apical.plasticity.base import Trained
 from apical.step_hooks import require_optimizer
+from apical.synapses.storage import kept
 
 if TYPE_CHECKING:
     from apical.learner import Learner
@@ -90,8 +91,8 @@ class Updates:
         held = {id(p): group for group in groups for p in group["params"]}
         found = {one: group for one, group in held.items() if one not in self.tied}
         for name, owner in self._owners.items():
-            weight, feedback = owner._parameters.get("weight"), owner._parameters.get("feedback")
-            if feedback is None or not feedback.requires_grad or id(feedback) in held:
+            weight, feedback = owner._parameters.get("weight"), kept(owner, "feedback")
+            if not isinstance(feedback, nn.Parameter) or not feedback.requires_grad or id(feedback) in held:
                 continue
             if weight is None or id(weight) in held:
                 require_optimizer(feedback, name, self._rule)

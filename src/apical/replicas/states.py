@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.pathways import Direct
-from apical.synapses.storage import names_kept
+from apical.synapses.storage import kept, names_kept
 from apical.synapses.synapse import Synapse
 
 OptimizerState = Mapping[int, Mapping[str, Any]]
@@ -91,8 +91,8 @@ class _Place(NamedTuple):
 def _places(model: nn.Module, state: OptimizerState, parts: int) -> dict[int, _Place]:
     """Every parameter's place, by its number in an optimizer of them all.
 
-    An optimizer made before the first pass counts feedback that the pass has dropped, one made after does not. The shapes in
-    `state`, whose tensors are one of `parts` of a parameter, tell which of them it is of.
+    An optimizer of a network that was attached without an example counts feedback that is out of use, one of a network attached
+    with an example does not. The shapes in `state`, whose tensors are one of `parts` of a parameter, tell which of them it is of.
     """
     met = [(_Place(shape, dimension_of(model, name)), dropped) for name, shape, dropped in _parameters(model)]
     made_before = dict(enumerate(place for place, _ in met))
@@ -113,8 +113,9 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, torch.Size, bool]]:
     for path, module in model.named_modules():
         for leaf, parameter in module._parameters.items():
             name = f"{path}.{leaf}" if path else leaf
+            dropped = leaf in names_kept(module) and kept(module, leaf) is None
             if parameter is not None and parameter not in met:
                 met.add(parameter)
-                yield name, parameter.shape, False
-            elif parameter is None and isinstance(module, Synapse) and leaf in names_kept(module):
+                yield name, parameter.shape, dropped
+            elif parameter is None and dropped and isinstance(module, Synapse):
                 yield name, module.weight.shape, True

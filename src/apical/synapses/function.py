@@ -59,6 +59,7 @@ class SynapseFunction(Function):
         connection = synapse.connection
         if synapse.circuit.busy and not ctx.beside:
             synapse.circuit.refuse("the backward pass came to", synapse.label)
+        need_feedback = need_feedback and synapse.sends_back  # The first pass may have shown that none is needed.
         if not need_x:
             feedback = None
         elif feedback is not None:

@@ -1,7 +1,7 @@
 """Where feedback weights and masks are kept: as tensors of the module that owns them, under names that its state dict then has.
 
-The owner is a synapse, or a block named in ``at=``. A plasticity calls `keep`; what it has kept can be asked for, dropped, and
-taken away again without knowing the plasticity.
+The owner is a synapse, or a block named in ``at=``. A plasticity calls `keep`; what it has kept can be asked for, dropped,
+taken out of use and taken away again without knowing the plasticity.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ MASKS = ("weight_mask", "feedback_mask")
 
 _NAMES = "apical_kept"
 """Under which attribute an owner lists what was kept on it."""
+
+_RETIRED = "apical_retired"
+"""Which attribute an owner has whose feedback is out of use."""
 
 
 # Written to the dictionaries, not by register_buffer: on a synapse `feedback` is a property, which nn.Module takes for a clash.
@@ -43,11 +46,13 @@ def keep(owner: nn.Module, name: str, tensor: Tensor, *, trained: bool = False) 
 
 
 def kept(owner: nn.Module, name: str) -> Tensor | None:
-    """The tensor that is stored under `name` on its owner, parameter or buffer; None if there is none, or none any more.
+    """The tensor in use under `name` on its owner, parameter or buffer; None if there is none, or none any more.
 
     >>> kept(nn.Linear(2, 3), "feedback") is None
     True
     """
+    if _RETIRED in vars(owner):
+        return None
     tensor = owner._parameters.get(name)
     return owner._buffers.get(name) if tensor is None else tensor
 
@@ -71,12 +76,41 @@ def drop(owner: nn.Module) -> None:
                 store[name] = None
 
 
+def retire(owner: nn.Module) -> None:
+    """Take out of use what was kept, once others may have listed the owner's parameters and buffers: each keeps its place.
+
+    An average of the weights, or a vector of them, counts on the same parameters in the same order ever after.
+    """
+    names = (*names_kept(owner), "feedback_mask")
+    if any(store.get(name) is not None for name in names for store in (owner._parameters, owner._buffers)):
+        vars(owner)[_RETIRED] = True
+    for name in names:
+        parameter = owner._parameters.get(name)
+        if parameter is not None:
+            parameter.requires_grad_(False).grad = None
+
+
+def not_in_state(owner: nn.Module) -> tuple[str, ...]:
+    """Names of the tensors on the owner that its state dict leaves out, because they are out of use."""
+    return (*names_kept(owner), "feedback_mask") if _RETIRED in vars(owner) else ()
+
+
 def release(owner: nn.Module) -> None:
     """Take from the owner everything that was kept on it, masks included."""
     for name in (*names_kept(owner), *MASKS):
         owner._parameters.pop(name, None)
         owner._buffers.pop(name, None)
-    vars(owner).pop(_NAMES, None)
+    for name in (_NAMES, _RETIRED):
+        vars(owner).pop(name, None)
+
+
+def multiply_unseen(tensor: Tensor, mask: Tensor) -> None:
+    """Multiply in place, without a trace in autograd."""
+    if torch._C._are_functorch_transforms_active():  # They have no .data.
+        with torch.no_grad():
+            tensor.mul_(mask)
+    else:
+        tensor.data.mul_(mask)
 
 
 def mask_feedback(owner: nn.Module) -> None:
@@ -84,8 +118,7 @@ def mask_feedback(owner: nn.Module) -> None:
     mask = owner._buffers.get("feedback_mask")
     if mask is None:
         return
-    with torch.no_grad():
-        for name in names_kept(owner):
-            tensor = kept(owner, name)
-            if tensor is not None and tensor.shape == mask.shape:
-                tensor.mul_(mask)
+    for name in names_kept(owner):
+        tensor = kept(owner, name)
+        if tensor is not None and tensor.shape == mask.shape:
+            multiply_unseen(tensor, mask)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from apical.synapses.function import SynapseFunction, apply
-from apical.synapses.storage import MASKS, drop, kept, mask_feedback, names_kept
+from apical.synapses.storage import MASKS, kept, mask_feedback, multiply_unseen, names_kept, not_in_state, retire
 from apical.synapses.transformed import transforming
 
 if TYPE_CHECKING:
@@ -137,12 +137,14 @@ class Synapse(nn.Module):
         )
 
     def silence(self) -> None:
-        """Keep no feedback: no signal ever leaves this synapse."""
+        """Use no feedback: no signal ever leaves this synapse."""
         self.sends_back = False
-        drop(self)
+        retire(self)
 
     def forward(self, input: Tensor, *args: Any) -> Tensor:
         """The plain layer's output; a graph built here carries the rule."""
+        if self.sparse:
+            self.disconnect()
         if not torch.is_grad_enabled():
             if self.whole_pass is not None:
                 self.whole_pass.call_without_graph(self, input)
@@ -158,6 +160,18 @@ class Synapse(nn.Module):
         x, feedback = self.pathway.enter(self, input)
         x, geometry = self.prepare(x, *args)
         return apply(SynapseFunction, True)(x, weight, bias, feedback, self, geometry)  # type: ignore[return-value]
+
+    def disconnect(self) -> None:
+        """Set to zero what lies at absent connections, whoever has written it there since the last pass.
+
+        Unseen by autograd: what passes before have kept has zeros there already. Exported code has weights of its own.
+        """
+        if torch.compiler.is_exporting():
+            return
+        weight, mask = self._parameters.get("weight"), self._buffers.get("weight_mask")
+        if weight is not None and mask is not None:
+            multiply_unseen(weight, mask)
+        mask_feedback(self)
 
     def _refuse_computed(self) -> None:
         for name in ("weight", "bias"):
@@ -268,6 +282,12 @@ class Synapse(nn.Module):
         """The plain layer's description, with how its feedback is carried and learned."""
         sparse = ", sparse" if self.sparse else ""
         return f"{super().extra_repr()}, pathway={self.pathway.name}, plasticity={self.plasticity.name}{sparse}"
+
+    @override
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in not_in_state(self):
+            destination.pop(prefix + name, None)
 
     def _load_from_state_dict(
         self,
