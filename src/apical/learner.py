@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -25,6 +27,15 @@ if TYPE_CHECKING:
     from apical.attaching.connectivity import Connectivity
 
 
+class Surgery(Protocol):
+    """What notices changes of a learner's model in its passes, unless it is muted, and takes them in."""
+
+    muted: bool
+
+    def refresh(self, example_input: Any) -> None:
+        """Take in the model as it is now."""
+
+
 class Learner:
     """A model that learns by a rule, as `apical.attach` returns it.
 
@@ -41,6 +52,7 @@ class Learner:
         circuit: what the synapses share. phases: what learns in phases of its own.
         passes: what follows passes of the whole model, for rules that need it.
         undo: what `detach` calls, the last first: each step of the conversion leaves its own way back.
+        surgery: what notices changes of the model, and takes them in.
 
     >>> import apical, torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
@@ -72,6 +84,7 @@ class Learner:
         self.passes: list[WholePass] = []
         self.undo: list[Callable[[], Any]] = []
         self.layout: Layout = OneNetwork()
+        self.surgery: Surgery | None = None
 
     def __repr__(self) -> str:
         return f"Learner({type(self.model).__name__}, rule='{self.name}', synapses={len(self.synapses)})"
@@ -114,6 +127,7 @@ class Learner:
     def __setstate__(self, state: dict[str, Any]) -> None:
         device, random_state = state.pop("generator")
         self.__dict__.update(state)
+        self.circuit.synapses = WeakValueDictionary(self.synapses)
         self.generator = generator_from(random_state, device)
         step_hooks.watch(self)
 
@@ -158,7 +172,7 @@ class Learner:
         if self.blocks and self.rule.trains:
             owners += self.blocks.values()
         found = (kept(owner, "feedback") for owner in owners)
-        return [p for p in found if isinstance(p, nn.Parameter)]
+        return list(dict.fromkeys(p for p in found if isinstance(p, nn.Parameter)))
 
     def state_dict(self) -> dict[str, Any]:
         """The learner's own state, which a checkpoint needs besides ``model.state_dict()``; that holds the feedback.
@@ -196,6 +210,45 @@ class Learner:
             if not isinstance(self.synapses[name].pathway, Direct):
                 self.synapses[name].silence()
 
+    def refresh(self, example_input: Any = None) -> None:
+        """Take in what was changed in the model since `attach`: a new head, layers added, gone or renamed, resized weights.
+
+        New layers learn by the rule that `attach` was given for their place, layers that are gone are plain again. The feedback
+        of all others is kept as it is, where its shape still fits. Feedback that `nn.Module.to_empty` has emptied is drawn anew.
+        New parameters need a place in the optimizer, as after any change of a model.
+
+        Args:
+            example_input: a batch as the model takes it now; None: the first samples of the one that `attach` was given.
+
+        Raises:
+            ValueError: for what can't be attached, each with a way out; the learner is then as it was. Also if a direct rule
+                has no example, if the learner is detached, or for several copies side by side.
+
+        >>> import apical, torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+        >>> learner = apical.attach(net, "fa")
+        >>> net[2] = torch.nn.Linear(3, 10)
+        >>> learner.refresh()
+        >>> learner.synapses["2"] is net[2]
+        True
+        """
+        self.require_synapses()
+        if self.surgery is not None:
+            self.surgery.refresh(example_input)
+
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """While open, passes may meet layers that the learner does not know, as an audit's do."""
+        surgery = self.surgery
+        before = surgery is None or surgery.muted
+        if surgery is not None:
+            surgery.muted = True
+        try:
+            yield
+        finally:
+            if surgery is not None:
+                surgery.muted = before
+
     def detach(self) -> nn.Module:
         """Give the plain model back: its layers' own classes, no feedback, no hooks. Weights stay as learned.
 
@@ -204,6 +257,7 @@ class Learner:
         while self.undo:
             self.undo.pop()()
         self.synapses, self.blocks, self.passes, self.phases.recorder = {}, {}, [], None
+        self.circuit.synapses.clear()
         return self.model
 
 

@@ -40,6 +40,7 @@ LEARNER = (
         "adapted",
         "copies",
         "adapt",
+        "refresh",
         "detach",
     ),
     *("state_dict", "load_state_dict", "forward_parameters", "feedback_parameters"),

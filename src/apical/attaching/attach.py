@@ -15,6 +15,7 @@ from apical.attaching.by_module import Rules, rules_of
 from apical.attaching.connectivity import Connectivities
 from apical.attaching.dry_run import check_wiring, dry_run
 from apical.attaching.samples import check_samples
+from apical.attaching.surgery import Surgery
 from apical.learner import Learner
 from apical.nested import Which
 from apical.per_copy import copies_in, streams
@@ -61,8 +62,9 @@ def attach(
         example_input: one input batch as the model takes it: a tensor, a tuple of arguments, or a dict of keyword
             arguments. Needed by direct and indirect rules, whose feedback is shaped by a dry run (in eval mode and
             without touching random state). Others use it to drop at once the feedback of synapses that no signal leaves;
-            else the first forward pass takes it out of use, and it keeps its place among the model's parameters. For `Replicas` a batch for each copy, [copies, N, *], on which
-            copies are compared with the single network, unless they have been.
+            without it, the first forward pass takes that out of use, and its place in the model's parameters stays. For
+            `Replicas` a batch for each copy, [copies, N, *], on which copies are compared with the single network, unless
+            they have been.
         at: direct rules only: names of modules at whose outputs the signal enters, instead of at every synapse's
             input. Inside such a block the signal goes layer by layer through feedback of the same plasticity.
         generator: source of the feedback's randomness. None: one seeded from PyTorch's global generator, so
@@ -114,7 +116,8 @@ def attach(
         if learner.copies == 1:
             check_samples(model, rules, example_input, at, output)
     try:
-        conversion.convert(learner, shown, at)
+        surgery = learner.surgery = Surgery(learner, rule, connectivity, at, example_input)
+        surgery.convert(shown)
     except Exception:
         learner.detach()
         raise

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from apical import step_hooks
 from apical.attaching import connectivity
@@ -15,8 +16,9 @@ from apical.pathways import Direct, Indirect, LayerWise, Pathway
 from apical.plasticity import Plasticity
 from apical.synapses import memory
 from apical.synapses.registry import synapse_type
-from apical.synapses.storage import drop, kept, mask_feedback, release
+from apical.synapses.storage import MASKS, drop, kept, mask_feedback, names_kept, release
 from apical.synapses.synapse import Synapse
+from apical.synapses.ties import settle_ties
 
 if TYPE_CHECKING:
     from apical.attaching.dry_run import Shown
@@ -26,11 +28,47 @@ LEARNER = "_apical_learner"
 """Under which name an attached model holds its learner."""
 
 
-def convert(learner: Learner, shown: Shown | None, at: Sequence[str] | None) -> None:
+class Held:
+    """Feedback and masks of the layers of a learner, to be put back after a new conversion wherever their shapes still fit."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._tensors: dict[nn.Module, dict[str, Tensor]] = {}
+        emptied = learner.circuit.emptied
+        for name, owner in learner.owners.items():
+            if name not in emptied and not (emptied and name in learner.blocks):
+                stores = {**owner._buffers, **owner._parameters}
+                names = (*names_kept(owner), *MASKS)
+                self._tensors[owner] = {key: t for key in names if (t := stores.get(key)) is not None}
+
+    def put_back(self, learner: Learner) -> None:
+        """Let every layer have its own again, parameters by identity, so that optimizers hold on to them."""
+        for owner in learner.owners.values():
+            held = self._tensors.get(owner, {})
+            drawn = {key: t for key in (*names_kept(owner), "feedback_mask") if (t := kept(owner, key)) is not None}
+            if all(key in held and held[key].shape == tensor.shape for key, tensor in drawn.items()):
+                for key in drawn:
+                    _store(owner, key, held[key])
+                if (feedback := owner._parameters.get("feedback")) is not None:
+                    weight = owner._parameters.get("weight")
+                    feedback.requires_grad_(weight is None or weight.requires_grad)
+            mask = owner._buffers.get("weight_mask")
+            if mask is not None and "weight_mask" in held and held["weight_mask"].shape == mask.shape:
+                owner._buffers["weight_mask"] = held["weight_mask"]
+
+
+def _store(owner: nn.Module, name: str, tensor: Tensor) -> None:
+    if isinstance(tensor, nn.Parameter):
+        owner._parameters[name] = tensor
+    else:
+        owner._buffers[name] = tensor
+
+
+def convert(learner: Learner, shown: Shown | None, at: Sequence[str] | None, held: Held | None = None) -> None:
     """Make the layers of a learner's model synapses, with feedback, masks and hooks.
 
     Args:
         learner: new, with rules for all layers. shown: by a dry run. at: names of blocks at which direct signals enter.
+        held: what layers had before that were attached already.
     """
     for name, rule in learner.rules.items():
         # Inside blocks the signal travels layer by layer.
@@ -41,6 +79,12 @@ def convert(learner: Learner, shown: Shown | None, at: Sequence[str] | None) -> 
     for name in at or ():
         assert shown is not None
         _give_block_feedback(learner, name, shown)
+    if held is not None:
+        held.put_back(learner)
+    earlier: list[Synapse] = []
+    for synapse in learner.synapses.values():
+        settle_ties(synapse, earlier)
+        earlier.append(synapse)
     _install_hooks(learner, undecided=shown is None)
     vars(learner.model)[LEARNER] = learner
     learner.undo.append(partial(_forget_learner, learner.model))
@@ -59,7 +103,7 @@ def _swap(learner: Learner, name: str, pathway: Pathway, plasticity: Plasticity)
     before = set(vars(module))
     module.__class__ = kind
     assert isinstance(module, Synapse)
-    learner.synapses[name] = module
+    learner.synapses[name] = learner.circuit.synapses[name] = module
     learner.undo.append(partial(_swap_back, module, plain, frozenset(before)))
     module.circuit, module.label, module.pathway, module.plasticity = learner.circuit, name, pathway, plasticity
     module.large = module.weight.numel() * module.weight.element_size() >= memory.SMALLEST
@@ -70,6 +114,10 @@ def _swap_back(module: nn.Module, plain: type[nn.Module], before: frozenset[str]
     # Attributes that make it a synapse; a user's own stay.
     for name in vars(module).keys() & (Synapse.__annotations__.keys() - before):
         del vars(module)[name]
+    if parametrize.is_parametrized(module):
+        # PyTorch has derived a class from the synapse's since; one like it is derived from the plain layer's.
+        own = {name: value for name, value in vars(type(module)).items() if name not in ("__dict__", "__weakref__")}
+        plain = type(f"Parametrized{plain.__name__}", (plain,), own)
     module.__class__ = plain
 
 

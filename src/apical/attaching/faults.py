@@ -17,15 +17,22 @@ from apical.synapses import registry
 from apical.synapses.registry import ELEMENTWISE, added, synapse_type
 from apical.synapses.synapse import Synapse
 
+ITSELF = "(the model itself)"
+"""Name of the whole model."""
 
-def of_layers(model: nn.Module) -> list[str]:
-    """Every layer of `model` whose weights no known synapse covers, each as a sentence with the way out."""
+
+def of_layers(model: nn.Module, known: Collection[nn.Module] = ()) -> list[str]:
+    """Every layer of `model` whose weights no known synapse covers, each as a sentence with the way out.
+
+    Modules in `known` are attached already; of those, only weights that are computed anew are a fault.
+    """
     found: list[str] = []
     reported: list[str] = []
     for name, module in model.named_modules():
-        fault = None if name.startswith(tuple(reported)) else _fault(module)
+        covered = name.startswith(tuple(reported)) or (module in known and not _computed(module))
+        fault = None if covered else _fault(module)
         if fault is not None:
-            found.append(f"{name or '(the model itself)'}: {fault}")
+            found.append(f"{name or ITSELF}: {fault}")
             # What computes a parametrized weight is part of the same fault.
             reported.append(f"{name}.parametrizations.".lstrip("."))
     return found

@@ -82,7 +82,7 @@ class LocalSGD(Optimizer):
     def _connect(self, learner: Learner) -> None:
         # Synapses reach this optimizer, and must not reach the learner by it: that keeps graphs, which hold synapses.
         self._learner = weakref.ref(learner)
-        self._updates = Updates(self, learner, waits=learner.phases.learns)
+        self._updates = Updates(self, learner)
         learner.circuit.updater = self._updates
 
     def __getstate__(self) -> dict[str, Any]:

@@ -47,12 +47,21 @@ class _Site:
 class Updates:
     """The synapses' side of `LocalSGD`. Small layers take no longer than the calls in here, so these are few."""
 
-    def __init__(self, optimizer: LocalSGD, learner: Learner, *, waits: bool) -> None:
+    def __init__(self, optimizer: LocalSGD, learner: Learner) -> None:
         # Weakly, so that an optimizer that the user has let go of is gone, and the weights' gradients are ordinary again.
-        self._optimizer, self.waits = weakref.ref(optimizer), waits
-        self.sites: dict[Synapse, _Site] = {synapse: _Site(synapse) for synapse in learner.synapses.values()}
+        self._optimizer, self._learner = weakref.ref(optimizer), weakref.ref(learner)
+        self.sites: dict[Synapse, _Site] = {}
         self._groups: dict[int, dict[str, Any]] = {}
         self._seen: list[dict[str, Any]] = []
+        self.settle()
+
+    def settle(self) -> None:
+        """See anew which synapses there are, and which of them share weights."""
+        learner = self._learner()
+        if learner is None:
+            return
+        self.waits, self._seen = learner.phases.learns, []
+        self.sites = {synapse: self.sites.get(synapse) or _Site(synapse) for synapse in learner.synapses.values()}
         self._owners = learner.owners
         self._rule = learner.name
         # Weights that several modules hold hear from all of them before they may move.

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,9 @@ class Updater(Protocol):
     def drop(self) -> None:
         """Let go of updates that wait, without learning from them."""
 
+    def settle(self) -> None:
+        """See anew which synapses there are, and which of them share weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class Connection:
@@ -99,6 +103,8 @@ class Circuit:
         updater: who takes updates in the backward pass (`apical.LocalSGD`).
         memory: memory of large results, used again.
         busy: whether passes are made beside the loop's, for a phase or to measure. thread: who makes them.
+        synapses: all synapses by name, weakly, for the graph of a pass holds this by each of them.
+        emptied: names of those whose feedback has lost its values (`nn.Module.to_empty`).
     """
 
     def __init__(self) -> None:
@@ -106,13 +112,17 @@ class Circuit:
         self.updater: Updater | None = None
         self.memory = Recycler()
         self.busy, self.thread = False, 0
+        self.synapses: WeakValueDictionary[str, Synapse] = WeakValueDictionary()
+        self.emptied: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"memory": self.memory}
+        # The synapses are brought by their learner, so that a copy of one layer does not drag along the others.
+        return {"memory": self.memory, "emptied": self.emptied}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.record = self.updater = None
-        self.memory = state["memory"]
+        self.memory, self.emptied = state["memory"], state.get("emptied", set())
+        self.__dict__.setdefault("synapses", WeakValueDictionary())
         self.busy, self.thread = False, 0
 
     @property

@@ -90,6 +90,11 @@ def retire(owner: nn.Module) -> None:
             parameter.requires_grad_(False).grad = None
 
 
+def use_again(owner: nn.Module) -> None:
+    """Take into use what the owner has, after `retire`."""
+    vars(owner).pop(_RETIRED, None)
+
+
 def not_in_state(owner: nn.Module) -> tuple[str, ...]:
     """Names of the tensors on the owner that its state dict leaves out, because they are out of use."""
     return (*names_kept(owner), "feedback_mask") if _RETIRED in vars(owner) else ()

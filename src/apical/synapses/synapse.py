@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from apical.synapses.function import SynapseFunction, apply
-from apical.synapses.storage import MASKS, kept, mask_feedback, multiply_unseen, names_kept, not_in_state, retire
+from apical.synapses.keeper import Keeper
+from apical.synapses.storage import mask_feedback, multiply_unseen, retire
+from apical.synapses.ties import feedback_is_shared, settle_ties
 from apical.synapses.transformed import transforming
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ Geometry = tuple[Any, ...]
 """What one call of a layer fixes besides its weights, e.g. a convolution's stride and padding."""
 
 
-class Synapse(nn.Module):
+class Synapse(Keeper):
     """A layer whose backward pass reads `feedback` instead of its weights.
 
     `apical.attach` makes it by swapping the class of a plain layer in place; parameters keep identity and name.
@@ -129,6 +131,10 @@ class Synapse(nn.Module):
         super().__setattr__(name, value)
         if name == "plasticity":
             self.connection = value.connection(self)
+        elif name == "weight" and "circuit" in vars(self):
+            settle_ties(self, self.circuit.synapses.values())
+            if self.circuit.updater is not None:
+                self.circuit.updater.settle()
 
     def __prepare_scriptable__(self) -> Synapse:
         # torch.jit.script asks every module for what is to be compiled in its place.
@@ -137,9 +143,10 @@ class Synapse(nn.Module):
         )
 
     def silence(self) -> None:
-        """Use no feedback: no signal ever leaves this synapse."""
-        self.sends_back = False
-        retire(self)
+        """Use no feedback, unless another synapse does: no signal ever leaves this one."""
+        if not feedback_is_shared(self, self.circuit.synapses.values()):
+            self.sends_back = False
+            retire(self)
 
     def forward(self, input: Tensor, *args: Any) -> Tensor:
         """The plain layer's output; a graph built here carries the rule."""
@@ -156,7 +163,7 @@ class Synapse(nn.Module):
         if self.circuit.busy and not self.circuit.mine:
             self.circuit.refuse("a pass with gradients came to", self.label)
         if weight is None or (bias is None and "bias" not in own):
-            self._refuse_computed()
+            self.refuse_computed()
         x, feedback = self.pathway.enter(self, input)
         x, geometry = self.prepare(x, *args)
         return apply(SynapseFunction, True)(x, weight, bias, feedback, self, geometry)  # type: ignore[return-value]
@@ -173,13 +180,15 @@ class Synapse(nn.Module):
             multiply_unseen(weight, mask)
         mask_feedback(self)
 
-    def _refuse_computed(self) -> None:
+    def refuse_computed(self) -> None:
+        """Raise a RuntimeError if weight or bias is a parameter no longer."""
         for name in ("weight", "bias"):
             if name not in self._parameters and isinstance(getattr(self, name, None), Tensor):
                 raise RuntimeError(
                     f"the {name} of '{self.label}' is a parameter no longer: pruning, weight normalization or another "
                     "parametrization that was put on it after attach computes it anew for every forward pass, where no "
-                    "rule can learn; take that off again (for sparse weights, attach with connectivity=...)"
+                    "rule can learn; take that off again, as by torch.nn.utils.parametrize.remove_parametrizations(layer, "
+                    f"'{name}') (for sparse weights, attach with connectivity=...)"
                 )
 
     def infer(self, input: Tensor, *args: Any) -> Tensor:
@@ -282,37 +291,3 @@ class Synapse(nn.Module):
         """The plain layer's description, with how its feedback is carried and learned."""
         sparse = ", sparse" if self.sparse else ""
         return f"{super().extra_repr()}, pathway={self.pathway.name}, plasticity={self.plasticity.name}{sparse}"
-
-    @override
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name in not_in_state(self):
-            destination.pop(prefix + name, None)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict,
-        prefix: str,
-        local_metadata: dict,
-        strict: bool,
-        missing_keys: list,
-        unexpected_keys: list,
-        errors: list,
-    ) -> None:
-        """Take a state dict. That of a plain model carries no feedback and no masks: the synapse's own stay as they are."""
-        masks = [name for name in MASKS if name in self._buffers] if self.sparse else []
-        own = (*names_kept(self), *masks)
-        dropped = {prefix + name for name in own if prefix + name in state_dict and kept(self, name) is None}
-        taken = {key: value for key, value in state_dict.items() if key not in dropped} if dropped else state_dict
-        missing: list[str] = []
-        for name in masks:
-            mask, given = self._buffers.get(name), state_dict.get(prefix + name)
-            if mask is not None and given is not None and given.shape == mask.shape:
-                # First, because feedback that is assigned is thinned at once.
-                self._buffers[name] = given.to(mask, copy=True)
-        super()._load_from_state_dict(taken, prefix, local_metadata, strict, missing, unexpected_keys, errors)
-        missing_keys += [key for key in missing if key.removeprefix(prefix) not in own]
-        if (mask := self._buffers.get("weight_mask")) is not None:
-            with torch.no_grad():
-                self.weight.mul_(mask)
-        mask_feedback(self)

@@ -1,0 +1,221 @@
+"""Surgery on a model after `attach`: noticed by the next pass that learns, and taken in by `Learner.refresh`.
+
+A layer that was put in later would be taught by backpropagation, and one that is gone would still be measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from apical.attaching import connectivity as connections
+from apical.attaching import conversion, faults
+from apical.attaching.by_module import Rules, rules_of
+from apical.attaching.dry_run import Shown, check_wiring, dry_run
+from apical.nested import over_tensors, tensors
+from apical.phases.backpropagation import backpropagating
+from apical.phases.phases import Phases
+from apical.rules import Rule
+from apical.synapses.registry import synapse_type
+from apical.synapses.synapse import Synapse
+
+if TYPE_CHECKING:
+    from apical.attaching.connectivity import Connectivities
+    from apical.learner import Learner
+
+FEW = 2
+"""Samples of an example that are kept for later dry runs."""
+
+
+class Surgery:
+    """What a learner's model looked like when it was attached, and with which settings.
+
+    Args:
+        learner: whose model it is. rule, connectivity, at, example_input: as given to `apical.attach`.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        rule: Rules | Sequence[Rules],
+        connectivity: Connectivities | None,
+        at: Sequence[str] | None,
+        example_input: Any,
+    ) -> None:
+        self.learner = learner
+        self.rule, self.connectivity, self.at = rule, connectivity, at
+        self.example = None if example_input is None else _few(example_input)
+        self.muted = False
+        self._children: list[tuple[nn.Module, dict[str, nn.Module | None]]] = []
+        self._shapes: list[tuple[Synapse, torch.Size]] = []
+
+    def convert(self, shown: Shown | None, held: conversion.Held | None = None) -> None:
+        """Convert the model, and notice changes from now on."""
+        conversion.convert(self.learner, shown, self.at, held)
+        self.learner.undo.append(self.learner.model.register_forward_pre_hook(self.look, prepend=True).remove)
+        self._remember()
+
+    def _remember(self) -> None:
+        self._children = [(one, dict(one._modules)) for one in self.learner.model.modules() if one._modules]
+        self._shapes = [(synapse, synapse.weight.shape) for synapse in self.learner.synapses.values()]
+
+    def look(self, module: nn.Module, args: Any) -> None:
+        """Pre-hook of the model: raise a RuntimeError if the learner no longer fits it."""
+        if torch.compiler.is_compiling() or self.muted or not torch.is_grad_enabled():
+            return
+        if not (self._changed() or self.learner.circuit.emptied):
+            return
+        found = self._changes()
+        if not found:
+            self._remember()  # None that any synapse has to do with.
+            return
+        way_out = (
+            "make replicas of the changed network anew"
+            if self.learner.copies > 1
+            else "call learner.refresh(), which apical.learner_of(model) has too: it attaches new layers, drops those that are "
+            "gone and keeps the feedback of all others"
+        )
+        raise RuntimeError(
+            f"{type(self.learner.model).__name__} was changed after attach:\n"
+            + "".join(f"- {one}\n" for one in found)
+            + way_out
+        )
+
+    def _changed(self) -> bool:
+        # At every step: a comparison of dicts goes by the identity of the modules in them.
+        for module, children in self._children:
+            if module._modules != children:
+                return True
+        for synapse, shape in self._shapes:
+            weight = synapse._parameters.get("weight")
+            if weight is None:
+                synapse.refuse_computed()
+            elif weight.shape != shape:
+                return True
+        return False
+
+    def _changes(self) -> list[str]:
+        """Every change that a synapse has to do with, as a sentence."""
+        learner = self.learner
+        modules = dict(learner.model.named_modules())
+        names = {module: name for name, module in modules.items()}
+        owners, found, told = learner.owners, [], set()
+        for name, owner in owners.items():
+            if modules.get(name) is owner:
+                continue
+            told.add(name)
+            if owner in names:
+                found.append(f"'{name}' is '{names[owner]}' now")
+            elif name in modules:
+                found.append(f"in place of '{name}' stands a {type(modules[name]).__name__} that is not attached")
+            else:
+                found.append(f"'{name}' is gone")
+        known = set(owners.values())
+        new = [name for name, module in modules.items() if module not in known and _holds_weights(module)]
+        found += [
+            f"'{name}' is a {type(modules[name]).__name__} that is not attached" for name in new if name not in told
+        ]
+        found += [
+            f"the weights of '{synapse.label}' are {list(synapse.weight.shape)} now, and were {list(shape)}"
+            for synapse, shape in self._shapes
+            if synapse in names and synapse._parameters.get("weight") is not None and synapse.weight.shape != shape
+        ]
+        if emptied := sorted(learner.circuit.emptied):
+            found.append(
+                f"feedback of {', '.join(map(repr, emptied))} was emptied with its layer (to_empty, or a move by way of the "
+                "meta device), and has no values: load a state dict that holds it, or let refresh draw it anew"
+            )
+        return found
+
+    def refresh(self, example_input: Any) -> None:
+        """Take in the model as it is now (see `apical.Learner.refresh`)."""
+        learner, model = self.learner, self.learner.model
+        if learner.copies > 1:
+            raise ValueError("copies side by side can't be refreshed; make replicas of the changed network anew")
+        names = {owner: name for name, owner in learner.synapses.items()}
+        modules = dict(model.named_modules())
+        self._check(modules)
+        layers = [name for name, module in modules.items() if module in names or synapse_type(module) is not None]
+        new = [name for name in layers if modules[name] not in names]
+        chosen: dict[str, Rule] = rules_of(_still_there(self.rule, new), new) if new else {}
+        rules = {name: chosen.get(name) or learner.rules[names[modules[name]]] for name in layers}
+        places = [*new, *(self.at or ())]
+        fractions = connections.connectivities_of(_still_there(self.connectivity, places), places)
+        shares = {name: fractions.get(name) or learner.connectivity[names[modules[name]]] for name in layers}
+        shares |= {name: fractions[name] for name in self.at or ()}
+        connections.check(model, rules, shares)
+        example = self.example if example_input is None else _few(example_input)
+        shown = self._shown(rules, example)
+        held, adapted = conversion.Held(learner), learner.adapted
+        learner.detach()
+        learner.rules, learner.connectivity = rules, shares
+        learner.phases = Phases(learner)
+        learner.phases.adapted, self.example = adapted, example
+        try:
+            self.convert(shown, held)
+        except Exception:
+            learner.detach()
+            raise
+        learner.circuit.emptied.clear()
+        if learner.circuit.updater is not None:
+            learner.circuit.updater.settle()
+
+    def _check(self, modules: Mapping[str, nn.Module]) -> None:
+        """Raise a ValueError with all that can't be attached."""
+        known = set(self.learner.owners.values())
+        found = faults.of_layers(self.learner.model, known)
+        foreign = [name for name, one in modules.items() if isinstance(one, Synapse) and one not in known]
+        found += [f"'{name}' belongs to another learner; detach that first" for name in foreign]
+        found += [f"at= names '{name}', which is no module any more" for name in self.at or () if name not in modules]
+        if found:
+            raise ValueError(
+                f"can't take in the changes of {type(self.learner.model).__name__}:\n"
+                + "\n".join(f"- {f}" for f in found)
+            )
+
+    def _shown(self, rules: dict[str, Rule], example: Any) -> Shown | None:
+        """What a dry run of the changed model shows, while its synapses are as plain layers."""
+        learner = self.learner
+        direct = any(one.direct for one in rules.values())
+        if example is None:
+            return None
+        self.muted = True
+        try:
+            with backpropagating(learner), learner.phases.unheard(), learner.circuit.ordinary():
+                shown = dry_run(learner.model, list(rules), example, self.at, learner.output, direct=direct)
+        except ValueError as error:
+            raise ValueError(f"{error}; give learner.refresh(example_input=...) a batch that does") from error
+        finally:
+            self.muted = False
+        check_wiring(rules, shown, self.at)
+        return shown
+
+
+def _few(example: Any) -> Any:
+    """A copy of an example's first samples, which a dry run needs no more of."""
+    first = next((tensor for tensor in tensors(example) if tensor.dim()), None)
+    rows = 0 if first is None else len(first)
+
+    def cut(tensor: Tensor) -> Tensor:
+        return tensor[:FEW].detach().clone() if rows > FEW and tensor.dim() and len(tensor) == rows else tensor
+
+    return over_tensors(example, cut)
+
+
+def _still_there(value: Any, layers: Sequence[str]) -> Any:
+    """A setting by module names, without those that cover no layer any more."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        name: one
+        for name, one in value.items()
+        if any(name in ("", layer) or layer.startswith(f"{name}.") for layer in layers)
+    }
+
+
+def _holds_weights(module: nn.Module) -> bool:
+    own = any(fault.startswith(faults.ITSELF) for fault in faults.of_layers(module))
+    return own or synapse_type(module) is not None or isinstance(module, Synapse)

@@ -1,0 +1,410 @@
+"""Surgery on a model after attach is noticed by the next pass that learns, and taken in by refresh."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import apical
+from comparison import equal
+from learning import RULES, TRAINED, attach, gradients, step
+from networks import X, Y, chain, plain_chain, seed
+
+
+def feedback(learner) -> dict:
+    owners = {**learner.synapses, **learner.blocks}
+    return {name: None if o.feedback is None else o.feedback.detach().clone() for name, o in owners.items()}
+
+
+def wide(net: nn.Sequential) -> None:
+    net.append(nn.Tanh())
+    net.append(nn.Linear(3, 3))
+
+
+def low_rank(net: nn.Sequential) -> None:
+    net[4] = nn.Sequential(nn.Linear(6, 2), nn.Linear(2, 6))
+
+
+def by_dict(net: nn.Sequential) -> None:
+    net._modules["6"] = nn.Linear(6, 3)
+
+
+def resized(net: nn.Sequential) -> None:
+    net[6].weight, net[6].bias = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.zeros(4))
+
+
+def resized_data(net: nn.Sequential) -> None:
+    net[6].weight.data, net[6].bias.data = torch.randn(4, 6), torch.zeros(4)
+
+
+CUTS = {
+    "a new head": (lambda net: setattr(net, "6", nn.Linear(6, 3)), "in place of '6' stands a Linear", {"0", "4"}),
+    "a larger head": (lambda net: setattr(net, "6", nn.Linear(6, 5)), "in place of '6' stands a Linear", {"0", "4"}),
+    "written to the dict": (by_dict, "in place of '6' stands a Linear", {"0", "4"}),
+    "a layer more": (wide, "'8' is a Linear that is not attached", {"0", "4", "6"}),
+    "two for one": (low_rank, r"in place of '4' stands a Sequential.*'4.0' is a Linear.*'4.1' is a Linear", {"0", "6"}),
+    "a layer less": (lambda net: net.__delitem__(slice(5, 7)), "'6' is gone", {"0", "4"}),
+    "renamed": (lambda net: net.insert(2, nn.Identity()), "'4' is '5' now.*'6' is '7' now", {"0"}),
+    "a resized weight": (resized, r"the weights of '6' are \[4, 6\] now, and were \[3, 6\]", {"0", "4"}),
+    "resized by .data": (resized_data, r"the weights of '6' are \[4, 6\] now, and were \[3, 6\]", {"0", "4"}),
+}
+
+
+@pytest.mark.parametrize("shown", [True, False])
+@pytest.mark.parametrize("rule", ["fa", "kp", "dfa", "kp-direct", "usf", "brsf", "wm", "np", "reinforce", "bp"])
+@pytest.mark.parametrize("cut", CUTS)
+def test_surgery_is_told_by_name_at_the_next_pass_and_refresh_mends_it(cut, rule, shown):
+    if apical.rule(rule).direct and not shown:
+        pytest.skip("needs example_input")
+    operate, says, kept = CUTS[cut]
+    net = chain()
+    learner = apical.attach(net, rule, example_input=X if shown else None, generator=seed())
+    step(net)
+    before, parameters = feedback(learner), {id(p) for p in learner.feedback_parameters()}
+    operate(net)
+    with torch.no_grad():
+        net(X)  # Nothing learns here.
+    with pytest.raises(RuntimeError, match=rf"(?s)Sequential was changed after attach.*{says}.*learner\.refresh\(\)"):
+        net(X)
+    learner.refresh()
+    assert all(learner.synapses[name] is net.get_submodule(name) for name in learner.synapses)
+    assert {name for name, m in net.named_modules() if isinstance(m, nn.Linear)} == learner.synapses.keys()
+    assert all(isinstance(m, apical.Synapse) for m in net.modules() if isinstance(m, nn.Linear))
+    after = feedback(learner)
+    resized_outputs = apical.rule(rule).direct and cut not in (
+        "a new head",
+        "written to the dict",
+        "a layer more",
+        "renamed",
+    )
+    for name in kept if not (resized_outputs or rule == "brsf") else ():
+        if before[name] is not None:
+            assert torch.equal(after[name], before[name]), name
+    if rule in TRAINED and not apical.rule(rule).direct:
+        assert parameters & {id(p) for p in learner.feedback_parameters()}
+    # It learns as a network that was attached as it is now.
+    fresh = copy.deepcopy(net)
+    apical.learner_of(fresh).detach()
+    again = apical.attach(fresh, rule, example_input=X, generator=seed(1))
+    for name, synapse in again.synapses.items():
+        if synapse.feedback is not None and rule not in ("usf", "brsf", "bp"):
+            synapse.feedback = learner.synapses[name].feedback
+    net.eval(), fresh.eval()
+    y = Y % net(X).shape[1]
+    mine, its = gradients(net, X, y), gradients(fresh, X, y)
+    assert mine.keys() == its.keys()
+    if rule not in ("reinforce", "brsf"):  # Those have noise of their own.
+        for name, g in its.items():
+            torch.testing.assert_close(mine[name], g, msg=lambda m, n=name: f"{n}: {m}")
+    learner.adapt(X, y, lambda o, t: F.cross_entropy(o, t, reduction="none"))
+    assert [p is None for p in feedback(learner).values()] == [p is None for p in feedback(again).values()]
+
+
+def test_changes_that_no_synapse_has_to_do_with_pass():
+    net = chain()
+    learner = attach(net, "dfa")
+    net[2] = nn.ReLU()
+    net[3].p = 0.0
+    step(net)
+    net.add_module("spare", nn.Dropout(0.1))
+    step(net)
+    del net.spare
+    before = feedback(learner)
+    step(net)
+    learner.refresh()
+    equal(feedback(learner) | {"0": X}, before | {"0": X})
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "local"])
+@pytest.mark.parametrize("rule", ["fa", "kp", "dfa"])
+def test_optimizers_hold_on_to_what_stays_and_take_what_is_new(rule, optimizer):
+    net = plain_chain()
+    learner = attach(net, rule)
+    moves = (
+        torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+        if optimizer == "sgd"
+        else apical.LocalSGD(learner, 0.1, momentum=0.9)
+    )
+    step(net, moves)
+    net[4] = nn.Linear(6, 3)
+    learner.refresh()
+    old = {id(p) for group in moves.param_groups for p in group["params"]}
+    moves.add_param_group({"params": [p for p in net.parameters() if id(p) not in old]})
+    assert {name for name, p in net.named_parameters() if id(p) not in old} <= {"4.weight", "4.bias", "4.feedback"}
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    step(net, moves), step(net, moves)
+    moved = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
+    assert moved >= {"0.weight", "2.weight", "4.weight", "4.bias"}
+    if rule == "kp":
+        difference = before["4.weight"] - before["4.feedback"]
+        torch.testing.assert_close(net[4].weight - net[4].feedback, difference, rtol=1e-5, atol=1e-6)
+
+
+def test_rules_and_connectivity_of_new_layers_are_those_given_for_their_place():
+    net = nn.Sequential(nn.Linear(4, 6), nn.Sequential(nn.Tanh(), nn.Linear(6, 6)), nn.Linear(6, 3))
+    learner = apical.attach(net, {"": "fa", "1": "kp", "2": "bp"}, connectivity={"1": 0.5}, generator=seed())
+    mask, B = net[1][1].weight_mask, net[1][1].feedback
+    net[1].append(nn.Linear(6, 6))
+    net[2] = nn.Linear(6, 3)
+    learner.refresh()
+    assert {name: rule.name for name, rule in learner.rules.items()} == {"0": "fa", "1.1": "kp", "1.2": "kp", "2": "bp"}
+    assert net[1][1].weight_mask is mask
+    assert net[1][1].feedback is B
+    assert net[1][2].sparse
+    assert not net[2].sparse
+    del net[2]
+    learner.refresh()
+    assert list(learner.synapses) == ["0", "1.1", "1.2"]
+    assert learner.rules["0"].name == "fa"
+
+
+def test_what_cant_be_taken_in_is_told_and_leaves_the_learner_as_it_was():
+    net = plain_chain()
+    learner = attach(net, "fa")
+    before = feedback(learner)
+    net[2] = nn.LSTM(6, 6)
+    with pytest.raises(ValueError, match=r"(?s)can't take in the changes.*2: LSTM holds"):
+        learner.refresh()
+    assert learner.synapses.keys() == {"0", "2", "4"}
+    equal(
+        {n: t for n, t in feedback(learner).items() if t is not None},
+        {n: t for n, t in before.items() if t is not None},
+    )
+    other = plain_chain()
+    attach(other, "fa")
+    net[2] = other[2]
+    with pytest.raises(ValueError, match="'2' belongs to another learner"):
+        learner.refresh()
+    net[2] = nn.Linear(6, 7)
+    direct = plain_chain()
+    taught = attach(direct, "dfa")
+    direct[2] = nn.Linear(6, 7)
+    with pytest.raises(ValueError, match=r"does not pass through the model.*refresh\(example_input=...\)"):
+        taught.refresh()
+    assert isinstance(direct[0], apical.Synapse)
+    direct[4] = nn.Linear(7, 3)
+    taught.refresh()
+    step(direct)
+    learner.detach()
+    with pytest.raises(ValueError, match="detached"):
+        learner.refresh()
+
+
+def test_blocks_are_kept_and_new_ones_get_feedback():
+    net = plain_chain()
+    learner = attach(net, "dfa", at=["1", "3"])
+    before = feedback(learner)
+    net[3] = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+    with pytest.raises(RuntimeError, match="in place of '3' stands a Sequential"):
+        net(X)
+    learner.refresh()
+    assert torch.equal(feedback(learner)["1"], before["1"])
+    assert learner.blocks["3"] is net[3]
+    step(net)
+
+
+def test_a_copy_and_a_pickle_notice_surgery_of_their_own():
+    net = plain_chain()
+    attach(net, "kp")
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        step(twin)
+        twin[4] = nn.Linear(6, 3)
+        with pytest.raises(RuntimeError, match="in place of '4'"):
+            twin(X)
+        apical.learner_of(twin).refresh()
+        step(twin)
+    step(net)
+
+
+def test_an_audit_sees_what_was_put_in_and_alignment_refuses():
+    net = plain_chain()
+    learner = attach(net, "fa")
+    net[2] = nn.Linear(6, 6)
+    criterion = nn.CrossEntropyLoss(reduction="none")
+    assert apical.audit(learner, X, Y, criterion).transported["2"] == "weights"
+    with pytest.raises(RuntimeError, match="in place of '2'"):
+        apical.alignment(learner, X, Y, criterion)
+    learner.refresh()
+    assert apical.audit(learner, X, Y, criterion).summary == "nothing"
+    assert apical.alignment(learner, X, Y, criterion).keys() == {"0", "2", "4"}
+
+
+def deep() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)
+    ).double()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "local", "local, made before"])
+@pytest.mark.parametrize("rule", ["kp", "urfb", "matched"])
+@pytest.mark.parametrize("when", ["before", "after", "to the first", "tied and parted"])
+def test_feedback_of_tied_weights_follows_them(when, rule, optimizer):
+    """W - B shrinks by the weight decay alone, as that of any other layer."""
+    net, x = deep(), X.double()
+    if when == "to the first":
+        net[0] = nn.Linear(6, 6).double()
+        x = torch.cat([x, x[:, :2]], 1)
+    first, second = (0, 2) if when == "to the first" else (2, 4)
+    if when in ("before", "to the first"):
+        net[second].weight = net[first].weight
+    learner = attach(net, apical.rule(rule, epsilon=1.0), x)
+    options = {"lr": 0.1, "momentum": 0.5, "weight_decay": 1e-2}
+    moves = apical.LocalSGD(learner, **options) if optimizer == "local, made before" else None
+    if when not in ("before", "to the first"):
+        net[second].weight = net[first].weight
+    if when == "tied and parted":
+        net[second].weight = nn.Parameter(net[second].weight.detach().clone())
+    assert (net[second].feedback is net[first].feedback) == (when != "tied and parted")
+    if moves is None:
+        moves = (
+            torch.optim.SGD(net.parameters(), **options) if optimizer == "sgd" else apical.LocalSGD(learner, **options)
+        )
+    else:
+        held = {id(p) for group in moves.param_groups for p in group["params"]}
+        if new := [p for p in net.parameters() if id(p) not in held]:
+            moves.add_param_group({"params": new})
+    plain = net[6].weight.detach() - net[6].feedback.detach()
+    tied = [net[i].weight.detach() - net[i].feedback.detach() for i in (first, second)]
+    for _ in range(20):
+        step(net, moves, x)
+    share = (net[6].weight - net[6].feedback).norm() / plain.norm()
+    for i, one in zip((first, second), tied, strict=True):
+        torch.testing.assert_close(net[i].weight - net[i].feedback, one * share, rtol=1e-9, atol=1e-12)
+
+
+def test_weights_are_tied_in_a_copy_and_a_pickle_as_in_the_network_itself():
+    net = deep()
+    attach(net, "kp", X.double())
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        twin[4].weight = twin[2].weight
+        assert twin[4].feedback is twin[2].feedback
+        again = copy.deepcopy(twin)
+        assert again[4].feedback is again[2].feedback
+        again[4].weight = nn.Parameter(torch.ones(6, 6).double())
+        assert again[4].feedback is not again[2].feedback
+    assert net[4].feedback is not net[2].feedback
+
+
+def test_tied_after_attach_they_have_one_mask():
+    net = deep()
+    learner = apical.attach(net, "kp", connectivity=0.5, generator=seed())
+    net[4].weight = net[2].weight
+    step(net, None, X.double())
+    assert net[4].weight_mask is net[2].weight_mask
+    assert net[4].feedback_mask is net[2].feedback_mask
+    assert len(learner.feedback_parameters()) == 2
+    assert not net[4].weight[net[4].weight_mask == 0].any()
+
+
+@pytest.mark.parametrize("rule", ["fa", "kp", "dfa", "frsf", "wm", "bp", "usf"])
+@pytest.mark.parametrize("how", ["to_empty", "zeros", "meta"])
+def test_feedback_that_was_emptied_is_noticed_and_drawn_anew_or_loaded(rule, how):
+    net = plain_chain()
+    learner = apical.attach(net, rule, example_input=X, generator=seed())
+    state = copy.deepcopy(net.state_dict())
+    before = feedback(learner)
+    if how == "zeros":
+        net._apply(torch.zeros_like)
+    else:
+        (net.to("meta") if how == "meta" else net).to_empty(device="cpu")
+    for module in net:
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
+    if rule in ("bp", "usf"):
+        step(net)  # Feedback is computed from the weights.
+        return
+    with pytest.raises(
+        RuntimeError, match=r"(?s)feedback of .*'4' was emptied.*load a state dict.*learner\.refresh\(\)"
+    ):
+        net(X)
+    twin = copy.deepcopy(net)
+    learner.refresh()
+    step(net)
+    for name, synapse in learner.synapses.items():
+        assert (synapse.feedback is None) == (before[name] is None)
+        if synapse.feedback is not None:
+            assert 0 < float(synapse.feedback.detach().norm()) < 100
+    plain = {name: tensor for name, tensor in state.items() if name.endswith(("weight", "bias"))}
+    twin.load_state_dict(plain, strict=False)
+    with pytest.raises(RuntimeError, match="was emptied"):
+        twin(X)
+    twin.load_state_dict(state)
+    step(twin)
+    equal(
+        {n: t for n, t in feedback(apical.learner_of(twin)).items() if t is not None and rule not in TRAINED},
+        {n: t for n, t in before.items() if t is not None and rule not in TRAINED},
+    )
+
+
+def test_masks_that_were_emptied_are_drawn_anew():
+    net = plain_chain()
+    learner = apical.attach(net, "bp", connectivity=0.5, generator=seed())
+    net.to_empty(device="cpu")
+    with pytest.raises(RuntimeError, match="emptied"):
+        net(X)
+    for module in net:
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
+    learner.refresh()
+    step(net)
+    assert set(net[2].weight_mask.unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("move", ["double", "half", "bfloat16", "share_memory", "to"])
+def test_moves_and_casts_empty_nothing(move):
+    net = plain_chain()
+    learner = apical.attach(net, "kp", connectivity=0.5, generator=seed())
+    net.to("cpu", torch.float64) if move == "to" else getattr(net, move)()
+    assert not learner.circuit.emptied
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("how", ["weight_norm", "spectral_norm", "orthogonal"])
+def test_a_layer_that_was_parametrized_comes_back_plain_and_parametrized(rule, how):
+    net = plain_chain()
+    learner = attach(net, rule)
+    getattr(nn.utils.parametrizations, how)(net[2])
+    with pytest.raises(RuntimeError, match="weight of '2' is a parameter no longer"):
+        net(X)
+    with pytest.raises(ValueError, match=r"(?s)2: .*computes weight anew.*remove_parametrizations\(layer, 'weight'\)"):
+        learner.refresh()
+    learner.detach()
+    net.eval()
+    before = net(X)
+    before.sum().backward()
+    assert net[2].parametrizations.weight.original0.grad is not None if how == "weight_norm" else True
+    twin = copy.deepcopy(net)
+    torch.testing.assert_close(twin(X), before)
+    nn.utils.parametrize.remove_parametrizations(net[2], "weight")
+    assert type(net[2]) is nn.Linear
+    torch.testing.assert_close(net(X), before)
+    attach(net, rule)
+    step(net)
+
+
+def test_a_parametrization_taken_off_again_leaves_a_synapse():
+    net = plain_chain()
+    learner = attach(net, "kp")
+    nn.utils.parametrizations.weight_norm(net[2])
+    nn.utils.parametrize.remove_parametrizations(net[2], "weight")
+    B = net[2].feedback
+    step(net)
+    learner.refresh()
+    assert net[2].feedback is B
+    step(net)
+
+
+def test_replicas_are_told_to_be_made_anew():
+    replicas = apical.replicate(plain_chain(), 2)
+    learner = apical.attach(replicas, "fa", generator=seed())
+    replicas.model[4] = nn.Linear(12, 6)
+    with pytest.raises(RuntimeError, match="make replicas of the changed network anew"):
+        replicas(torch.stack([X, X]))
+    with pytest.raises(ValueError, match="make replicas of the changed network anew"):
+        learner.refresh()
