@@ -63,6 +63,8 @@ class Learner:
     True
     """
 
+    surgery: Surgery | None = None
+
     def __init__(
         self,
         model: nn.Module,
@@ -84,7 +86,6 @@ class Learner:
         self.passes: list[WholePass] = []
         self.undo: list[Callable[[], Any]] = []
         self.layout: Layout = OneNetwork()
-        self.surgery: Surgery | None = None
 
     def __repr__(self) -> str:
         return f"Learner({type(self.model).__name__}, rule='{self.name}', synapses={len(self.synapses)})"

@@ -135,7 +135,7 @@ class Surgery:
         learner, model = self.learner, self.learner.model
         if learner.copies > 1:
             raise ValueError("copies side by side can't be refreshed; make replicas of the changed network anew")
-        names = {owner: name for name, owner in learner.synapses.items()}
+        names: dict[nn.Module, str] = {owner: name for name, owner in learner.synapses.items()}
         modules = dict(model.named_modules())
         self._check(modules)
         layers = [name for name, module in modules.items() if module in names or synapse_type(module) is not None]
