@@ -87,9 +87,10 @@ def square(n: int = 3) -> nn.Sequential:
 
 @pytest.mark.parametrize("connectivity", [None, 0.5])
 @pytest.mark.parametrize("rule", [r for r in RULES if not apical.rule(r).direct])
-def test_the_first_pass_leaves_parameters_and_buffers_in_their_places(rule, connectivity):
+def test_the_first_pass_leaves_parameters_in_their_places_and_buffers_where_there_are_copies(rule, connectivity):
     model = square()
     learner = apical.attach(model, rule, connectivity=connectivity, generator=seed())
+    twin = copy.deepcopy(model)
     before = [dict(model.named_parameters()), {name: b.shape for name, b in model.named_buffers()}]
     step(model, torch.optim.SGD(model.parameters(), lr=0.1))
     assert learner.synapses["0"].feedback is None
@@ -97,6 +98,8 @@ def test_the_first_pass_leaves_parameters_and_buffers_in_their_places(rule, conn
     assert list(after) == list(before[0])
     assert all(after[name] is p for name, p in before[0].items())
     assert {name: b.shape for name, b in model.named_buffers()} == before[1]
+    step(twin)
+    assert {name: b.shape for name, b in twin.named_buffers()} == before[1]
     listed = {id(p) for p in (*learner.forward_parameters(), *learner.feedback_parameters())}
     assert {id(p) for p in after.values()} - listed == {id(after[n]) for n in after if n == "0.feedback"}
     assert not any(name.startswith("0.feedback") for name in model.state_dict())

@@ -76,18 +76,23 @@ def drop(owner: nn.Module) -> None:
                 store[name] = None
 
 
-def retire(owner: nn.Module) -> None:
-    """Take out of use what was kept, once others may have listed the owner's parameters and buffers: each keeps its place.
+def retire(owner: nn.Module, *, buffers: bool) -> None:
+    """Take out of use what was kept, once others may have listed the owner's parameters: each of those keeps its place.
 
     An average of the weights, or a vector of them, counts on the same parameters in the same order ever after.
+
+    Args:
+        owner: a synapse. buffers: whether buffers keep their places too; else they are let go of.
     """
     names = (*names_kept(owner), "feedback_mask")
-    if any(store.get(name) is not None for name in names for store in (owner._parameters, owner._buffers)):
-        vars(owner)[_RETIRED] = True
     for name in names:
         parameter = owner._parameters.get(name)
         if parameter is not None:
             parameter.requires_grad_(False).grad = None
+        if name in owner._buffers and not buffers:
+            owner._buffers[name] = None
+    if any(store.get(name) is not None for name in names for store in (owner._parameters, owner._buffers)):
+        vars(owner)[_RETIRED] = True
 
 
 def use_again(owner: nn.Module) -> None:

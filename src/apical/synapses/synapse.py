@@ -142,11 +142,14 @@ class Synapse(Keeper):
             f"torch.jit.script can't compile '{self.label}', a synapse, whose rule is Python; {_AS_PLAIN}"
         )
 
-    def silence(self) -> None:
-        """Use no feedback, unless another synapse does: no signal ever leaves this one."""
+    def silence(self, *, buffers: bool = False) -> None:
+        """Use no feedback, unless another synapse does: no signal ever leaves this one.
+
+        Trainable feedback keeps its place among the model's parameters; with `buffers`, other feedback that among its buffers.
+        """
         if not feedback_is_shared(self, self.circuit.synapses.values()):
             self.sends_back = False
-            retire(self)
+            retire(self, buffers=buffers)
 
     def forward(self, input: Tensor, *args: Any) -> Tensor:
         """The plain layer's output; a graph built here carries the rule."""
