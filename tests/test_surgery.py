@@ -38,10 +38,6 @@ def resized(net: nn.Sequential) -> None:
     net[6].weight, net[6].bias = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.zeros(4))
 
 
-def resized_data(net: nn.Sequential) -> None:
-    net[6].weight.data, net[6].bias.data = torch.randn(4, 6), torch.zeros(4)
-
-
 CUTS = {
     "a new head": (lambda net: setattr(net, "6", nn.Linear(6, 3)), "in place of '6' stands a Linear", {"0", "4"}),
     "a larger head": (lambda net: setattr(net, "6", nn.Linear(6, 5)), "in place of '6' stands a Linear", {"0", "4"}),
@@ -51,7 +47,6 @@ CUTS = {
     "a layer less": (lambda net: net.__delitem__(slice(5, 7)), "'6' is gone", {"0", "4"}),
     "renamed": (lambda net: net.insert(2, nn.Identity()), "'4' is '5' now.*'6' is '7' now", {"0"}),
     "a resized weight": (resized, r"the weights of '6' are \[4, 6\] now, and were \[3, 6\]", {"0", "4"}),
-    "resized by .data": (resized_data, r"the weights of '6' are \[4, 6\] now, and were \[3, 6\]", {"0", "4"}),
 }
 
 
@@ -103,6 +98,22 @@ def test_surgery_is_told_by_name_at_the_next_pass_and_refresh_mends_it(cut, rule
             torch.testing.assert_close(mine[name], g, msg=lambda m, n=name: f"{n}: {m}")
     learner.adapt(X, y, lambda o, t: F.cross_entropy(o, t, reduction="none"))
     assert [p is None for p in feedback(learner).values()] == [p is None for p in feedback(again).values()]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "local"])
+@pytest.mark.parametrize("rule", ["fa", "kp", "frsf", "wm"])
+def test_weights_resized_by_data_are_told_where_they_no_longer_fit(rule, optimizer):
+    net = chain()
+    learner = apical.attach(net, rule, generator=seed())
+    moves = apical.LocalSGD(learner, 0.1) if optimizer == "local" else None
+    step(net, moves)
+    net[6].weight.data, net[6].bias.data = torch.randn(4, 6), torch.zeros(4)
+    with pytest.raises(RuntimeError, match=r"the weights of '6' are \[4, 6\] now, and were \[3, 6\]"):
+        step(net, moves)
+    learner.refresh()
+    if moves is not None and rule == "kp":
+        moves.add_param_group({"params": [net[6].feedback]})
+    step(net, moves)
 
 
 def test_changes_that_no_synapse_has_to_do_with_pass():

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -28,9 +26,10 @@ if TYPE_CHECKING:
 
 
 class Surgery(Protocol):
-    """What notices changes of a learner's model in its passes, unless it is muted, and takes them in."""
+    """What notices changes of a learner's model, and takes them in."""
 
-    muted: bool
+    def watch(self, circuit: Circuit) -> None:
+        """Notice changes from now on, in passes of the circuit's synapses."""
 
     def refresh(self, example_input: Any) -> None:
         """Take in the model as it is now."""
@@ -128,9 +127,10 @@ class Learner:
     def __setstate__(self, state: dict[str, Any]) -> None:
         device, random_state = state.pop("generator")
         self.__dict__.update(state)
-        self.circuit.synapses = WeakValueDictionary(self.synapses)
         self.generator = generator_from(random_state, device)
         step_hooks.watch(self)
+        if self.surgery is not None:
+            self.surgery.watch(self.circuit)
 
     def adapt(self, inputs: Any, targets: Any, criterion: Criterion) -> None:
         """Let the feedback that learns in a phase of its own learn. Call it between ``backward`` and ``optimizer.step``.
@@ -216,7 +216,7 @@ class Learner:
 
         New layers learn by the rule that `attach` was given for their place, layers that are gone are plain again. The feedback
         of all others is kept as it is, where its shape still fits. Feedback that `nn.Module.to_empty` has emptied is drawn anew.
-        New parameters need a place in the optimizer, as after any change of a model.
+        The optimizer does not know parameters that are new: give it those, by ``optimizer.add_param_group`` or by making it anew.
 
         Args:
             example_input: a batch as the model takes it now; None: the first samples of the one that `attach` was given.
@@ -237,19 +237,6 @@ class Learner:
         if self.surgery is not None:
             self.surgery.refresh(example_input)
 
-    @contextmanager
-    def unwatched(self) -> Iterator[None]:
-        """While open, passes may meet layers that the learner does not know, as an audit's do."""
-        surgery = self.surgery
-        before = surgery is None or surgery.muted
-        if surgery is not None:
-            surgery.muted = True
-        try:
-            yield
-        finally:
-            if surgery is not None:
-                surgery.muted = before
-
     def detach(self) -> nn.Module:
         """Give the plain model back: its layers' own classes, no feedback, no hooks. Weights stay as learned.
 
@@ -258,7 +245,6 @@ class Learner:
         while self.undo:
             self.undo.pop()()
         self.synapses, self.blocks, self.passes, self.phases.recorder = {}, {}, [], None
-        self.circuit.synapses.clear()
         return self.model
 
 

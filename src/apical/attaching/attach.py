@@ -116,8 +116,7 @@ def attach(
         if learner.copies == 1:
             check_samples(model, rules, example_input, at, output)
     try:
-        surgery = learner.surgery = Surgery(learner, rule, connectivity, at, example_input)
-        surgery.convert(shown)
+        Surgery(learner, rule, connectivity, at, example_input).convert(shown)
     except Exception:
         learner.detach()
         raise

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 class FirstPass:
     """Hooks that look at the first pass that learns, and take out of use the feedback of synapses that no signal leaves.
 
-    Parameters keep their places: averages, vectors and optimizers may count on them by now. Buffers keep theirs if the model
-    was copied before, as for an average of them.
+    It keeps its place among the model's parameters and buffers: averages, vectors and optimizers may count on them by now.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -33,10 +32,6 @@ class FirstPass:
         self.handles = [model.register_forward_pre_hook(self.start)]
         self.handles += [s.register_forward_pre_hook(self.see, with_kwargs=True) for s in learner.synapses.values()]
         self.handles += [model.register_forward_hook(self.finish)]
-
-    def __getstate__(self) -> dict[str, Any]:
-        self.copied = True  # For both, the copy and the one that it is made of.
-        return self.__dict__
 
     def _learns(self) -> bool:
         # Under frozen parameters, in compiled or transformed code, or with DDP's buckets already made, nothing is decided.
@@ -66,6 +61,6 @@ class FirstPass:
             return
         for name, leaves in self.signal.items():
             if not leaves:
-                self.learner.synapses[name].silence(buffers=self.copied)
+                self.learner.synapses[name].silence()
         for handle in self.handles:
             handle.remove()

@@ -5,11 +5,16 @@ A layer that was put in later would be taught by backpropagation, and one that i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from apical.attaching import connectivity as connections
 from apical.attaching import conversion, faults
@@ -20,14 +25,24 @@ from apical.phases.backpropagation import backpropagating
 from apical.phases.phases import Phases
 from apical.rules import Rule
 from apical.synapses.registry import synapse_type
+from apical.synapses.storage import sharding
 from apical.synapses.synapse import Synapse
 
 if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
     from apical.attaching.connectivity import Connectivities
     from apical.learner import Learner
+    from apical.synapses.circuit import Circuit
 
 FEW = 2
 """Samples of an example that are kept for later dry runs."""
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+"""Modules that may get children when they have none yet."""
+
+_watching: weakref.WeakSet[Surgery] = weakref.WeakSet()
+_registrations: list[Any] = []
 
 
 class Surgery:
@@ -36,6 +51,8 @@ class Surgery:
     Args:
         learner: whose model it is. rule, connectivity, at, example_input: as given to `apical.attach`.
     """
+
+    _members: Collection[nn.Module] = ()
 
     def __init__(
         self,
@@ -48,29 +65,80 @@ class Surgery:
         self.learner = learner
         self.rule, self.connectivity, self.at = rule, connectivity, at
         self.example = None if example_input is None else _few(example_input)
-        self.muted = False
         self._children: list[tuple[nn.Module, dict[str, nn.Module | None]]] = []
         self._shapes: list[tuple[Synapse, torch.Size]] = []
+        self._handle: RemovableHandle | None = None
+
+    @property
+    def synapses(self) -> Mapping[str, Synapse]:
+        """Those of the learner."""
+        return self.learner.synapses
+
+    def watch(self, circuit: Circuit) -> None:
+        """Notice changes from now on, in passes of the circuit's synapses."""
+        circuit.home = weakref.ref(self)
+        _watching.add(self)
+        if not _registrations:
+            _registrations.append(register_module_module_registration_hook(_registered))
+            _registrations.append(register_module_parameter_registration_hook(_registered))
 
     def convert(self, shown: Shown | None, held: conversion.Held | None = None) -> None:
         """Convert the model, and notice changes from now on."""
+        self.learner.surgery = self
+        self.watch(self.learner.circuit)
+        self.learner.undo.append(self._stop)
         conversion.convert(self.learner, shown, self.at, held)
-        self.learner.undo.append(self.learner.model.register_forward_pre_hook(self.look, prepend=True).remove)
+        # Several, as one of them may be what is replaced.
+        for synapse in (*self.synapses.values(),)[:: max(1, len(self.synapses) - 1)]:
+            synapse.sentinel = True
         self._remember()
 
     def _remember(self) -> None:
-        self._children = [(one, dict(one._modules)) for one in self.learner.model.modules() if one._modules]
-        self._shapes = [(synapse, synapse.weight.shape) for synapse in self.learner.synapses.values()]
+        modules = list(self.learner.model.modules())
+        self._children = [(one, dict(one._modules)) for one in modules if one._modules or isinstance(one, CONTAINERS)]
+        self._shapes = [(synapse, synapse.weight.shape) for synapse in self.synapses.values()]
+        self._members = set(modules)
+        self._forget_handle()
 
-    def look(self, module: nn.Module, args: Any) -> None:
-        """Pre-hook of the model: raise a RuntimeError if the learner no longer fits it."""
-        if torch.compiler.is_compiling() or self.muted or not torch.is_grad_enabled():
-            return
-        if not (self._changed() or self.learner.circuit.emptied):
-            return
+    def _forget_handle(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def look(self) -> None:
+        """Raise a RuntimeError if the learner no longer fits the model."""
+        for module, children in self._children:
+            # In every pass: a comparison of dicts goes by the identity of the modules in them.
+            if module._modules != children:
+                self.examine()
+                return
+
+    def suspect(self) -> None:
+        """Examine the model at its next pass that learns."""
+        if self._handle is None:
+            self._handle = self.learner.model.register_forward_pre_hook(self._at_next_pass, prepend=True)
+
+    def _at_next_pass(self, module: nn.Module, args: Any) -> None:
+        if torch.is_grad_enabled() and self.learner.circuit.watched and not torch.compiler.is_compiling():
+            self.examine()
+
+    def _stop(self) -> None:
+        _watching.discard(self)
+        self.learner.surgery = None
+        self._children, self._shapes, self._members = [], [], ()
+        self._forget_handle()
+
+    def covers(self, module: nn.Module) -> bool:
+        """Whether the module belongs to the model."""
+        return module in self._members
+
+    def examine(self) -> None:
+        """Raise a RuntimeError with all changes that a synapse has to do with; take in the others."""
         found = self._changes()
         if not found:
-            self._remember()  # None that any synapse has to do with.
+            self._remember()
+            if (updater := self.learner.circuit.updater) is not None:
+                updater.settle()
             return
         way_out = (
             "make replicas of the changed network anew"
@@ -84,22 +152,11 @@ class Surgery:
             + way_out
         )
 
-    def _changed(self) -> bool:
-        # At every step: a comparison of dicts goes by the identity of the modules in them.
-        for module, children in self._children:
-            if module._modules != children:
-                return True
-        for synapse, shape in self._shapes:
-            weight = synapse._parameters.get("weight")
-            if weight is None:
-                synapse.refuse_computed()
-            elif weight.shape != shape:
-                return True
-        return False
-
     def _changes(self) -> list[str]:
         """Every change that a synapse has to do with, as a sentence."""
         learner = self.learner
+        for synapse in self.synapses.values():
+            synapse.refuse_computed()
         modules = dict(learner.model.named_modules())
         names = {module: name for name, module in modules.items()}
         owners, found, told = learner.owners, [], set()
@@ -182,14 +239,12 @@ class Surgery:
         direct = any(one.direct for one in rules.values())
         if example is None:
             return None
-        self.muted = True
+        circuit = learner.circuit
         try:
-            with backpropagating(learner), learner.phases.unheard(), learner.circuit.ordinary():
+            with backpropagating(learner), learner.phases.unheard(), circuit.ordinary(), circuit.unwatched():
                 shown = dry_run(learner.model, list(rules), example, self.at, learner.output, direct=direct)
         except ValueError as error:
             raise ValueError(f"{error}; give learner.refresh(example_input=...) a batch that does") from error
-        finally:
-            self.muted = False
         check_wiring(rules, shown, self.at)
         return shown
 
@@ -219,3 +274,12 @@ def _still_there(value: Any, layers: Sequence[str]) -> Any:
 def _holds_weights(module: nn.Module) -> bool:
     own = any(fault.startswith(faults.ITSELF) for fault in faults.of_layers(module))
     return own or synapse_type(module) is not None or isinstance(module, Synapse)
+
+
+def _registered(module: nn.Module, name: str, value: Any) -> None:
+    """What PyTorch calls when any module is given a child or a parameter."""
+    if sharding(module, name, value):
+        return
+    for surgery in list(_watching):
+        if surgery.covers(module):
+            surgery.suspect()

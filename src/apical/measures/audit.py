@@ -124,6 +124,7 @@ def audit(learner: Learner | nn.Module, inputs: Any, targets: Any, criterion: Cr
     with (
         alone(learner),
         learner.unwatched(),
+        learner.circuit.unwatched(),
         zeros_filled(learner.model),
         weights_preserved(learner.model) as weights,
         untied(learner.model),

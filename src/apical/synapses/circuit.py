@@ -1,18 +1,22 @@
-"""What a synapse is connected to: what it shares with the others of a learner, and the answers of its own plasticity."""
+"""What a synapse is connected to: what it shares with the others of a learner, and the answers of its own plasticity.
+
+Synapses that share their weights share their masks, and feedback that learns with the weights: the gradient of shared weights is
+the sum of all their synapses' products, and feedback that is to follow them (Kolen-Pollack's law) has to get that sum as well.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 from apical.synapses.memory import Recycler
+from apical.synapses.storage import kept, use_again
 
 if TYPE_CHECKING:
     from apical.synapses.synapse import Geometry, Synapse
@@ -94,6 +98,24 @@ class WholePass(Protocol):
         ...
 
 
+class Home(Protocol):
+    """Where the synapses of a circuit belong: the model of a learner."""
+
+    @property
+    def synapses(self) -> Mapping[str, Synapse]:
+        """All of them, by name."""
+        ...
+
+    def look(self) -> None:
+        """Raise a RuntimeError if the model is no longer the one that was attached."""
+
+    def examine(self) -> None:
+        """Look closely: at shapes and parametrizations, too."""
+
+    def suspect(self) -> None:
+        """Examine the model at its next pass that learns."""
+
+
 class Circuit:
     """What the synapses of one learner share. Each slot is None where nobody is there.
 
@@ -104,6 +126,8 @@ class Circuit:
         memory: memory of large results, used again.
         busy: whether passes are made beside the loop's, for a phase or to measure. thread: who makes them.
         synapses: all synapses by name, weakly, for the graph of a pass holds this by each of them.
+        home: where they belong; found by a weak reference, for the graph of a pass holds this by each of them.
+        watched: whether passes look if the model was changed.
         emptied: names of those whose feedback has lost its values (`nn.Module.to_empty`).
     """
 
@@ -113,14 +137,16 @@ class Circuit:
         self.memory = Recycler()
         self.busy, self.thread = False, 0
         self.synapses: WeakValueDictionary[str, Synapse] = WeakValueDictionary()
+        self.home: Callable[[], Home | None] = _nowhere
+        self.watched = True
         self.emptied: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        # The synapses are brought by their learner, so that a copy of one layer does not drag along the others.
+        # Home is set by the learner, so that a copy of one layer does not drag along the others.
         return {"memory": self.memory, "emptied": self.emptied}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.record = self.updater = None
+        self.record, self.updater, self.watched = None, None, True
         self.memory, self.emptied = state["memory"], state.get("emptied", set())
         self.__dict__.setdefault("synapses", WeakValueDictionary())
         self.busy, self.thread = False, 0
@@ -151,6 +177,49 @@ class Circuit:
         raise RuntimeError(
             f"{what} '{label}' while another thread was in learner.adapt or measured the model; {ONE_THREAD}"
         )
+        self.__dict__.setdefault("home", _nowhere)
+
+    @property
+    def synapses(self) -> Iterable[Synapse]:
+        """All synapses of the learner."""
+        home = self.home()
+        return () if home is None else home.synapses.values()
+
+    def look(self) -> None:
+        """Raise a RuntimeError if the model was changed after `attach`."""
+        home = self.home()
+        if home is not None and self.watched:
+            home.look()
+
+    def examine(self) -> None:
+        """Look closely: at shapes and parametrizations, too."""
+        home = self.home()
+        if home is not None and self.watched:
+            home.examine()
+
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """While open, passes may meet layers that the learner does not know, as an audit's do."""
+        watched, self.watched = self.watched, False
+        try:
+            yield
+        finally:
+            self.watched = watched
+
+    def lost(self, label: str) -> None:
+        """Take in that feedback of the synapse `label` has lost its values."""
+        self.emptied.add(label)
+        self._suspect()
+
+    def settle(self, synapse: Synapse) -> None:
+        """Take in that a synapse was given other weights."""
+        settle_ties(synapse, self.synapses)
+        self._suspect()
+
+    def _suspect(self) -> None:
+        home = self.home()
+        if home is not None:
+            home.suspect()
 
     @contextmanager
     def ordinary(self) -> Iterator[None]:
@@ -160,3 +229,52 @@ class Circuit:
             yield
         finally:
             self.updater = updater
+
+
+def _nowhere() -> None:
+    return None
+
+
+def settle_ties(synapse: Synapse, others: Iterable[Synapse]) -> None:
+    """Let the synapse share with those of `others` that hold its weights, and with nobody else."""
+    weight = synapse._parameters.get("weight")
+    others = [other for other in others if other is not synapse]
+    tied = [other for other in others if other._parameters.get("weight") is weight]
+    if tied:
+        masked = next((one for one in (*tied, synapse) if "weight_mask" in one._buffers), synapse)
+        for one in (synapse, *tied):
+            _share(masked, one, "weight_mask")
+    if not _follows_weights(synapse):
+        return
+    alike = [other for other in others if _follows_weights(other) and other.plasticity == synapse.plasticity]
+    tied = [other for other in alike if other in tied]
+    source = next((one for one in (*tied, synapse) if kept(one, "feedback") is not None), None)
+    own = synapse._parameters.get("feedback")
+    if tied and source is not None:
+        for one in (synapse, *tied):
+            one._parameters["feedback"] = source._parameters["feedback"]
+            _share(source, one, "feedback_mask")
+            one.sends_back = True
+            use_again(one)
+    elif own is not None and any(other._parameters.get("feedback") is own for other in alike):
+        synapse._parameters["feedback"] = nn.Parameter(own.detach().clone(), requires_grad=own.requires_grad)
+
+
+def feedback_is_shared(synapse: Synapse, others: Iterable[Synapse]) -> bool:
+    """Whether another synapse has the very feedback of this one."""
+    own = synapse._parameters.get("feedback")
+    return own is not None and any(one is not synapse and one._parameters.get("feedback") is own for one in others)
+
+
+def _follows_weights(synapse: Synapse) -> bool:
+    return synapse.connection.increment is not None and synapse.pathway.name == "layer-wise"
+
+
+def _share(source: Synapse, synapse: Synapse, name: str) -> None:
+    """Give the synapse the mask of another, or none as that one has none."""
+    mask = source._buffers.get(name)
+    if mask is not None:
+        synapse._buffers[name] = mask
+    else:
+        synapse._buffers.pop(name, None)
+    synapse.sparse = synapse.sparse or source.sparse

@@ -60,36 +60,40 @@ class SynapseFunction(Function):
         if synapse.circuit.busy and not ctx.beside:
             synapse.circuit.refuse("the backward pass came to", synapse.label)
         need_feedback = need_feedback and synapse.sends_back  # The first pass may have shown that none is needed.
-        if not need_x:
-            feedback = None
-        elif feedback is not None:
-            if connection.resolve is not None:
-                feedback = synapse.resolved(feedback)
-            if feedback.dtype != delta.dtype:
-                feedback = feedback.to(delta.dtype)
-        updater = ctx.updater
-        # A product that can be added to the weights in place is not made here.
-        makes = need_weight and (updater is None or not (synapse.fuses and delta.dim() == 2))
-        signal, product, bias = synapse.respond(x, delta, feedback, ctx.shape, ctx.geometry, makes, need_bias)
-        if connection.gain != 1 and signal is not None:
-            signal = signal.mul_(connection.gain)
-        if updater is not None:
-            # After the signal, which belongs to the weights as they were.
-            bias = updater.take(synapse, x, delta, product, bias, need_feedback)
-            product = None
-        if ctx.call is not None:
-            # Aliases, so that counts of who holds the memory tell of anybody else.
-            ctx.call.hear(delta, None if signal is None else signal.detach(), ctx.geometry)
-        own = None
-        if need_feedback and need_weight and connection.increment is not None:
-            # Feedback follows the weights: it stands still where they are frozen.
-            own = connection.increment(product)
-        if synapse.sparse:
-            product, own = synapse.thin(product, own)
-        if own is not None and own is product and synapse.large:
-            # Autograd would copy a gradient that two parameters share; into fresh memory, at that.
-            memory = synapse.memory("increment", own)
-            own = own if memory is None else memory.copy_(own)
+        try:
+            if not need_x:
+                feedback = None
+            elif feedback is not None:
+                if connection.resolve is not None:
+                    feedback = synapse.resolved(feedback)
+                if feedback.dtype != delta.dtype:
+                    feedback = feedback.to(delta.dtype)
+            updater = ctx.updater
+            # A product that can be added to the weights in place is not made here.
+            makes = need_weight and (updater is None or not (synapse.fuses and delta.dim() == 2))
+            signal, product, bias = synapse.respond(x, delta, feedback, ctx.shape, ctx.geometry, makes, need_bias)
+            if connection.gain != 1 and signal is not None:
+                signal = signal.mul_(connection.gain)
+            if updater is not None:
+                # After the signal, which belongs to the weights as they were.
+                bias = updater.take(synapse, x, delta, product, bias, need_feedback)
+                product = None
+            if ctx.call is not None:
+                # Aliases, so that counts of who holds the memory tell of anybody else.
+                ctx.call.hear(delta, None if signal is None else signal.detach(), ctx.geometry)
+            own = None
+            if need_feedback and need_weight and connection.increment is not None:
+                # Feedback follows the weights: it stands still where they are frozen.
+                own = connection.increment(product)
+            if synapse.sparse:
+                product, own = synapse.thin(product, own)
+            if own is not None and own is product and synapse.large:
+                # Autograd would copy a gradient that two parameters share; into fresh memory, at that.
+                memory = synapse.memory("increment", own)
+                own = own if memory is None else memory.copy_(own)
+        except RuntimeError:
+            synapse.circuit.examine()  # Shapes that no longer fit have a better reason than the product's.
+            raise
         return signal, product, bias, own, None, None
 
 

@@ -1,15 +1,22 @@
 """Where feedback weights and masks are kept: as tensors of the module that owns them, under names that its state dict then has.
 
 The owner is a synapse, or a block named in ``at=``. A plasticity calls `keep`; what it has kept can be asked for, dropped,
-taken out of use and taken away again without knowing the plasticity.
+taken out of use and taken away again without knowing the plasticity. A `Keeper` knows what becomes of it when the module is
+saved, loaded, moved or emptied.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
+
+if TYPE_CHECKING:
+    from apical.synapses.circuit import Circuit
 
 MASKS = ("weight_mask", "feedback_mask")
 """Names of the buffers that say, in zeros and ones, which connections exist (see `apical.Connectivity`)."""
@@ -76,21 +83,16 @@ def drop(owner: nn.Module) -> None:
                 store[name] = None
 
 
-def retire(owner: nn.Module, *, buffers: bool) -> None:
-    """Take out of use what was kept, once others may have listed the owner's parameters: each of those keeps its place.
+def retire(owner: nn.Module) -> None:
+    """Take out of use what was kept, once others may have listed the owner's parameters and buffers: each keeps its place.
 
-    An average of the weights, or a vector of them, counts on the same parameters in the same order ever after.
-
-    Args:
-        owner: a synapse. buffers: whether buffers keep their places too; else they are let go of.
+    An average of a model, or a vector of its parameters, counts on the same ones in the same order ever after.
     """
     names = (*names_kept(owner), "feedback_mask")
     for name in names:
         parameter = owner._parameters.get(name)
         if parameter is not None:
             parameter.requires_grad_(False).grad = None
-        if name in owner._buffers and not buffers:
-            owner._buffers[name] = None
     if any(store.get(name) is not None for name in names for store in (owner._parameters, owner._buffers)):
         vars(owner)[_RETIRED] = True
 
@@ -100,11 +102,6 @@ def use_again(owner: nn.Module) -> None:
     vars(owner).pop(_RETIRED, None)
 
 
-def not_in_state(owner: nn.Module) -> tuple[str, ...]:
-    """Names of the tensors on the owner that its state dict leaves out, because they are out of use."""
-    return (*names_kept(owner), "feedback_mask") if _RETIRED in vars(owner) else ()
-
-
 def release(owner: nn.Module) -> None:
     """Take from the owner everything that was kept on it, masks included."""
     for name in (*names_kept(owner), *MASKS):
@@ -112,6 +109,11 @@ def release(owner: nn.Module) -> None:
         owner._buffers.pop(name, None)
     for name in (_NAMES, _RETIRED):
         vars(owner).pop(name, None)
+
+
+def sharding(owner: nn.Module, name: str, value: Any) -> bool:
+    """Whether `value` takes a parameter's place on its owner because fully_shard puts its shards and its whole there by turns."""
+    return hasattr(value, "device_mesh") or hasattr(owner._parameters.get(name), "device_mesh")
 
 
 def multiply_unseen(tensor: Tensor, mask: Tensor) -> None:
@@ -132,3 +134,75 @@ def mask_feedback(owner: nn.Module) -> None:
         tensor = kept(owner, name)
         if tensor is not None and tensor.shape == mask.shape:
             multiply_unseen(tensor, mask)
+
+
+class Keeper(nn.Module):
+    """A module with weights that keeps feedback, and masks if it is sparse."""
+
+    weight: nn.Parameter
+    circuit: Circuit
+    label: str
+    sparse: bool = False
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        keeps = any(kept(self, name) is not None for name in (*names_kept(self), *MASKS))
+        if keeps and not _carries_values(fn, self._parameters.get("weight")):
+            self.circuit.lost(self.label)
+        return super()._apply(fn, recurse)
+
+    @override
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if _RETIRED in vars(self):
+            for name in (*names_kept(self), "feedback_mask"):
+                destination.pop(prefix + name, None)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict,
+        prefix: str,
+        local_metadata: dict,
+        strict: bool,
+        missing_keys: list,
+        unexpected_keys: list,
+        errors: list,
+    ) -> None:
+        """Take a state dict. That of a plain model carries no feedback and no masks: the synapse's own stay as they are."""
+        masks = [name for name in MASKS if name in self._buffers] if self.sparse else []
+        own = (*names_kept(self), *masks)
+        dropped = {prefix + name for name in own if prefix + name in state_dict and kept(self, name) is None}
+        taken = {key: value for key, value in state_dict.items() if key not in dropped} if dropped else state_dict
+        missing: list[str] = []
+        for name in masks:
+            mask, given = self._buffers.get(name), state_dict.get(prefix + name)
+            if mask is not None and given is not None and given.shape == mask.shape:
+                # First, because feedback that is assigned is thinned at once.
+                self._buffers[name] = given.to(mask, copy=True)
+        super()._load_from_state_dict(taken, prefix, local_metadata, strict, missing, unexpected_keys, errors)
+        missing_keys += [key for key in missing if key.removeprefix(prefix) not in own]
+        if (mask := self._buffers.get("weight_mask")) is not None:
+            with torch.no_grad():
+                self.weight.mul_(mask)
+        mask_feedback(self)
+        held = {prefix + name for name in own if kept(self, name) is not None}
+        if held <= state_dict.keys():
+            self.circuit.emptied.discard(self.label)
+
+
+_numbers = itertools.count()
+
+
+def _carries_values(fn: Callable[[Tensor], Tensor], like: Tensor | None) -> bool:
+    """Whether what a model applies to all its tensors carries their values over, as a move or a cast does.
+
+    `nn.Module.to_empty` does not. A number that was never asked before tells, as fresh memory may hold those of old.
+    """
+    if like is None:
+        return True
+    probe = torch.full((8,), 0.5 + next(_numbers) % 61 / 128, dtype=like.dtype, device=like.device)
+    with torch.no_grad():
+        moved = fn(probe)
+    if moved.is_meta or probe.is_meta:
+        return False
+    return bool(((moved.cpu().float() - probe.cpu().float()).abs() < 0.003).all())

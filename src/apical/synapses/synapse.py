@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from apical.synapses.circuit import feedback_is_shared
 from apical.synapses.function import SynapseFunction, apply
-from apical.synapses.keeper import Keeper
-from apical.synapses.storage import mask_feedback, multiply_unseen, retire
-from apical.synapses.ties import feedback_is_shared, settle_ties
+from apical.synapses.storage import Keeper, mask_feedback, multiply_unseen, retire, sharding
 from apical.synapses.transformed import transforming
 
 if TYPE_CHECKING:
@@ -49,6 +48,7 @@ class Synapse(Keeper):
         sends_back: False where no teaching signal ever leaves the synapse, because its input is data.
         large: whether memory for results of the weights' size is used again (see `memory`).
         sparse: whether some connections don't exist; the buffers `weight_mask` and `feedback_mask` say which.
+        sentinel: whether it looks, in every pass that learns, if the model was changed after `attach`.
         copies: how many networks lie side by side in its channels (see `apical.replicate`).
 
     >>> import apical, torch
@@ -69,6 +69,7 @@ class Synapse(Keeper):
     sends_back: bool = True
     large: bool = False
     sparse: bool = False
+    sentinel: bool = False
     copies: int = 1
     plain: ClassVar[type[nn.Module]]
     fuses: ClassVar[bool] = False
@@ -118,23 +119,21 @@ class Synapse(Keeper):
     def __setattr__(self, name: str, value: Any) -> None:
         # nn.Module would register a Parameter under this name instead of handing it to the property.
         if name == "feedback":
-            held = self._parameters.get(name)
-            if held is not None and (hasattr(value, "device_mesh") or hasattr(held, "device_mesh")):
-                self._parameters[name] = value  # fully_shard puts a parameter's shards and its whole in place by turns.
-                return
-            Synapse.feedback.__set__(self, value)
+            if self._parameters.get(name) is not None and sharding(self, name, value):
+                self._parameters[name] = value
+            else:
+                Synapse.feedback.__set__(self, value)
             return
         if (
             name == "qconfig"
         ):  # What torch.ao.quantization marks every module with, before it replaces the plain layers.
             raise RuntimeError(f"quantization does not know '{self.label}', a synapse; {_AS_PLAIN}")
+        sharded = name == "weight" and sharding(self, name, value)
         super().__setattr__(name, value)
         if name == "plasticity":
             self.connection = value.connection(self)
-        elif name == "weight" and "circuit" in vars(self):
-            settle_ties(self, self.circuit.synapses.values())
-            if self.circuit.updater is not None:
-                self.circuit.updater.settle()
+        elif name == "weight" and "circuit" in vars(self) and not sharded:
+            self.circuit.settle(self)
 
     def __prepare_scriptable__(self) -> Synapse:
         # torch.jit.script asks every module for what is to be compiled in its place.
@@ -142,14 +141,11 @@ class Synapse(Keeper):
             f"torch.jit.script can't compile '{self.label}', a synapse, whose rule is Python; {_AS_PLAIN}"
         )
 
-    def silence(self, *, buffers: bool = False) -> None:
-        """Use no feedback, unless another synapse does: no signal ever leaves this one.
-
-        Trainable feedback keeps its place among the model's parameters; with `buffers`, other feedback that among its buffers.
-        """
-        if not feedback_is_shared(self, self.circuit.synapses.values()):
+    def silence(self) -> None:
+        """Use no feedback, unless another synapse does: no signal ever leaves this one."""
+        if not feedback_is_shared(self, self.circuit.synapses):
             self.sends_back = False
-            retire(self, buffers=buffers)
+            retire(self)
 
     def forward(self, input: Tensor, *args: Any) -> Tensor:
         """The plain layer's output; a graph built here carries the rule."""
@@ -161,6 +157,8 @@ class Synapse(Keeper):
             if self.circuit.record is not None:
                 self.circuit.record.call_without_graph(self, input)
             return self.infer(input, *args)
+        if self.sentinel and not torch.compiler.is_compiling():
+            self.circuit.look()
         own = self._parameters  # Read directly: nn.Module's attribute access is slow enough to show on small layers.
         weight, bias = own.get("weight"), own.get("bias")
         if self.circuit.busy and not self.circuit.mine:
