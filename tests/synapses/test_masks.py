@@ -420,6 +420,21 @@ def test_what_is_written_to_absent_connections_by_hand_conducts_at_no_pass(write
         thin(learner)
 
 
+def test_masks_changed_by_hand_are_taken_in_or_refused():
+    net = flat_chain()
+    learner = apical.attach(net, "kp", connectivity=0.5, generator=seed())
+    net(X).sum().backward()
+    synapse = list(learner.synapses.values())[1]
+    synapse.weight_mask = torch.zeros_like(synapse.weight_mask)
+    synapse.feedback_mask.zero_()
+    net(X).sum().backward()
+    assert not synapse.weight.any()
+    assert not synapse.feedback.any()
+    for name in ("weight_mask", "feedback_mask"):
+        with pytest.raises(ValueError, match=rf"{name} has shape .*got \[2, 2\]"):
+            setattr(synapse, name, torch.ones(2, 2))
+
+
 def test_a_pass_between_two_backward_passes_may_mask_and_disturbs_neither():
     for rule in ("bp", "kp", "fa", "frsf", "dfa"):
         net = flat_chain().eval()

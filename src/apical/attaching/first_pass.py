@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class FirstPass:
     """Hooks that look at the first pass that learns, and take out of use the feedback of synapses that no signal leaves.
 
-    It keeps its place among the model's parameters and buffers: averages, vectors and optimizers may count on them by now.
+    Parameters keep their places: averages, vectors and optimizers may count on them by now. Where the model was copied before,
+    as for an average, so do buffers and the state dict.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -32,6 +33,10 @@ class FirstPass:
         self.handles = [model.register_forward_pre_hook(self.start)]
         self.handles += [s.register_forward_pre_hook(self.see, with_kwargs=True) for s in learner.synapses.values()]
         self.handles += [model.register_forward_hook(self.finish)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.copied = True  # For both, the copy and the one that it is made of.
+        return self.__dict__
 
     def _learns(self) -> bool:
         # Under frozen parameters, in compiled or transformed code, or with DDP's buckets already made, nothing is decided.
@@ -61,6 +66,6 @@ class FirstPass:
             return
         for name, leaves in self.signal.items():
             if not leaves:
-                self.learner.synapses[name].silence()
+                self.learner.synapses[name].silence(copied=self.copied)
         for handle in self.handles:
             handle.remove()

@@ -101,12 +101,16 @@ class Surgery:
         self._forget_handle()
 
     def _forget_handle(self) -> None:
+        self.learner.circuit.suspected = False
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
 
     def look(self) -> None:
         """Raise a RuntimeError if the learner no longer fits the model."""
+        if self.learner.circuit.suspected:
+            self.examine()
+            return
         for module, children in self._children:
             # In every pass: a comparison of dicts goes by the identity of the modules in them.
             if module._modules != children:
@@ -115,6 +119,7 @@ class Surgery:
 
     def suspect(self) -> None:
         """Examine the model at its next pass that learns."""
+        self.learner.circuit.suspected = True
         if self._handle is None:
             self._handle = self.learner.model.register_forward_pre_hook(self._at_next_pass, prepend=True)
 
@@ -173,7 +178,11 @@ class Surgery:
         known = set(owners.values())
         new = [name for name, module in modules.items() if module not in known and _holds_weights(module)]
         found += [
-            f"'{name}' is a {type(modules[name]).__name__} that is not attached" for name in new if name not in told
+            f"{faults.ITSELF if name == '' else repr(name)} has parameters that no synapse covers"
+            if modules[name] in self._members
+            else f"'{name}' is a {type(modules[name]).__name__} that is not attached"
+            for name in new
+            if name not in told
         ]
         found += [
             f"the weights of '{synapse.label}' are {list(synapse.weight.shape)} now, and were {list(shape)}"
@@ -223,9 +232,12 @@ class Surgery:
     def _check(self, modules: Mapping[str, nn.Module]) -> None:
         """Raise a ValueError with all that can't be attached."""
         known = set(self.learner.owners.values())
-        found = faults.of_layers(self.learner.model, known)
-        foreign = [name for name, one in modules.items() if isinstance(one, Synapse) and one not in known]
-        found += [f"'{name}' belongs to another learner; detach that first" for name in foreign]
+        foreign = {one: name for name, one in modules.items() if isinstance(one, Synapse) and one not in known}
+        found = faults.of_layers(self.learner.model, known | foreign.keys())
+        found += [
+            f"'{name}' is a synapse of another learner, or a copy of one; detach that learner, or put a plain layer there"
+            for name in foreign.values()
+        ]
         found += [f"at= names '{name}', which is no module any more" for name in self.at or () if name not in modules]
         if found:
             raise ValueError(

@@ -128,6 +128,7 @@ class Circuit:
         synapses: all synapses by name, weakly, for the graph of a pass holds this by each of them.
         home: where they belong; found by a weak reference, for the graph of a pass holds this by each of them.
         watched: whether passes look if the model was changed.
+        suspected: whether something was put into the model since passes looked; compiled code asks for no more.
         emptied: names of those whose feedback has lost its values (`nn.Module.to_empty`).
     """
 
@@ -138,7 +139,7 @@ class Circuit:
         self.busy, self.thread = False, 0
         self.synapses: WeakValueDictionary[str, Synapse] = WeakValueDictionary()
         self.home: Callable[[], Home | None] = _nowhere
-        self.watched = True
+        self.watched, self.suspected = True, False
         self.emptied: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -146,7 +147,7 @@ class Circuit:
         return {"memory": self.memory, "emptied": self.emptied}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.record, self.updater, self.watched = None, None, True
+        self.record, self.updater, self.watched, self.suspected = None, None, True, True
         self.memory, self.emptied = state["memory"], state.get("emptied", set())
         self.__dict__.setdefault("synapses", WeakValueDictionary())
         self.busy, self.thread = False, 0

@@ -83,18 +83,24 @@ def drop(owner: nn.Module) -> None:
                 store[name] = None
 
 
-def retire(owner: nn.Module) -> None:
-    """Take out of use what was kept, once others may have listed the owner's parameters and buffers: each keeps its place.
+def retire(owner: nn.Module, *, copied: bool) -> None:
+    """Take out of use what was kept, once others may have listed the owner's parameters: each of those keeps its place.
 
     An average of a model, or a vector of its parameters, counts on the same ones in the same order ever after.
+
+    Args:
+        owner: a synapse. copied: whether copies of it were made, as for an average, which may count on buffers and the state dict
+            as well; else buffers are let go of, and the state dict leaves out what is out of use.
     """
     names = (*names_kept(owner), "feedback_mask")
     for name in names:
         parameter = owner._parameters.get(name)
         if parameter is not None:
             parameter.requires_grad_(False).grad = None
+        if name in owner._buffers and not copied:
+            owner._buffers[name] = None
     if any(store.get(name) is not None for name in names for store in (owner._parameters, owner._buffers)):
-        vars(owner)[_RETIRED] = True
+        vars(owner)[_RETIRED] = "copied" if copied else "alone"
 
 
 def use_again(owner: nn.Module) -> None:
@@ -105,6 +111,8 @@ def use_again(owner: nn.Module) -> None:
 def release(owner: nn.Module) -> None:
     """Take from the owner everything that was kept on it, masks included."""
     for name in (*names_kept(owner), *MASKS):
+        if name in MASKS and name.replace("_mask", "_orig") in owner._parameters:
+            continue  # A mask of torch.nn.utils.prune, which has the same name.
         owner._parameters.pop(name, None)
         owner._buffers.pop(name, None)
     for name in (_NAMES, _RETIRED):
@@ -114,6 +122,14 @@ def release(owner: nn.Module) -> None:
 def sharding(owner: nn.Module, name: str, value: Any) -> bool:
     """Whether `value` takes a parameter's place on its owner because fully_shard puts its shards and its whole there by turns."""
     return hasattr(value, "device_mesh") or hasattr(owner._parameters.get(name), "device_mesh")
+
+
+def check_mask(owner: nn.Module, name: str, value: Any) -> None:
+    """Raise a ValueError if `value` can't take the place of one of the owner's masks."""
+    held = owner._buffers.get(name)
+    if held is not None and getattr(value, "shape", None) != held.shape:
+        got = list(value.shape) if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"{name} has shape {list(held.shape)}, one number for every connection; got {got}")
 
 
 def multiply_unseen(tensor: Tensor, mask: Tensor) -> None:
@@ -154,7 +170,7 @@ class Keeper(nn.Module):
     @override
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if _RETIRED in vars(self):
+        if vars(self).get(_RETIRED) == "alone":
             for name in (*names_kept(self), "feedback_mask"):
                 destination.pop(prefix + name, None)
 

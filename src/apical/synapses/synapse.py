@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from apical.synapses.circuit import feedback_is_shared
 from apical.synapses.function import SynapseFunction, apply
-from apical.synapses.storage import Keeper, mask_feedback, multiply_unseen, retire, sharding
+from apical.synapses.storage import MASKS, Keeper, check_mask, mask_feedback, multiply_unseen, retire, sharding
 from apical.synapses.transformed import transforming
 
 if TYPE_CHECKING:
@@ -128,6 +128,8 @@ class Synapse(Keeper):
             name == "qconfig"
         ):  # What torch.ao.quantization marks every module with, before it replaces the plain layers.
             raise RuntimeError(f"quantization does not know '{self.label}', a synapse; {_AS_PLAIN}")
+        if name in MASKS:
+            check_mask(self, name, value)
         sharded = name == "weight" and sharding(self, name, value)
         super().__setattr__(name, value)
         if name == "plasticity":
@@ -141,11 +143,11 @@ class Synapse(Keeper):
             f"torch.jit.script can't compile '{self.label}', a synapse, whose rule is Python; {_AS_PLAIN}"
         )
 
-    def silence(self) -> None:
-        """Use no feedback, unless another synapse does: no signal ever leaves this one."""
+    def silence(self, *, copied: bool = False) -> None:
+        """Use no feedback, unless another synapse does: no signal ever leaves this one (see `retire`)."""
         if not feedback_is_shared(self, self.circuit.synapses):
             self.sends_back = False
-            retire(self)
+            retire(self, copied=copied)
 
     def forward(self, input: Tensor, *args: Any) -> Tensor:
         """The plain layer's output; a graph built here carries the rule."""
@@ -157,7 +159,7 @@ class Synapse(Keeper):
             if self.circuit.record is not None:
                 self.circuit.record.call_without_graph(self, input)
             return self.infer(input, *args)
-        if self.sentinel and not torch.compiler.is_compiling():
+        if self.sentinel and (self.circuit.suspected or not torch.compiler.is_compiling()):
             self.circuit.look()
         own = self._parameters  # Read directly: nn.Module's attribute access is slow enough to show on small layers.
         weight, bias = own.get("weight"), own.get("bias")
@@ -188,8 +190,8 @@ class Synapse(Keeper):
                 raise RuntimeError(
                     f"the {name} of '{self.label}' is a parameter no longer: pruning, weight normalization or another "
                     "parametrization that was put on it after attach computes it anew for every forward pass, where no "
-                    "rule can learn; take that off again, as by torch.nn.utils.parametrize.remove_parametrizations(layer, "
-                    f"'{name}') (for sparse weights, attach with connectivity=...)"
+                    "rule can learn; take that off again by torch.nn.utils.parametrize.remove_parametrizations(layer, "
+                    f"'{name}') or torch.nn.utils.prune.remove (for sparse weights, attach with connectivity=...)"
                 )
 
     def infer(self, input: Tensor, *args: Any) -> Tensor:
