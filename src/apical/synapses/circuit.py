@@ -189,7 +189,11 @@ class Circuit:
     def look(self) -> None:
         """Raise a RuntimeError if the model was changed after `attach`."""
         home = self.home()
-        if home is not None and self.watched:
+        if home is None or not self.watched:
+            return
+        if self.suspected:
+            home.examine()
+        else:
             home.look()
 
     def examine(self) -> None:
