@@ -482,3 +482,16 @@ def test_stand_in_weights_exported_code_and_inference_mode():
             alone = torch.func.functional_call(net, {name: p + 0.1 * number for name, p in own.items()}, (X,))
             torch.testing.assert_close(outputs, alone, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(torch.export.export(net, (X,)).module()(X), net(X), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("graph", [True, False])
+def test_absent_connections_conduct_under_no_function_transform(graph):
+    net, x = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), torch.randn(2, 6, generator=seed())
+    synapse = apical.attach(net, "kp", connectivity=0.5, generator=seed()).synapses["0"]
+    with torch.no_grad():
+        synapse.weight.add_(1.0)
+        plain = F.linear(x, synapse.weight * synapse.weight_mask, synapse.bias)
+    with torch.set_grad_enabled(graph):
+        torch.testing.assert_close(torch.func.vmap(synapse)(x), plain)
+        torch.testing.assert_close(torch.func.jvp(synapse, (x,), (x,))[0], plain)

@@ -146,7 +146,7 @@ class Surgery:
             "make replicas of the changed network anew"
             if self.learner.copies > 1
             else "call learner.refresh(), which apical.learner_of(model) has too: it attaches new layers, drops those that are "
-            "gone and keeps the feedback of all others"
+            "gone and keeps the feedback of all others; give the optimizer the parameters that are new"
         )
         raise RuntimeError(
             f"{type(self.learner.model).__name__} was changed after attach:\n"

@@ -144,7 +144,7 @@ class Circuit:
 
     def __getstate__(self) -> dict[str, Any]:
         # Home is set by the learner, so that a copy of one layer does not drag along the others.
-        return {"memory": self.memory, "emptied": self.emptied}
+        return {"memory": self.memory, "suspected": self.suspected, "emptied": self.emptied}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.record, self.updater, self.watched, self.suspected = None, None, True, True
@@ -177,6 +177,11 @@ class Circuit:
         """Raise a RuntimeError about what came to the synapse `label` while another thread is busy."""
         raise RuntimeError(
             f"{what} '{label}' while another thread was in learner.adapt or measured the model; {ONE_THREAD}"
+        self.record, self.updater, self.watched = None, None, True
+        self.memory, self.suspected, self.emptied = (
+            state["memory"],
+            state.get("suspected", False),
+            state.get("emptied", set()),
         )
         self.__dict__.setdefault("home", _nowhere)
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from apical.synapses.transformed import transforming
+
 if TYPE_CHECKING:
     from apical.synapses.circuit import Circuit
 
@@ -132,12 +134,9 @@ def check_mask(owner: nn.Module, name: str, value: Any) -> None:
         raise ValueError(f"{name} has shape {list(held.shape)}, one number for every connection; got {got}")
 
 
-def multiply_unseen(tensor: Tensor, mask: Tensor) -> None:
-    """Multiply in place, without a trace in autograd."""
-    if torch._C._are_functorch_transforms_active():  # They have no .data.
-        with torch.no_grad():
-            tensor.mul_(mask)
-    else:
+def _multiply_unseen(tensor: Tensor, mask: Tensor) -> None:
+    """Multiply in place, without a trace in autograd. Function transforms allow of no such thing."""
+    if not torch._C._are_functorch_transforms_active():
         tensor.data.mul_(mask)
 
 
@@ -149,7 +148,7 @@ def mask_feedback(owner: nn.Module) -> None:
     for name in names_kept(owner):
         tensor = kept(owner, name)
         if tensor is not None and tensor.shape == mask.shape:
-            multiply_unseen(tensor, mask)
+            _multiply_unseen(tensor, mask)
 
 
 class Keeper(nn.Module):
@@ -159,6 +158,24 @@ class Keeper(nn.Module):
     circuit: Circuit
     label: str
     sparse: bool = False
+
+    def disconnect(self) -> Tensor | None:
+        """Set to zero what lies at absent connections, whoever has written it there since the last pass.
+
+        Unseen by autograd: what passes before have kept has zeros there already. Exported code has weights of its own.
+
+        Returns:
+            Under a function transform, where nothing may be changed in place, the weights to be used instead.
+        """
+        if torch.compiler.is_exporting():
+            return None
+        weight, mask = self._parameters.get("weight"), self._buffers.get("weight_mask")
+        if transforming():
+            return None if weight is None or mask is None else weight * mask
+        if weight is not None and mask is not None:
+            _multiply_unseen(weight, mask)
+        mask_feedback(self)
+        return None
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:

@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from apical.synapses.circuit import feedback_is_shared
 from apical.synapses.function import SynapseFunction, apply
-from apical.synapses.storage import MASKS, Keeper, check_mask, mask_feedback, multiply_unseen, retire, sharding
+from apical.synapses.storage import MASKS, Keeper, check_mask, retire, sharding
 from apical.synapses.transformed import transforming
 
 if TYPE_CHECKING:
@@ -151,14 +151,17 @@ class Synapse(Keeper):
 
     def forward(self, input: Tensor, *args: Any) -> Tensor:
         """The plain layer's output; a graph built here carries the rule."""
-        if self.sparse:
-            self.disconnect()
+        thinned = self.disconnect() if self.sparse else None
         if not torch.is_grad_enabled():
             if self.whole_pass is not None:
                 self.whole_pass.call_without_graph(self, input)
             if self.circuit.record is not None:
                 self.circuit.record.call_without_graph(self, input)
-            return self.infer(input, *args)
+            return (
+                self.infer(input, *args)
+                if thinned is None
+                else self.conduct(*self.prepare(input, *args), weight=thinned)
+            )
         if self.sentinel and (self.circuit.suspected or not torch.compiler.is_compiling()):
             self.circuit.look()
         own = self._parameters  # Read directly: nn.Module's attribute access is slow enough to show on small layers.
@@ -168,20 +171,10 @@ class Synapse(Keeper):
         if weight is None or (bias is None and "bias" not in own):
             self.refuse_computed()
         x, feedback = self.pathway.enter(self, input)
+        if thinned is not None:
+            weight = thinned
         x, geometry = self.prepare(x, *args)
         return apply(SynapseFunction, True)(x, weight, bias, feedback, self, geometry)  # type: ignore[return-value]
-
-    def disconnect(self) -> None:
-        """Set to zero what lies at absent connections, whoever has written it there since the last pass.
-
-        Unseen by autograd: what passes before have kept has zeros there already. Exported code has weights of its own.
-        """
-        if torch.compiler.is_exporting():
-            return
-        weight, mask = self._parameters.get("weight"), self._buffers.get("weight_mask")
-        if weight is not None and mask is not None:
-            multiply_unseen(weight, mask)
-        mask_feedback(self)
 
     def refuse_computed(self) -> None:
         """Raise a RuntimeError if weight or bias is a parameter no longer."""
@@ -206,10 +199,11 @@ class Synapse(Keeper):
         """The layer's output: y = x W^T + b in the sense of its kind."""
         raise NotImplementedError
 
-    def conduct(self, x: Tensor, geometry: Geometry = (), *, bias: bool = True) -> Tensor:
-        """The synapse's answer to x, without a graph: `transmit` with its own weights."""
+    def conduct(self, x: Tensor, geometry: Geometry = (), *, bias: bool = True, weight: Tensor | None = None) -> Tensor:
+        """The synapse's answer to x, without a graph: `transmit` with its own weights, or those given."""
         own = self._parameters.get("bias") if bias else None
-        return self.transmit(x, self.weight.to(x.dtype), None if own is None else own.to(x.dtype), geometry)
+        weight = self.weight if weight is None else weight
+        return self.transmit(x, weight.to(x.dtype), None if own is None else own.to(x.dtype), geometry)
 
     def unbordered(self, features: torch.Size, positions: int | None = None) -> tuple[torch.Size, Geometry]:
         """Shape of a noise input for the weight mirror, and the call's geometry without padding.
