@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class FirstPass:
     """Hooks that look at the first pass that learns, and take out of use the feedback of synapses that no signal leaves.
 
-    Parameters keep their places: averages, vectors and optimizers may count on them by now. Where the model was copied before,
-    as for an average, so do buffers and the state dict.
+    Parameters keep their places: averages, vectors and optimizers may count on them by now. Buffers keep theirs if the model
+    was copied before, as for an average of them.
     """
 
     def __init__(self, learner: Learner) -> None:

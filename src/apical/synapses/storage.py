@@ -91,8 +91,8 @@ def retire(owner: nn.Module, *, copied: bool) -> None:
     An average of a model, or a vector of its parameters, counts on the same ones in the same order ever after.
 
     Args:
-        owner: a synapse. copied: whether copies of it were made, as for an average, which may count on buffers and the state dict
-            as well; else buffers are let go of, and the state dict leaves out what is out of use.
+        owner: a synapse. copied: whether copies of it were made, as for an average, which may count on buffers as well; else
+            those are let go of.
     """
     names = (*names_kept(owner), "feedback_mask")
     for name in names:
@@ -102,7 +102,7 @@ def retire(owner: nn.Module, *, copied: bool) -> None:
         if name in owner._buffers and not copied:
             owner._buffers[name] = None
     if any(store.get(name) is not None for name in names for store in (owner._parameters, owner._buffers)):
-        vars(owner)[_RETIRED] = "copied" if copied else "alone"
+        vars(owner)[_RETIRED] = True
 
 
 def use_again(owner: nn.Module) -> None:
@@ -187,7 +187,7 @@ class Keeper(nn.Module):
     @override
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if vars(self).get(_RETIRED) == "alone":
+        if _RETIRED in vars(self):
             for name in (*names_kept(self), "feedback_mask"):
                 destination.pop(prefix + name, None)
 
