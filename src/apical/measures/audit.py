@@ -123,7 +123,6 @@ def audit(learner: Learner | nn.Module, inputs: Any, targets: Any, criterion: Cr
     learner = _by_hand(learner) if isinstance(learner, nn.Module) else as_attached(learner)
     with (
         alone(learner),
-        learner.unwatched(),
         learner.circuit.unwatched(),
         zeros_filled(learner.model),
         weights_preserved(learner.model) as weights,

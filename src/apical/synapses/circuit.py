@@ -125,7 +125,6 @@ class Circuit:
         updater: who takes updates in the backward pass (`apical.LocalSGD`).
         memory: memory of large results, used again.
         busy: whether passes are made beside the loop's, for a phase or to measure. thread: who makes them.
-        synapses: all synapses by name, weakly, for the graph of a pass holds this by each of them.
         home: where they belong; found by a weak reference, for the graph of a pass holds this by each of them.
         watched: whether passes look if the model was changed.
         suspected: whether something was put into the model since passes looked; compiled code asks for no more.
@@ -137,7 +136,6 @@ class Circuit:
         self.updater: Updater | None = None
         self.memory = Recycler()
         self.busy, self.thread = False, 0
-        self.synapses: WeakValueDictionary[str, Synapse] = WeakValueDictionary()
         self.home: Callable[[], Home | None] = _nowhere
         self.watched, self.suspected = True, False
         self.emptied: set[str] = set()
@@ -147,9 +145,13 @@ class Circuit:
         return {"memory": self.memory, "suspected": self.suspected, "emptied": self.emptied}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.record, self.updater, self.watched, self.suspected = None, None, True, True
-        self.memory, self.emptied = state["memory"], state.get("emptied", set())
-        self.__dict__.setdefault("synapses", WeakValueDictionary())
+        self.record, self.updater, self.watched = None, None, True
+        self.memory, self.suspected, self.emptied = (
+            state["memory"],
+            state.get("suspected", False),
+            state.get("emptied", set()),
+        )
+        self.__dict__.setdefault("home", _nowhere)
         self.busy, self.thread = False, 0
 
     @property
@@ -177,13 +179,7 @@ class Circuit:
         """Raise a RuntimeError about what came to the synapse `label` while another thread is busy."""
         raise RuntimeError(
             f"{what} '{label}' while another thread was in learner.adapt or measured the model; {ONE_THREAD}"
-        self.record, self.updater, self.watched = None, None, True
-        self.memory, self.suspected, self.emptied = (
-            state["memory"],
-            state.get("suspected", False),
-            state.get("emptied", set()),
         )
-        self.__dict__.setdefault("home", _nowhere)
 
     @property
     def synapses(self) -> Iterable[Synapse]:
