@@ -173,7 +173,8 @@ def test_no_other_thread_can_learn_while_the_model_is_measured(measure):
         model[2].call = call
         assert str(measure(learner, X, Y, cross_entropy)) == alone
         assert all(isinstance(error, RuntimeError) and "another thread" in str(error) for error in model[2].found)
-    model[2].call, model[2].found = lambda: both(model), []
+    model[2].call = lambda: both(model)
+    model[2].found.clear()
     measure(learner, X, Y, cross_entropy)
     for found in model[2].found:
         if measure is apical.audit:
