@@ -172,6 +172,35 @@ def test_reinforce_refuses_another_batch_than_the_loops():
         learner.adapt(-X, Y.flip(0), cross_entropy)
 
 
+@pytest.mark.parametrize("way", ["like it", "one sample", "keywords"])
+def test_reinforce_refuses_another_batch_even_if_its_errors_are_alike(way):
+    net = ResidualNet()
+    learner = attach(net, "reinforce")
+    other = X + 1e-3 * torch.randn(X.shape) if way == "like it" else X.roll(1, 0)
+    if way == "one sample":
+        other = X.clone()
+        other[3] += 0.1
+    cross_entropy(net(X), Y).mean().backward()
+    with pytest.raises(RuntimeError, match=r"another batch .*batch of the last backward pass"):
+        learner.adapt({"x": other} if way == "keywords" else other, Y, cross_entropy)
+
+
+@pytest.mark.parametrize("drops", [True, False])
+@pytest.mark.parametrize("kind", ["torch", "decayed"])
+def test_reinforce_refuses_to_come_after_the_step(kind, drops):
+    net = ResidualNet()
+    learner = attach(net, "reinforce")
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, weight_decay=0.1 if kind == "decayed" else 0)
+    cross_entropy(net(X), Y).mean().backward()
+    optimizer.step()
+    if drops:
+        optimizer.zero_grad()
+    before = everything(net, learner)
+    with pytest.raises(RuntimeError, match=r"no backward pass since the weights moved.*between backward\(\)"):
+        learner.adapt(X, Y, cross_entropy)
+    equal(everything(net, learner), before)
+
+
 def test_reinforce_says_that_the_loss_is_another_one():
     net = ResidualNet()
     learner = attach(net, "reinforce")

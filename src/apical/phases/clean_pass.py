@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from apical.nested import pick, run
+from apical.nested import pick, run, tensors
 from apical.pathways.checkpointing import recomputing
 from apical.phases.backpropagation import backpropagating
 from apical.phases.conditions import casting
@@ -43,6 +43,18 @@ class CleanPass:
         assert recorder is not None
         found = recorder.heard
         self._cut = learner.phases.cuts
+        if self._cut and recorder.newest is not None:
+            # Hidden gradients are to fit those that the loop's own backward pass has left.
+            if found is None:
+                raise RuntimeError(
+                    "there was no backward pass since the weights moved, and the noisy pass can't be compared with one before; "
+                    "call adapt between backward() and the optimizer's step"
+                )
+            if _another(found, inputs):
+                raise RuntimeError(
+                    "adapt got another batch than the one that was backpropagated, so the noisy pass can't be compared with it; "
+                    "give it the batch of the last backward pass"
+                )
         whole = self._cut or all(s.weight.requires_grad for s in learner.synapses.values())
         found = found if found is not None and _same(found, inputs) else None
         _check_way(recorder, found)
@@ -265,6 +277,14 @@ def _same(found: Pass, inputs: Any) -> bool:
         return not found.args and own.keys() == inputs.keys() and all(_equal(own[key], inputs[key]) for key in own)
     given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     return not found.kwargs and len(given) == len(found.args) and all(map(_equal, given, found.args))
+
+
+def _another(found: Pass, inputs: Any) -> bool:
+    """Whether the pass was made with another batch than `inputs`, however the two are given: with other values."""
+    own, given = tensors((*found.args, *found.kwargs.values())), tensors(inputs)
+    if [(t.shape[1:], t.dtype, t.device) for t in own] != [(t.shape[1:], t.dtype, t.device) for t in given]:
+        return False  # Given in another form, about which values say nothing.
+    return not all(map(_equal, own, given))
 
 
 def _equal(a: Any, b: Any) -> bool:
