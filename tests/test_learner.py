@@ -13,6 +13,7 @@ from networks import chain
 STORED = ("fa", "frfb", "dfa", "ifa", "kp", "matched", "urfb", "kp-direct", "wm", "np", "np-direct", "sg", "sg-direct")
 
 
+@pytest.mark.filterwarnings("ignore:rule .* has a phase of its own")
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("rule", RULES)
 def test_state_dicts_round_trip_into_a_plain_model_and_back(rule, assign):
@@ -106,6 +107,7 @@ def test_a_learners_state_is_refused_where_it_is_none():
         learner.load_state_dict({"weight": torch.ones(1)})
 
 
+@pytest.mark.filterwarnings("ignore:rule .* has a phase of its own")
 @pytest.mark.parametrize("rule", RULES)
 def test_a_resumed_run_ends_bitwise_like_one_that_was_not_interrupted(rule):
     model = chain()

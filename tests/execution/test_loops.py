@@ -54,6 +54,7 @@ def test_a_gate_without_a_graph_is_as_good_as_a_constant(rule, shown):
     apical.alignment(learner, X, Y, cross_entropy), apical.audit(learner, X, Y, cross_entropy)
 
 
+@pytest.mark.filterwarnings("ignore:rule .* has a phase of its own")
 @pytest.mark.parametrize("rule", DETERMINISTIC)
 def test_switching_between_train_and_eval_does_no_harm(rule):
     """Validation in between, with and without gradients, must not change what training does."""

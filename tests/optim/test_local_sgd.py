@@ -214,6 +214,7 @@ def test_a_pass_whose_optimizer_is_gone_is_refused():
         loss.backward()
 
 
+@pytest.mark.filterwarnings("ignore:the feedback of")  # Kolen-Pollack's law is not what this is about.
 @pytest.mark.parametrize("change", [{"weight_decay": 0.1}, {"momentum": 0.5}, {"nesterov": True}])
 @pytest.mark.parametrize("group", [0, 1])
 def test_a_velocity_that_weights_and_feedback_share_parts_when_their_options_do(group, change):

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.sgd import sgd
 
-from apical import step_hooks
 from apical.checks import number
 from apical.distributed import world
 from apical.learner import Learner, as_learner
 from apical.optim.updates import Updates
+from apical.step_hooks.everywhere import others
 
 
 class LocalSGD(Optimizer):
@@ -26,8 +26,13 @@ class LocalSGD(Optimizer):
     closes the step, so that schedulers work as usual. For rules with a phase of their own, which compare passes under one
     set of weights, the updates wait for ``step()``; their factors are kept, not their product.
 
-    What it can't do, because there is no gradient to wait for: several backward passes per step (refused), clipping by a
-    global norm, gradient scaling, and DistributedDataParallel (refused). Use `torch.optim.SGD` there.
+    Weights move only in a backward pass that is theirs. Under torch.autograd.grad, for a signal that leaves the network to what
+    this optimizer doesn't move (a generator, an image under attack), for parameters with hooks, and with a GradScaler, gradients
+    go the ordinary way, and `step()` moves by them.
+
+    What it can't do, because there is no gradient to wait for, is refused: several backward passes per step, clipping by
+    PyTorch's functions, a GradScaler that comes after weights have moved, a loss that is not finite (on the CPU), and
+    DistributedDataParallel. Use `torch.optim.SGD` there.
 
     Args:
         learner: what `apical.attach` returned.
@@ -106,7 +111,12 @@ class LocalSGD(Optimizer):
         return state
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients that parameters outside synapses got."""
+        """Drop the gradients that parameters outside synapses got, and what waits for `step()`.
+
+        Raises:
+            RuntimeError: if weights have moved in a backward pass that no `step()` has closed: that can't be undone.
+        """
+        self._updates.discard()
         if not set_to_none:
             super().zero_grad(set_to_none=False)
             return
@@ -118,7 +128,7 @@ class LocalSGD(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move all that has not been moved in the backward pass, and close the step."""
-        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or step_hooks.others():
+        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or others():
             return _with_hooks(self, closure)
         return self._step(closure)
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from apical.optim.shared_velocity import join, part, shares
+from apical.optim.ownership import Pass, claimed, made_within, refuse_infinite, scaled
+from apical.optim.shared_velocity import join, part
+from apical.optim.site import Site
+from apical.optim.spent import Spent, spendable, takers
 from apical.pathways.checkpointing import recomputing
-from apical.plasticity.base import Trained
-from apical.step_hooks import require_optimizer
+from apical.pathways.layer_wise import LayerWise
+from apical.step_hooks.groups import follow
+from apical.step_hooks.held import require_optimizer
 from apical.synapses.storage import kept
 
 if TYPE_CHECKING:
@@ -22,37 +25,27 @@ if TYPE_CHECKING:
     from apical.synapses.synapse import Synapse
 
 
-_Update = tuple[Tensor, Tensor, Tensor | None]
-"""One call's delta and x, and their product delta^T x where it is made already."""
-
-
-@dataclass(slots=True, eq=False)
-class _Site:
-    """What a synapse has heard in this step: how many calls are to come, and what has come and waits."""
-
-    synapse: Synapse
-    expected: int = 0
-    waiting: list[_Update] = field(default_factory=list)
-    bias: Tensor | None = None
-    feedback: bool = False
-    heard: bool = False
-    done: bool = False
-
-    def reset(self) -> None:
-        """Ready for the next step."""
-        self.expected, self.bias, self.feedback, self.heard, self.done = 0, None, False, False, False
-        self.waiting.clear()
-
-
 class Updates:
     """The synapses' side of `LocalSGD`. Small layers take no longer than the calls in here, so these are few."""
 
     def __init__(self, optimizer: LocalSGD, learner: Learner) -> None:
         # Weakly, so that an optimizer that the user has let go of is gone, and the weights' gradients are ordinary again.
         self._optimizer, self._learner = weakref.ref(optimizer), weakref.ref(learner)
-        self.sites: dict[Synapse, _Site] = {}
+        self.sites: dict[Synapse, Site] = {}
         self._groups: dict[int, dict[str, Any]] = {}
         self._seen: list[dict[str, Any]] = []
+        self.meant = self.ordinary = False
+        """Whether all goes by ordinary gradients, because losses are scaled."""
+        self._held: set[int] = set()
+        self._movable: list[nn.Parameter] = []
+        """What may move, of all sites."""
+        self._pass: Pass | None = None
+        """The forward pass going on; it ends where a backward pass begins."""
+        self._unread = self._looked = False
+        """Whether a loss's gradient is yet to be looked at, and whether scalers were looked for."""
+        self._rates: list[Any] | None = None
+        """Each group's learning rate, by which weights have moved since the last step; None while none has."""
+        takers.add(self)
         self.settle()
 
     def settle(self) -> None:
@@ -61,7 +54,7 @@ class Updates:
         if learner is None:
             return
         self.waits, self._seen = learner.phases.learns, []
-        self.sites = {synapse: self.sites.get(synapse) or _Site(synapse) for synapse in learner.synapses.values()}
+        self.sites = {synapse: self.sites.get(synapse) or Site(synapse) for synapse in learner.synapses.values()}
         self._owners = learner.owners
         self._rule = learner.name
         # Weights that several modules hold hear from all of them before they may move.
@@ -79,8 +72,22 @@ class Updates:
             )
         return optimizer
 
-    def expect(self, synapse: Synapse) -> Updates | None:
-        """A call of `synapse` in a forward pass with a graph; None if its weights are to get an ordinary gradient."""
+    def see(self, x: Tensor) -> None:
+        """An input by which a signal leaves, though a pathway cuts it."""
+        optimizer = None if torch.compiler.is_compiling() else self._optimizer()
+        if optimizer is None or recomputing():
+            return
+        if not self._seen:
+            self._regroup(optimizer.param_groups)
+        if self._pass is None:
+            self._pass = Pass(self)
+        self._pass.beyond = self._pass.beyond or not made_within(x, self.sites, self._held)
+
+    def expect(self, synapse: Synapse, x: Tensor | None, learns: bool) -> Pass | None:
+        """A call of `synapse` in a forward pass with a graph; None if its weights are to get an ordinary gradient.
+
+        x: the input, if a signal leaves by it. learns: whether the weights do.
+        """
         if torch.compiler.is_compiling():  # First: the compiler can't look into an optimizer's groups.
             return None
         optimizer = self._optimizer()
@@ -90,14 +97,23 @@ class Updates:
         # A state that is loaded brings groups of its own.
         if len(groups) != len(self._seen) or groups[0] is not self._seen[0]:
             self._regroup(groups)
-        if id(synapse._parameters["weight"]) not in self._groups:
+        if self.ordinary:
             return None
-        if not recomputing():
+        here = self._pass
+        if here is None:
+            here = self._pass = Pass(self)
+        again = recomputing()
+        if not (x is None or again or here.beyond):
+            here.beyond = not made_within(x, self.sites, self._held)
+        if not learns or id(synapse._parameters["weight"]) not in self._groups:
+            return None
+        if not again:
             self.sites[synapse].expected += 1
-        return self
+        return here
 
     def _regroup(self, groups: list[dict[str, Any]]) -> None:
         held = {id(p): group for group in groups for p in group["params"]}
+        self._held = set(held)
         found = {one: group for one, group in held.items() if one not in self.tied}
         for name, owner in self._owners.items():
             weight, feedback = owner._parameters.get("weight"), kept(owner, "feedback")
@@ -107,9 +123,30 @@ class Updates:
                 require_optimizer(feedback, name, self._rule)
                 # What moves in the backward pass leaves no gradient for an optimizer that the feedback has of its own.
                 found.pop(id(weight), None)
+        moved_along = follow(self.optimizer, self._owners, self._rule)
+        found |= {id(feedback): groups[number] for feedback, number in moved_along.items()}
         self._seen, self._groups = list(groups), found
+        for synapse, site in self.sites.items():
+            # Feedback of other pathways has a gradient of its own.
+            names = ("weight", "bias", "feedback") if isinstance(synapse.pathway, LayerWise) else ("weight", "bias")
+            own = (synapse._parameters.get(name) for name in names)
+            site.own = [p for p in own if p is not None and id(p) in found]
+            site.spends = [p for p in site.own if spendable(p)]
+        self._movable = [p for site in self.sites.values() for p in site.own]
         for synapse in self.sites:
             join(self.optimizer.state, synapse._parameters.get("weight"), synapse._parameters.get("feedback"))
+
+    def begin(self, beyond: bool) -> bool:
+        """Whether weights move in the backward pass that has come to a forward pass's first synapse."""
+        self._pass, self._unread = None, False
+        if self.optimizer.param_groups[0] is not self._seen[0]:
+            self._regroup(self.optimizer.param_groups)
+        if self.ordinary or (beyond and not self.meant) or claimed(self._movable):
+            return False
+        if not self._looked:
+            self._looked, self.ordinary = True, scaled()
+        self._unread = not self.ordinary
+        return self._unread
 
     def take(
         self,
@@ -124,13 +161,14 @@ class Updates:
 
         feedback: whether trainable feedback is to move by the same product. Returns the bias's gradient if it is to go the
         ordinary way.
+
+        Raises:
+            RuntimeError: if that would be a step by what is not finite.
         """
+        if self._unread:
+            self._unread = False
+            refuse_infinite(delta, bias, synapse.label)
         site = self.sites[synapse]
-        if site.done:
-            raise RuntimeError(
-                f"'{synapse.label}' got a second backward pass before step(), but LocalSGD has applied the first one's update "
-                "already; call step() after each, or accumulate gradients with torch.optim.SGD"
-            )
         site.heard = True
         if bias is not None and id(synapse._parameters["bias"]) in self._groups:
             site.bias = bias if site.bias is None else site.bias + bias
@@ -139,16 +177,28 @@ class Updates:
         site.waiting.append((delta, x, product))
         site.expected -= 1
         if site.expected <= 0 and not self.waits:
-            self._apply(site)
+            if self._rates is None:
+                self._rates = [group["lr"] for group in self._seen]
+            site.apply(self._groups, self.optimizer.state)
             site.done = True
+        for parameter in site.spends:
+            parameter.__class__ = Spent
         return bias
 
     def close(self) -> None:
         """End a step: apply what waits."""
         if not self._seen:  # Compiled code does not come by `expect`.
             self._regroup(self.optimizer.param_groups)
+        self._pass = None
+        for number, rate in enumerate(self._rates or ()):
+            if self._seen[number]["lr"] != rate:
+                raise RuntimeError(
+                    f"the learning rate of parameter group {number} has changed between backward() and step(), but LocalSGD has "
+                    f"moved weights by {rate} already; change it before the backward pass"
+                )
         for site in self.sites.values():
             if site.heard:
+                site.restore()
                 own = site.synapse._parameters
                 taken = [own["weight"]] if site.bias is None else [own["weight"], own["bias"]]
                 if any(p is not None and p.grad is not None for p in taken):
@@ -158,58 +208,39 @@ class Updates:
                     )
                 if site.waiting:
                     with torch.no_grad():
-                        self._apply(site)
+                        site.apply(self._groups, self.optimizer.state)
             site.reset()
+        self._rates = None
 
     def drop(self) -> None:
         """Let go of what waits, without learning from it."""
+        self._rates = None
         for site in self.sites.values():
+            site.restore()
             site.reset()
 
-    def _apply(self, site: _Site) -> None:
-        synapse, waiting = site.synapse, site.waiting
-        own = synapse._parameters
-        weight, feedback = own["weight"], own.get("feedback")
-        assert weight is not None
-        delta, x, product = waiting[0]
-        if feedback is not None and not (site.feedback and id(feedback) in self._groups):
-            part(self.optimizer.state, weight, feedback)  # It stands still in this step.
-            feedback = None
-        forth = back = None
-        if synapse.sparse:
-            forth, back = synapse._buffers.get("weight_mask"), synapse._buffers.get("feedback_mask")
-        together = feedback is not None and forth is back and self._shares(synapse, weight, feedback)
-        if (feedback is not None and not together) or len(waiting) > 1 or weight.dtype != delta.dtype:
-            # In full, where it is needed more than once.
-            made = [synapse.hebbian(a, d) if p is None else p for d, a, p in waiting]
-            product = sum(made[1:], made[0]).to(weight.dtype)
-        waiting.clear()
-        if feedback is not None and not together:
-            part(self.optimizer.state, weight, feedback)
-            increment = synapse.connection.increment
-            own_product = None if increment is None else increment(product)
-            if own_product is not None:
-                self._move(feedback, synapse, delta, x, own_product, back)
-        self._move(weight, synapse, delta, x, product, forth)
-        if feedback is not None and together:
-            state = self.optimizer.state
-            velocity = state[feedback]["momentum_buffer"] = state[weight]["momentum_buffer"]
-            feedback.add_(velocity, alpha=-self._groups[id(feedback)]["lr"])
-        if site.bias is not None:
-            bias = own["bias"]
-            assert bias is not None
-            self._move(
-                bias, synapse, delta, x, site.bias if site.bias.dtype == bias.dtype else site.bias.to(bias.dtype)
-            )
+    def discard(self) -> None:
+        """Let go of what waits, as of gradients that no step is to be made of.
 
-    def _shares(self, synapse: Synapse, weight: nn.Parameter, feedback: nn.Parameter) -> bool:
-        """Whether weights and trainable feedback move by one velocity."""
-        plasticity = synapse.plasticity
-        return (
-            isinstance(plasticity, Trained)
-            and plasticity.follows_weights
-            and shares(self.optimizer.state, weight, feedback, self._groups[id(weight)], self._groups[id(feedback)])
-        )
+        Raises:
+            RuntimeError: if weights have moved by such.
+        """
+        if self._rates is not None:
+            label = next(site.synapse.label for site in self.sites.values() if site.done)
+            raise RuntimeError(
+                f"zero_grad() before step(), but LocalSGD has moved '{label}' in the backward pass already, so "
+                "there is no gradient to drop; call step() after every backward pass. Where the pass was for another "
+                "network or for inputs alone, take torch.autograd.grad, or requires_grad_(False) for the weights meanwhile"
+            )
+        for site in self.sites.values():
+            if site.heard:
+                site.restore()
+                site.forget()
+
+    def names(self, parameter: nn.Parameter) -> str | None:
+        """The synapse that has `parameter`; None: none of these."""
+        own = (s.label for s in self.sites if any(p is parameter for p in s._parameters.values()))
+        return next(own, None)
 
     def part(self) -> None:
         """Part the velocities of weights and feedback of which one is about to move by a gradient."""
@@ -217,66 +248,3 @@ class Updates:
             weight, feedback = synapse._parameters.get("weight"), synapse._parameters.get("feedback")
             if feedback is not None and (feedback.grad is not None or (weight is not None and weight.grad is not None)):
                 part(self.optimizer.state, weight, feedback)
-
-    def _move(
-        self,
-        parameter: nn.Parameter,
-        synapse: Synapse,
-        delta: Tensor,
-        x: Tensor,
-        product: Tensor | None,
-        mask: Tensor | None = None,
-    ) -> None:
-        group = self._groups[id(parameter)]
-        lr, m, decay = group["lr"], group["momentum"], group["weight_decay"]
-        # In place, so that autograd tells if something else in the graph still needs the weights as they were.
-        if not m:
-            _add(parameter, 1 - lr * decay, synapse, delta, x, product, -lr, mask)
-            return
-        state = self.optimizer.state[parameter]
-        velocity = state.get("momentum_buffer")
-        if velocity is None:
-            velocity = state["momentum_buffer"] = torch.empty_like(parameter)
-            _add(velocity, 0, synapse, delta, x, product, 1, mask)
-            if decay:
-                velocity.add_(parameter, alpha=decay)
-            parameter.add_(velocity, alpha=-lr * (1 + m) if group["nesterov"] else -lr)
-            return
-        if group["nesterov"]:
-            # g + m v_new = (1 + m) v_new - m v_old, without keeping g: the old velocity's share goes first.
-            parameter.add_(velocity, alpha=lr * m)
-            _add(velocity, m * (1 - lr * decay), synapse, delta, x, product, 1, mask)
-            if decay:
-                velocity.add_(parameter, alpha=decay)
-            parameter.add_(velocity, alpha=-lr * (1 + m))
-            return
-        keep = 1 - group["dampening"]
-        _add(velocity, m, synapse, delta, x, product, keep, mask)
-        if decay:
-            velocity.add_(parameter, alpha=decay * keep)
-        parameter.add_(velocity, alpha=-lr)
-
-
-def _add(
-    target: Tensor,
-    beta: float,
-    synapse: Synapse,
-    delta: Tensor,
-    x: Tensor,
-    product: Tensor | None,
-    alpha: float,
-    mask: Tensor | None,
-) -> None:
-    """Make `target` beta times itself plus alpha times the product delta^T x, where the mask has ones."""
-    if product is None:
-        synapse.add_hebbian(target, x, delta, beta, alpha)
-    elif beta == 0:
-        torch.mul(product, alpha, out=target)
-    elif alpha == 1:
-        torch.add(product, target, alpha=beta, out=target)
-    else:
-        if beta != 1:
-            target.mul_(beta)
-        target.add_(product, alpha=alpha)
-    if mask is not None:
-        target.mul_(mask)

@@ -42,6 +42,9 @@ class Direct(Pathway):
     def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:
         assert isinstance(synapse.whole_pass, Taps)
         synapse.whole_pass.leave(synapse, synapse.label, synapse.plasticity, x)
+        updater = synapse.circuit.updater
+        if updater is not None and x.requires_grad:
+            updater.see(x)
         return (cut(x) if synapse.whole_pass.transformed else x.detach()), None
 
     def taps(self, learner: Learner) -> Taps:

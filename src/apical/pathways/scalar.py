@@ -79,7 +79,8 @@ class Scalar(Pathway, Phased):
         xs = [cuts[place] for place in own]
         signals = [(found[place].tensor * clean.scale).to(x.dtype) for place, x in zip(own, xs, strict=True)]
         # Not backward(): hooks of DistributedDataParallel expect one call per pass, and that has been.
-        gradients = torch.autograd.grad(xs, parameters, signals, allow_unused=True)
+        with phase.learner.circuit.meant():
+            gradients = torch.autograd.grad(xs, parameters, signals, allow_unused=True)
         learned = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
         phase.average([g for _, g in learned])
         for parameter, gradient in learned:

@@ -19,6 +19,7 @@ from apical.phases.listening import listens
 from apical.phases.phase import Phase, Site
 from apical.phases.recording import Recorder
 from apical.plasticity.base import Phased
+from apical.step_hooks import missed
 from apical.synapses.storage import complete, mask_feedback
 from apical.synapses.transformed import compiling
 
@@ -109,6 +110,8 @@ class Phases:
 
     def adapt(self, inputs: Any, targets: Any, criterion: Criterion) -> None:
         """One call of `Learner.adapt`: a phase of all parts; while some of them warm up, no weight gets a gradient."""
+        if not self.adapted:
+            missed.came(self.learner)
         parts = self.parts()
         if not parts:
             return

@@ -50,21 +50,39 @@ class Record(Protocol):
 
 
 class Updater(Protocol):
-    """An optimizer that applies updates in the backward pass."""
+    """An optimizer that applies updates in the backward pass.
 
-    def expect(self, synapse: Synapse) -> Updater | None:
-        """Who takes the update of this call; None if its weights are to get an ordinary gradient."""
+    Attributes:
+        meant: whether backward passes are a phase's own, which asks for gradients and means updates.
+    """
 
-    def take(
-        self, synapse: Synapse, x: Tensor, delta: Tensor, product: Tensor | None, bias: Tensor | None, feedback: bool
-    ) -> Tensor | None:
-        """Take one call's update; what is left of the bias's gradient."""
+    meant: bool
+
+    def see(self, x: Tensor) -> None:
+        """An input by which a signal leaves, though a pathway cuts it."""
+
+    def expect(self, synapse: Synapse, x: Tensor | None, learns: bool) -> Taker | None:
+        """Who takes the update of this call; None if its weights are to get an ordinary gradient.
+
+        x: the input, if a signal leaves by it. learns: whether the weights do.
+        """
 
     def drop(self) -> None:
         """Let go of updates that wait, without learning from them."""
 
     def settle(self) -> None:
         """See anew which synapses there are, and which of them share weights."""
+
+
+class Taker(Protocol):
+    """Who takes the updates of a forward pass."""
+
+    take: Callable[..., Tensor | None]
+    """take(synapse, x, delta, product, bias, feedback): one call's update -> what is left of the bias's gradient."""
+
+    def owns(self, node: Any) -> bool:
+        """Whether it takes them in the backward pass that has come to a call's `node`; else gradients are ordinary."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +244,18 @@ class Circuit:
         home = self.home()
         if home is not None:
             home.suspect()
+
+    @contextmanager
+    def meant(self) -> Iterator[None]:
+        """While open, gradients that are asked for are updates: a phase asks, not the user."""
+        updater = self.updater
+        if updater is not None:
+            updater.meant = True
+        try:
+            yield
+        finally:
+            if updater is not None:
+                updater.meant = False
 
     @contextmanager
     def ordinary(self) -> Iterator[None]:

@@ -34,16 +34,19 @@ class SynapseFunction(Function):
         synapse: Synapse,
         geometry: Geometry,
     ) -> Tensor:
+        need_x, need_weight = ctx.needs_input_grad[:2]
+        circuit = synapse.circuit
+        record, updater, ctx.beside = circuit.record, circuit.updater, circuit.busy
+        if updater is None:
+            ctx.updater = None
+        else:
+            ctx.updater = updater.expect(synapse, x if need_x and feedback is not None else None, need_weight)
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             # Cast by hand: autocast's own cache would keep casts that were made without a graph.
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        need_x, need_weight = ctx.needs_input_grad[:2]
         ctx.save_for_backward(x if need_weight else None, feedback if need_x else None)
-        circuit = synapse.circuit
-        record, updater, ctx.beside = circuit.record, circuit.updater, circuit.busy
         ctx.call = None if record is None else record.call(synapse)
-        ctx.updater = updater.expect(synapse) if updater is not None and need_weight else None
         ctx.synapse, ctx.geometry, ctx.shape = synapse, geometry, x.shape
         return synapse.transmit(x, weight, bias, geometry)
 
@@ -53,8 +56,11 @@ class SynapseFunction(Function):
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError(f"create_graph=True {SECOND}")
-        x, feedback = ctx.saved_tensors
         need_x, need_weight, need_bias, need_feedback = ctx.needs_input_grad[:4]
+        updater = ctx.updater
+        if updater is not None and not updater.owns(ctx):
+            updater = None
+        x, feedback = ctx.saved_tensors
         synapse: Synapse = ctx.synapse
         connection = synapse.connection
         if synapse.circuit.busy and not ctx.beside:
@@ -68,7 +74,6 @@ class SynapseFunction(Function):
                     feedback = synapse.resolved(feedback)
                 if feedback.dtype != delta.dtype:
                     feedback = feedback.to(delta.dtype)
-            updater = ctx.updater
             # A product that can be added to the weights in place is not made here.
             makes = need_weight and (updater is None or not (synapse.fuses and delta.dim() == 2))
             signal, product, bias = synapse.respond(x, delta, feedback, ctx.shape, ctx.geometry, makes, need_bias)

@@ -1,6 +1,9 @@
-"""An optimizer made before the feedback is refused at its first step."""
+"""Trainable feedback that no optimizer holds is refused at the first step."""
 
 from __future__ import annotations
+
+import copy
+import pickle
 
 import pytest
 import torch
@@ -61,9 +64,6 @@ def test_an_optimizer_of_the_weights_after_detaching_is_fine():
 
 
 def test_the_guard_sees_a_deep_copy_and_an_unpickled_model():
-    import copy
-    import pickle
-
     model = plain_chain()
     apical.attach(model, "kp", example_input=X)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):

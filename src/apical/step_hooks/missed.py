@@ -1,0 +1,61 @@
+"""Phases of their own that never come, because nobody calls `adapt`: a warning at the third step."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from apical.step_hooks import everywhere
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+    from apical.learner import Learner
+
+_waiting: weakref.WeakKeyDictionary[Learner, int] = weakref.WeakKeyDictionary()
+"""Learners that have a phase and never had it, with how many steps there were."""
+_counted: weakref.WeakKeyDictionary[Learner, weakref.ref[Optimizer]] = weakref.WeakKeyDictionary()
+"""The one of their optimizers whose steps are counted."""
+_handles: list[RemovableHandle] = []
+"""What takes the hook away that counts; `everywhere.others` counts it among those of others, as `LocalSGD` has to call it."""
+
+
+def watch(learner: Learner) -> None:
+    """Count the steps before the first phase of `learner`."""
+    _waiting[learner] = 0
+    if not _handles:
+        _handles.append(register_optimizer_step_pre_hook(_count))
+
+
+def came(learner: Learner) -> None:
+    """Say that `adapt` was called. No step costs anything more once all have called it."""
+    _waiting.pop(learner, None)
+    if not _waiting and _handles:
+        _handles.pop().remove()
+
+
+def _count(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Warn at the third step if a rule has a phase that never was."""
+    if not _waiting:
+        return
+    held = everywhere.ids(optimizer)
+    for learner, steps in list(_waiting.items()):
+        known = _counted.get(learner)
+        if known is not None and known() not in (None, optimizer):
+            continue  # One step of the learner is a step of each of its optimizers.
+        weights = everywhere.ids_of(s._parameters.get("weight") for s in learner.synapses.values())
+        if not weights & held:
+            continue
+        _counted[learner], _waiting[learner] = weakref.ref(optimizer), steps + 1
+        if steps < 2 and not learner.adapted:
+            continue
+        del _waiting[learner]
+        if not learner.adapted and learner.phases.learns and learner.phases.parts():
+            warnings.warn(
+                f"rule '{learner.name}' has a phase of its own, which was in none of three steps: call "
+                "learner.adapt(inputs, targets, criterion) between backward() and step(), or what learns there stays as it was",
+                stacklevel=3,
+            )
