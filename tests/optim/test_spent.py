@@ -83,11 +83,15 @@ def test_parameters_of_somebody_elses_class_keep_it():
     assert type(net[4].weight) is Special
 
 
+class Scaler(torch.amp.GradScaler):
+    """As PyTorch's own for CUDA, or for sharded gradients."""
+
+
 def scaled(optimizer_of, rule, how, settings, steps=6):
     """What a loop with a GradScaler makes of a network; the third loss is infinite, so that its step is left out."""
     net = flat_chain().float()
     learner = apical.attach(net, rule, example_input=X.float(), generator=torch.Generator().manual_seed(3))
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, growth_interval=2)
+    scaler = (Scaler if how == "clipped" else torch.amp.GradScaler)("cpu", init_scale=2.0**14, growth_interval=2)
     optimizer = optimizer_of(learner, lr=0.1, **settings)
     torch.manual_seed(4)
     for step in range(steps):

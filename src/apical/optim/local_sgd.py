@@ -116,7 +116,8 @@ class LocalSGD(Optimizer):
         Raises:
             RuntimeError: if weights have moved in a backward pass that no `step()` has closed: that can't be undone.
         """
-        self._updates.discard()
+        if self._updates.open:
+            self._updates.discard()
         if not set_to_none:
             super().zero_grad(set_to_none=False)
             return

@@ -26,6 +26,9 @@ def move(
     lr, m, decay = group["lr"], group["momentum"], group["weight_decay"]
     # In place, so that autograd tells if something else in the graph still needs the weights as they were.
     if not m:
+        if mask is None and product is not None and not decay:
+            parameter.add_(product, alpha=-lr)
+            return
         _add(parameter, 1 - lr * decay, synapse, delta, x, product, -lr, mask)
         return
     state = states[parameter]

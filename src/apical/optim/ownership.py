@@ -25,18 +25,16 @@ class Pass:
 
     Attributes:
         beyond: whether a signal leaves it to what the optimizer doesn't move: a generator in front, an image under attack.
-        take: `Updates.take`.
     """
 
-    __slots__ = ("_moves", "_task", "_updates", "beyond", "take")
+    __slots__ = ("_moves", "_task", "_updates", "beyond")
 
     def __init__(self, updates: Updates) -> None:
-        self._updates, self.take = updates, updates.take
+        self._updates, self._task = updates, -1
         self.beyond = self._moves = False
-        self._task = -1
 
-    def owns(self, node: Any) -> bool:
-        """Whether updates are the optimizer's in the backward pass that has come to a synapse's `node`.
+    def owner(self, node: Any) -> Updates | None:
+        """Who takes updates in the backward pass that has come to a synapse's `node`; None if gradients are ordinary.
 
         Raises:
             RuntimeError: if the synapse has moved already since the last step.
@@ -46,18 +44,18 @@ class Pass:
             self._task, self._moves = task, False
             self._moves = updates.begin(self.beyond)
         if not self._moves:
-            return False
+            return None
         if not updates.meant:
             # Not under torch.autograd.grad, nor under backward(inputs=...) of something else.
             try:
                 for accumulator, _ in node.next_functions[1:]:
                     if accumulator is not None and not torch._C._will_engine_execute_node(accumulator):
-                        return False
+                        return None
             except RuntimeError:  # PyTorch's answer for what torch.autograd.grad was asked for.
-                return False
+                return None
         if updates.sites[node.synapse].done:
             refuse_second(node.synapse.label)
-        return True
+        return updates
 
 
 _hooks, _later_hooks, _gradient = map(attrgetter, ("_backward_hooks", "_post_accumulate_grad_hooks", "grad"))
@@ -74,7 +72,11 @@ def claimed(parameters: list[nn.Parameter]) -> bool:
 
 def scaled() -> bool:
     """Whether there is a GradScaler in use, so that losses are scaled: PyTorch keeps no list, so memory is gone through."""
-    return any(issubclass(type(one), torch.amp.GradScaler) and one.is_enabled() for one in gc.get_objects())
+    kinds: list[type] = [torch.amp.GradScaler]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    found = gc.get_referrers(*kinds)  # What holds a class: its objects, and a few others.
+    return any(issubclass(type(one), torch.amp.GradScaler) and one.is_enabled() for one in found)
 
 
 def made_within(x: Tensor, synapses: Container[Any], parameters: Container[int]) -> bool:
@@ -82,9 +84,6 @@ def made_within(x: Tensor, synapses: Container[Any], parameters: Container[int])
     node = x.grad_fn
     if node is None:
         return id(x) in parameters
-    edges = node.next_functions
-    if len(edges) == 1 and getattr(edges[0][0], "synapse", None) in synapses:
-        return True  # Mostly.
     waiting, seen = [node], set()
     while waiting:
         node = waiting.pop()

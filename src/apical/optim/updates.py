@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,10 @@ from apical.synapses.storage import kept
 if TYPE_CHECKING:
     from apical.learner import Learner
     from apical.optim.local_sgd import LocalSGD
+    from apical.optim.shared_velocity import State
     from apical.synapses.synapse import Synapse
+
+_rate = itemgetter("lr")
 
 
 class Updates:
@@ -43,6 +47,10 @@ class Updates:
         """The forward pass going on; it ends where a backward pass begins."""
         self._unread = self._looked = False
         """Whether a loss's gradient is yet to be looked at, and whether scalers were looked for."""
+        self._state: State = {}
+        """The optimizer's, as the newest backward pass has found it."""
+        self.open = False
+        """Whether anything has come since the last step."""
         self._rates: list[Any] | None = None
         """Each group's learning rate, by which weights have moved since the last step; None while none has."""
         takers.add(self)
@@ -104,7 +112,11 @@ class Updates:
             here = self._pass = Pass(self)
         again = recomputing()
         if not (x is None or again or here.beyond):
-            here.beyond = not made_within(x, self.sites, self._held)
+            edges = () if x.grad_fn is None else x.grad_fn.next_functions
+            if (
+                len(edges) != 1 or getattr(edges[0][0], "synapse", None) not in self.sites
+            ):  # Mostly it is the one before.
+                here.beyond = not made_within(x, self.sites, self._held)
         if not learns or id(synapse._parameters["weight"]) not in self._groups:
             return None
         if not again:
@@ -139,8 +151,10 @@ class Updates:
     def begin(self, beyond: bool) -> bool:
         """Whether weights move in the backward pass that has come to a forward pass's first synapse."""
         self._pass, self._unread = None, False
-        if self.optimizer.param_groups[0] is not self._seen[0]:
-            self._regroup(self.optimizer.param_groups)
+        optimizer = self.optimizer
+        if optimizer.param_groups[0] is not self._seen[0]:
+            self._regroup(optimizer.param_groups)
+        self._state = optimizer.state
         if self.ordinary or (beyond and not self.meant) or claimed(self._movable):
             return False
         if not self._looked:
@@ -169,7 +183,7 @@ class Updates:
             self._unread = False
             refuse_infinite(delta, bias, synapse.label)
         site = self.sites[synapse]
-        site.heard = True
+        self.open = site.heard = True
         if bias is not None and id(synapse._parameters["bias"]) in self._groups:
             site.bias = bias if site.bias is None else site.bias + bias
             bias = None
@@ -178,8 +192,8 @@ class Updates:
         site.expected -= 1
         if site.expected <= 0 and not self.waits:
             if self._rates is None:
-                self._rates = [group["lr"] for group in self._seen]
-            site.apply(self._groups, self.optimizer.state)
+                self._rates = list(map(_rate, self._seen))
+            site.apply(self._groups, self._state)
             site.done = True
         for parameter in site.spends:
             parameter.__class__ = Spent
@@ -198,10 +212,12 @@ class Updates:
                 )
         for site in self.sites.values():
             if site.heard:
-                site.restore()
+                for parameter in site.spends:
+                    parameter.__class__ = nn.Parameter
                 own = site.synapse._parameters
-                taken = [own["weight"]] if site.bias is None else [own["weight"], own["bias"]]
-                if any(p is not None and p.grad is not None for p in taken):
+                weight, bias = own["weight"], own.get("bias")
+                assert weight is not None
+                if weight.grad is not None or (site.bias is not None and bias is not None and bias.grad is not None):
                     raise RuntimeError(
                         f"the weights of '{site.synapse.label}' got a gradient besides their synapse's own update (from a "
                         "penalty on weights?), and LocalSGD can't add the two; use its weight_decay, or torch.optim.SGD"
@@ -210,11 +226,11 @@ class Updates:
                     with torch.no_grad():
                         site.apply(self._groups, self.optimizer.state)
             site.reset()
-        self._rates = None
+        self._rates, self._state, self.open = None, {}, False
 
     def drop(self) -> None:
         """Let go of what waits, without learning from it."""
-        self._rates = None
+        self._rates, self.open = None, False
         for site in self.sites.values():
             site.restore()
             site.reset()
@@ -236,6 +252,7 @@ class Updates:
             if site.heard:
                 site.restore()
                 site.forget()
+        self.open = False
 
     def names(self, parameter: nn.Parameter) -> str | None:
         """The synapse that has `parameter`; None: none of these."""

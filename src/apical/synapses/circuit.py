@@ -61,11 +61,16 @@ class Updater(Protocol):
     def see(self, x: Tensor) -> None:
         """An input by which a signal leaves, though a pathway cuts it."""
 
-    def expect(self, synapse: Synapse, x: Tensor | None, learns: bool) -> Taker | None:
-        """Who takes the update of this call; None if its weights are to get an ordinary gradient.
+    def expect(self, synapse: Synapse, x: Tensor | None, learns: bool) -> Owned | None:
+        """The pass that a call belongs to; None if its weights are to get an ordinary gradient.
 
         x: the input, if a signal leaves by it. learns: whether the weights do.
         """
+
+    def take(
+        self, synapse: Synapse, x: Tensor, delta: Tensor, product: Tensor | None, bias: Tensor | None, feedback: bool
+    ) -> Tensor | None:
+        """Take one call's update; what is left of the bias's gradient."""
 
     def drop(self) -> None:
         """Let go of updates that wait, without learning from them."""
@@ -74,14 +79,11 @@ class Updater(Protocol):
         """See anew which synapses there are, and which of them share weights."""
 
 
-class Taker(Protocol):
-    """Who takes the updates of a forward pass."""
+class Owned(Protocol):
+    """A forward pass whose updates may be taken."""
 
-    take: Callable[..., Tensor | None]
-    """take(synapse, x, delta, product, bias, feedback): one call's update -> what is left of the bias's gradient."""
-
-    def owns(self, node: Any) -> bool:
-        """Whether it takes them in the backward pass that has come to a call's `node`; else gradients are ordinary."""
+    def owner(self, node: Any) -> Updater | None:
+        """Who takes them in the backward pass that has come to a call's `node`; None if gradients are ordinary."""
         ...
 
 

@@ -57,9 +57,7 @@ class SynapseFunction(Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError(f"create_graph=True {SECOND}")
         need_x, need_weight, need_bias, need_feedback = ctx.needs_input_grad[:4]
-        updater = ctx.updater
-        if updater is not None and not updater.owns(ctx):
-            updater = None
+        updater = None if ctx.updater is None else ctx.updater.owner(ctx)
         x, feedback = ctx.saved_tensors
         synapse: Synapse = ctx.synapse
         connection = synapse.connection
