@@ -16,7 +16,7 @@ from apical.plasticity import Fixed, Gradient, Hebbian, Mirror, Perturbation, Si
 from apical.replicas.replicas import Replicas
 from apical.replicas.replicate import replicate
 from apical.rules import Rule, rule, rules
-from apical.synapses.convolution import (
+from apical.synapses.kinds.convolution import (
     Conv1dSynapse,
     Conv2dSynapse,
     Conv3dSynapse,
@@ -24,7 +24,7 @@ from apical.synapses.convolution import (
     ConvTranspose2dSynapse,
     ConvTranspose3dSynapse,
 )
-from apical.synapses.linear import LinearSynapse
+from apical.synapses.kinds.linear import LinearSynapse
 from apical.synapses.registry import register_synapse
 from apical.synapses.synapse import Synapse
 

@@ -15,10 +15,10 @@ from apical.attaching.first_pass import FirstPass
 from apical.pathways import Direct, Indirect, LayerWise, Pathway
 from apical.plasticity import Plasticity
 from apical.synapses import memory
-from apical.synapses.circuit import settle_ties
 from apical.synapses.registry import synapse_type
 from apical.synapses.storage import MASKS, drop, kept, mask_feedback, names_kept, release
 from apical.synapses.synapse import Synapse
+from apical.synapses.ties import settle_ties
 
 if TYPE_CHECKING:
     from apical.attaching.dry_run import Shown

@@ -85,9 +85,12 @@ def follow(optimizer: Optimizer, owners: Mapping[str, nn.Module], rule: str) -> 
     return found
 
 
-def tell_unlike_gradients(optimizer: Optimizer, owners: Mapping[str, nn.Module], rule: str) -> None:
-    """Warn if weights have another gradient than the feedback that follows them, as if only they were clipped."""
-    times = Counter(id(owner._parameters.get("weight")) for owner in owners.values())
+def tell_unlike_gradients(optimizer: Optimizer, model: nn.Module, owners: Mapping[str, nn.Module], rule: str) -> None:
+    """Warn if weights have another gradient than the feedback that follows them, as if only they were clipped.
+
+    Weights that several modules hold are left out.
+    """
+    times = Counter(id(p) for module in model.modules() for p in module._parameters.values())
     for name, weight, feedback in _followers(owners):
         one, other = weight.grad, feedback.grad
         if times[id(weight)] > 1 or one is None or other is None or "feedback_mask" in owners[name]._buffers:

@@ -54,7 +54,7 @@ def _look(optimizer: Optimizer, learner: Learner, ids: set[int]) -> bool:
         elif id(feedback) not in ids:
             require_optimizer(feedback, name, learner.name)
     groups.follow(optimizer, learner.owners, learner.name)
-    groups.tell_unlike_gradients(optimizer, learner.owners, learner.name)
+    groups.tell_unlike_gradients(optimizer, learner.model, learner.owners, learner.name)
     return settled
 
 

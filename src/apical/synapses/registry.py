@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from apical.synapses import convolution
-from apical.synapses.linear import LinearSynapse
+from apical.synapses.kinds import convolution
+from apical.synapses.kinds.linear import LinearSynapse
 from apical.synapses.synapse import Synapse
 
 SYNAPSES: dict[type[nn.Module], type[Synapse] | None] = {

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from apical.synapses.circuit import feedback_is_shared
 from apical.synapses.function import SynapseFunction, apply
 from apical.synapses.storage import MASKS, Keeper, check_mask, retire, sharding
+from apical.synapses.ties import feedback_is_shared
 from apical.synapses.transformed import transforming
 
 if TYPE_CHECKING:
