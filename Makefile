@@ -30,7 +30,7 @@ smoke: setup    ## the papers' smoke runs that the test suite leaves out
 slow: setup     ## the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not faults"
 
-faults: setup   ## the fault campaign: kills, full disks, damaged files, hostile names (up to 20 minutes)
+faults: setup   ## the fault campaign: kills, signals, full disks, damage, random commands (20 minutes)
 	$(BIN)/python -m pytest -m faults -q -n 2 tests/faults
 
 lint: setup     ## linter, formatter, type checker
