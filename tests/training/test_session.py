@@ -52,10 +52,9 @@ def test_a_run_is_stochastic_gradient_descent_written_out(tmp_path):
             W2, b2 = W2 - 0.3 * e.T @ h, b2 - 0.3 * e.sum(0)
             W1, b1 = W1 - 0.3 * delta.T @ x, b1 - 0.3 * delta.sum(0)
     found = weights(tmp_path / "run")
-    # Fabric hands the outputs of a 64-true model back as float32, so errors carry its rounding.
-    np.testing.assert_allclose(found["1.weight"].numpy(), W1, atol=1e-7)
-    np.testing.assert_allclose(found["3.weight"].numpy(), W2, atol=1e-7)
-    np.testing.assert_allclose(found["3.bias"].numpy(), b2, atol=1e-7)
+    np.testing.assert_allclose(found["1.weight"].numpy(), W1, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found["3.weight"].numpy(), W2, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found["3.bias"].numpy(), b2, rtol=0, atol=1e-12)
 
 
 def test_rules_learn_digits(tmp_path):

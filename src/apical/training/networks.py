@@ -159,7 +159,7 @@ class OneNetwork(Networks):
     def learn(self, x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> Tensor:
         x = self.noise(x.to(self.engine.dtype))
         self.engine.net.train()
-        losses = self.engine.criterion(self.engine.net(x), y)
+        losses = self.engine.criterion(self.engine.outputs(x), y)
         loss = self.engine.mean(losses)
         check(loss.detach()[None])
         self.engine.fabric.backward(loss)

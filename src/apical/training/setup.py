@@ -90,6 +90,13 @@ class Engine:
         if self.fabric.global_rank:
             torch.manual_seed(self.global_seed(self._seed) + 1_000_003 * (step + 1))
 
+    def outputs(self, x: Tensor) -> Tensor:
+        """The network's outputs, in double precision where that is the config's: Fabric alone would round them to single."""
+        if self.dtype != torch.float64:
+            return self.net(x)
+        with self.fabric.autocast():
+            return self.net(x)
+
     def mean(self, losses: Tensor) -> Tensor:
         """The mean of this process's losses, weighed so that the mean over processes is that of the whole batch."""
         world = self.fabric.world_size

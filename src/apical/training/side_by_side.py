@@ -128,7 +128,7 @@ class SideBySide(Networks):
 
     def _forward(self, x: Tensor) -> Tensor:
         """Outputs [N, copies, classes] for batches [copies, N, *]."""
-        return self.engine.net(self.replicas.fold(x)).unflatten(1, (len(self.configs), -1))
+        return self.engine.outputs(self.replicas.fold(x)).unflatten(1, (len(self.configs), -1))
 
     @override
     def learn(self, x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> Tensor:
