@@ -130,6 +130,7 @@ def _compared(
         "config": _plain(config),
         "rules": [{**table.described(rule), "together": rule in together} for rule in config.rules],
         "seeds": list(seeds),
+        "measured": {run["folder"]: run.pop("measured") for run in runs if "measured" in run},
         "runs": runs,
     }
 

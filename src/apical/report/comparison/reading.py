@@ -44,7 +44,8 @@ def read(folder: Path) -> Comparison:
     faults = _faults(content)
     if faults:
         raise ReportError(f"{path}: {'; '.join(faults)}. Restore the file, or run the comparison again")
-    runs = tuple(_run(folder, entry) for entry in content["runs"])
+    measured = content.get("measured", {})
+    runs = tuple(_run(folder, entry, measured.get(entry["folder"])) for entry in content["runs"])
     if not any(run.records for run in runs):
         raise ReportError(f"{folder}: no run has measured anything yet; {_again(folder)}")
     rules = tuple(
@@ -185,14 +186,14 @@ _SHAPE: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 )
 
 
-def _run(folder: Path, entry: dict[str, Any]) -> Run:
+def _run(folder: Path, entry: dict[str, Any], measured: str | None) -> Run:
     path = folder / entry["folder"] / "result.json"
     result, again = None, _again(folder)
     if path.exists():
         result = _load(path, missing=again, damaged=f"delete it and {again}")
     cure = f"restore it, or delete the run's folder and {again}"
     log = MetricsLog(folder / entry["folder"] / "metrics.jsonl")
-    if entry.get("measured") not in (None, log.sha256):
+    if measured not in (None, log.sha256):
         raise ReportError(f"{log.path}: is damaged, its content does not match its checksum; {cure}")
     records = _records(log.path, finished=result is not None, cure=cure)
     return Run(entry["rule"], entry["seed"], entry["folder"], records, result)
