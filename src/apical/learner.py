@@ -50,6 +50,7 @@ class Learner:
         layout: how the batches of copies become one, and the losses of each come apart.
         circuit: what the synapses share. phases: what learns in phases of its own.
         passes: what follows passes of the whole model, for rules that need it.
+        elementwise: names of modules whose parameters no synapse covers, but the dry run saw multiplied elementwise at most.
         undo: what `detach` calls, the last first: each step of the conversion leaves its own way back.
         surgery: what notices changes of the model, and takes them in.
 
@@ -83,6 +84,7 @@ class Learner:
         self.circuit = Circuit()
         self.phases = Phases(self)
         self.passes: list[WholePass] = []
+        self.elementwise: frozenset[str] = frozenset()
         self.undo: list[Callable[[], Any]] = []
         self.layout: Layout = OneNetwork()
 

@@ -20,7 +20,7 @@ TESTS = ROOT / "tests"
 FLOORS = [
     "checks citations distributed files losses nested noise per_copy step_hooks",
     "synapses data",
-    "plasticity",
+    "plasticity composites",
     "pathways",
     "phases rules",
     "learner networks",

@@ -178,7 +178,9 @@ def test_tied_weights_read_by_another_layer_are_transported():
             return self.head(torch.tanh(h @ self.b.weight))
 
     torch.manual_seed(0)
-    found = transported(Tied(), "fa")
+    # Without an example input, which would show that and be refused.
+    x, y = batch(width=6)
+    found = apical.audit(apical.attach(Tied(), "fa"), x, y, CRITERION).transported
     assert found == {"a": "nothing", "b": "weights", "head": "nothing"}
 
 

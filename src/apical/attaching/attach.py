@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,12 @@ from apical.attaching.connectivity import Connectivities
 from apical.attaching.dry_run import check_wiring, dry_run
 from apical.attaching.samples import check_samples
 from apical.attaching.surgery import Surgery
+from apical.composites import unfuse
 from apical.learner import Learner
 from apical.nested import Which
 from apical.per_copy import copies_in, streams
 from apical.rules import Rule, as_rule
-from apical.synapses.registry import synapse_type
+from apical.synapses.registry import meet, synapse_type
 
 ExampleInput = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -98,6 +99,28 @@ def attach(
         return model.attach_inside(
             rule, example_input=example_input, at=at, generator=generator, output=output, connectivity=connectivity
         )
+    faults.refuse_attached(model)
+    meet(model)
+    undo = unfuse(model)
+    try:
+        return _attach(model, rule, example_input, at, generator, output, connectivity, undo)
+    except Exception:
+        for one in reversed(undo):
+            one()
+        raise
+
+
+def _attach(
+    model: nn.Module,
+    rule: Rules | Sequence[Rules],
+    example_input: Any,
+    at: Sequence[str] | None,
+    generator: Any,
+    output: Which,
+    connectivity: Connectivities | None,
+    undo: Sequence[Callable[[], Any]],
+) -> Learner:
+    """Attach a model whose composite layers are taken apart; `undo` puts them together again."""
     rules = _checked(model, rule, example_input, at)
     shares = connections.connectivities_of(connectivity, [*rules, *(at or ())])
     connections.check(model, rules, shares)
@@ -108,38 +131,49 @@ def attach(
     if generator is None:
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
     learner = Learner(model, rules, streams(generator, copies_in(model)), output, shares)
-    # On the plain model, so that whatever fails leaves it as it was.
+    # Before any layer is a synapse, so that whatever fails leaves the model as it was.
     direct = any(one.direct for one in rules.values())
-    shown = None if example_input is None else dry_run(model, list(rules), example_input, at, output, direct=direct)
-    if shown is not None:
+    shown = None
+    if example_input is not None:
+        try:
+            shown = dry_run(model, list(rules), example_input, at, output, direct=direct)
+        except ValueError as error:
+            # Of these a pass would have told.
+            undecided = faults.sentences(faults.of_layers(model)[1])
+            faults.refuse(model, rules.values(), [*undecided, str(error)] if undecided else [])
+            raise
+        faults.refuse(model, rules.values(), faults.sentences(faults.of_uses(model, rules, shown.uses)))
+        learner.elementwise = faults.elementwise(model)
         check_wiring(rules, shown, at)
         if learner.copies == 1:
             check_samples(model, rules, example_input, at, output)
     try:
-        Surgery(learner, rule, connectivity, at, example_input).convert(shown)
+        Surgery(learner, rule, connectivity, at, example_input, undo).convert(shown)
     except Exception:
         learner.detach()
         raise
+    learner.undo[:0] = undo
     return learner
 
 
 def _checked(model: nn.Module, rule: Any, example_input: Any, at: Sequence[str] | None) -> dict[str, Rule]:
     """Name -> rule of every layer that becomes a synapse; a ValueError with every fault found, if there is one."""
-    faults.refuse_attached(model)
     names = [name for name, module in model.named_modules() if synapse_type(module) is not None]
-    found = faults.of_layers(model)
-    if not names and not found:
+    layers, undecided = faults.of_layers(model)
+    if example_input is None and undecided:
+        layers |= {
+            name: f"{sentence}; or give example_input, which shows whether they are"
+            for name, sentence in undecided.items()
+        }
+    found = faults.sentences(layers)
+    if not names and not found and not undecided:
         found.append("the model has no layer with weights, so there is nothing to learn")
     # Wrong names before faults of the model.
     given = [as_rule(one) for one in (rule.values() if isinstance(rule, Mapping) else [rule])]
     chosen = rules_of(rule, names) if names else {}
     different = list(dict.fromkeys(chosen.values() if chosen else given))
     found += faults.of_rules(model, different, example_input, at)
-    if found:
-        raise ValueError(
-            f"can't attach {', '.join(repr(one.name) for one in different)} to {type(model).__name__}:\n"
-            + "\n".join(f"- {f}" for f in found)
-        )
+    faults.refuse(model, different, found)
     return chosen
 
 

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from apical.attaching.by_module import by_nearest
 from apical.checks import fits
+from apical.composites import lent
 from apical.pathways import Direct
 from apical.per_copy import Streams
 from apical.plasticity.regression import Regression
 from apical.rules import Rule
+from apical.synapses.registry import synapse_type
 from apical.synapses.storage import mask_feedback, names_kept
 from apical.synapses.synapse import Synapse
 
@@ -109,9 +111,17 @@ def check(model: nn.Module, rules: Mapping[str, Rule], shares: Mapping[str, Conn
             )
     holders: dict[int, list[str]] = {}
     for name, module in model.named_modules():
-        for parameter in module._parameters.values():
-            holders.setdefault(id(parameter), []).append(name)
+        kept_for_maps = lent(module)
+        for key, parameter in module._parameters.items():
+            if key not in kept_for_maps:
+                holders.setdefault(id(parameter), []).append(name)
     for name in rules:
+        kind = synapse_type(model.get_submodule(name))
+        if shares[name].weight < 1 and kind is not None and kind.computed:
+            found.append(
+                f"'{name}' computes its weights anew in every pass, so connections can't be taken from them; leave them whole "
+                f"with connectivity={{'{name}': apical.Connectivity(feedback=...)}}"
+            )
         weight = model.get_submodule(name)._parameters.get("weight")
         others = [other for other in holders.get(id(weight), []) if other != name]
         if shares[name].weight == 1:
@@ -141,7 +151,7 @@ def draw_weight_masks(learner: Learner) -> None:
     """
     drawn: dict[int, Tensor] = {}
     for name, synapse in learner.synapses.items():
-        share, weight = learner.connectivity[name], synapse.weight
+        share, weight = learner.connectivity[name], synapse.weight_now
         synapse.sparse = share != FULL
         if share.weight == 1:
             continue
@@ -169,5 +179,5 @@ def mask_weights(learner: Learner) -> None:
     """Take absent connections out of the weights."""
     for synapse in learner.synapses.values():
         mask = synapse._buffers.get("weight_mask")
-        if mask is not None:
+        if mask is not None and not synapse.computed:  # A pruned layer has a mask of its own by this name.
             synapse.weight.mul_(mask)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -13,10 +14,10 @@ from apical import step_hooks
 from apical.attaching import connectivity
 from apical.attaching.first_pass import FirstPass
 from apical.pathways import Direct, Indirect, LayerWise, Pathway
-from apical.plasticity import Plasticity
+from apical.plasticity import Plasticity, Trained
 from apical.synapses import memory
 from apical.synapses.registry import synapse_type
-from apical.synapses.storage import MASKS, drop, kept, mask_feedback, names_kept, release
+from apical.synapses.storage import CURRENT, MASKS, drop, kept, mask_feedback, names_kept, release
 from apical.synapses.synapse import Synapse
 from apical.synapses.ties import settle_ties
 
@@ -105,16 +106,32 @@ def _swap(learner: Learner, name: str, pathway: Pathway, plasticity: Plasticity)
     assert isinstance(module, Synapse)
     learner.synapses[name] = module
     learner.undo.append(partial(_swap_back, module, plain, frozenset(before)))
+    if module.computed:
+        _compute(module)
     module.circuit, module.label, module.pathway, module.plasticity = learner.circuit, name, pathway, plasticity
-    module.large = module.weight.numel() * module.weight.element_size() >= memory.SMALLEST
+    weight = module.weight_now
+    module.large = weight.numel() * weight.element_size() >= memory.SMALLEST
+
+
+def _compute(module: Synapse) -> None:
+    """The weights as a pass would compute them now, without moving what such a pass moves in training."""
+    modes = [(one, one.training) for one in module.modules()]
+    module.eval()
+    with torch.no_grad():
+        # What an older function computed before the network was moved to another precision is in the former one still.
+        vars(module)[CURRENT] = module.weight.detach().clone().to(next(module.parameters()))
+    for one, training in modes:
+        one.training = training
 
 
 def _swap_back(module: nn.Module, plain: type[nn.Module], before: frozenset[str]) -> None:
+    computed = getattr(module, "computed", False)
     release(module)
+    vars(module).pop(CURRENT, None)
     # Attributes that make it a synapse; a user's own stay.
     for name in vars(module).keys() & (Synapse.__annotations__.keys() - before):
         del vars(module)[name]
-    if parametrize.is_parametrized(module):
+    if parametrize.is_parametrized(module) and not computed:
         # PyTorch has derived a class from the synapse's since; one like it is derived from the plain layer's.
         own = {name: value for name, value in vars(type(module)).items() if name not in ("__dict__", "__weakref__")}
         plain = type(f"Parametrized{plain.__name__}", (plain,), own)
@@ -123,7 +140,7 @@ def _swap_back(module: nn.Module, plain: type[nn.Module], before: frozenset[str]
 
 def _give_feedback(learner: Learner, name: str, synapse: Synapse, shown: Shown | None) -> None:
     signal = None if shown is None else shown.signal(name)
-    shape = synapse.weight.shape
+    shape = synapse.weight_now.shape
     if isinstance(synapse.pathway, Direct):
         assert shown is not None
         synapse.sends_back = signal is not None and name in shown.receivers(isinstance(synapse.pathway, Indirect))
@@ -133,6 +150,7 @@ def _give_feedback(learner: Learner, name: str, synapse: Synapse, shown: Shown |
     # A layer that the dry run has not met, as one of training alone, may send back as any other.
     silent = shown is not None and name in shown.reached and signal is None and not _tracks(synapse)
     if not silent:
+        _check_computed(synapse, name)
         synapse.plasticity.check(synapse, name, shape)
     # Drawn in any case, so that the stream does not depend on which ones a signal leaves.
     synapse.plasticity.prepare(synapse, shape, learner.generator)
@@ -140,6 +158,15 @@ def _give_feedback(learner: Learner, name: str, synapse: Synapse, shown: Shown |
     if silent:
         synapse.sends_back = False
         drop(synapse)
+
+
+def _check_computed(synapse: Synapse, name: str) -> None:
+    if synapse.computed and isinstance(synapse.pathway, LayerWise) and isinstance(synapse.plasticity, Trained):
+        raise ValueError(
+            f"plasticity '{synapse.plasticity.name}' moves the feedback of '{name}' with its weights, but the layer computes "
+            "them from others in every pass, so the two would not come to be alike; give it a rule of its own in a dict of rules "
+            f"({{'': ..., '{name}': 'fa'}}), or make its weights parameters"
+        )
 
 
 def _give_block_feedback(learner: Learner, name: str, shown: Shown) -> None:

@@ -12,6 +12,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from apical.attaching.uses import Uses, watching
 from apical.nested import Which, input_of, pick, run, substitute
 from apical.pathways import Indirect
 from apical.pathways.checkpointing import graph_comes_later
@@ -38,12 +39,14 @@ class Shown:
     Attributes:
         calls: of synapses, in order. blocks: name of a block -> shape of its output, without the batch.
         outputs: values per sample of the output that the loss is made of, None if it needs no gradient. rows: its samples.
+        uses: of parameters outside of the calls of synapses.
     """
 
     calls: list[Call] = field(default_factory=list)
     blocks: dict[str, torch.Size] = field(default_factory=dict)
     outputs: int | None = None
     rows: int = 0
+    uses: Uses = field(default_factory=Uses)
 
     @property
     def reached(self) -> set[str]:
@@ -111,14 +114,15 @@ def dry_run(
         handles += [model.get_submodule(name).register_forward_hook(see(name), with_kwargs=True) for name in names]
         handles += [model.get_submodule(name).register_forward_hook(cut(name)) for name in at or ()]
         try:
-            with _passing_graph():
+            with _passing_graph(), watching(model, names) as shown.uses:
                 result = _pass(model, example_input)
         except RuntimeError as error:
             # torch.func inside a forward pass can't do with that.
             if "saved tensor hooks" not in str(error):
                 raise
             shown.calls.clear()
-            result = _pass(model, example_input)
+            with watching(model, names) as shown.uses:
+                result = _pass(model, example_input)
     except _ShownError as error:
         raise ValueError(str(error)) from None
     except Exception as error:

@@ -2,40 +2,129 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
+from apical.composites import Unfused
 from apical.pathways import Indirect
 from apical.per_copy import copies_in
 from apical.plasticity import Phased
 from apical.rules import Rule
 from apical.synapses import registry
-from apical.synapses.registry import ELEMENTWISE, added, synapse_type
+from apical.synapses.registry import ELEMENTWISE, added, computed_names, synapse_type
 from apical.synapses.synapse import Synapse
+
+if TYPE_CHECKING:
+    from apical.attaching.uses import Use, Uses
 
 ITSELF = "(the model itself)"
 """Name of the whole model."""
 
 
-def of_layers(model: nn.Module, known: Collection[nn.Module] = ()) -> list[str]:
-    """Every layer of `model` whose weights no known synapse covers, each as a sentence with the way out.
+def of_layers(model: nn.Module, known: Collection[nn.Module] = ()) -> tuple[dict[str, str], dict[str, str]]:
+    """Name -> sentence for every layer that can't be attached; and for those of which a dry run has to tell.
 
-    Modules in `known` are attached already; of those, only weights that are computed anew are a fault.
+    The latter hold parameters that no known synapse covers. What a forward pass does with them decides whether they are weights.
+    Modules in `known` are attached already.
     """
-    found: list[str] = []
-    reported: list[str] = []
+    found: dict[str, str] = {}
+    open_: dict[str, str] = {}
+    computed: list[str] = []
     for name, module in model.named_modules():
-        covered = name.startswith(tuple(reported)) or (module in known and not _computed(module))
-        fault = None if covered else _fault(module)
+        if name.startswith(tuple(f"{one}.parametrizations.".lstrip(".") for one in computed)):
+            continue  # What computes a parametrized weight belongs to the layer.
+        if computed_names(module):
+            computed.append(name)
+        if module in known:
+            if computed_names(module) and not getattr(module, "computed", False):
+                found[name] = _takes_off(module)
+            continue
+        fault = _fault(module)
         if fault is not None:
-            found.append(f"{name or ITSELF}: {fault}")
-            # What computes a parametrized weight is part of the same fault.
-            reported.append(f"{name}.parametrizations.".lstrip("."))
+            found[name] = fault
+        elif own := uncovered(module):
+            open_[name] = _unknown(module, own)
+    return found, open_
+
+
+def of_uses(model: nn.Module, synapses: Iterable[str], uses: Uses) -> dict[str, str]:
+    """Name -> sentence for every layer with a parameter that a forward pass uses as a weight where no rule has a part in it.
+
+    Args:
+        model: not attached. synapses: names of the layers that are to become synapses. uses: what the forward pass did.
+    """
+    modules, found, covered = dict(model.named_modules()), {}, set()
+    for name in synapses:
+        for key, parameter in modules[name].named_parameters():
+            covered.add(id(parameter))
+            use = uses.products.get(id(parameter)) or uses.multiplied.get(id(parameter))
+            if use is not None and name not in found:
+                found[name] = _outside(modules[name], key, use)
+    for name, module in modules.items():
+        if registry.SYNAPSES.get(type(module), module) is None:
+            continue  # Registered as none that a rule has to know.
+        for key, parameter in module._parameters.items():
+            use = uses.products.get(id(parameter))
+            if use is not None and id(parameter) not in covered and name not in found:
+                found[name] = _weight(module, key, use)
     return found
+
+
+def _outside(module: nn.Module, key: str, use: Use) -> str:
+    return (
+        f"the {key} of this {type(module).__name__} is used outside of the layer's own call, in {use.operation} at {use.place}, "
+        "where autograd would carry the error back through it, as backpropagation does; call the layer, or, to use one weight "
+        f"twice, call a second {type(module).__name__} that has the same parameter"
+    )
+
+
+def _weight(module: nn.Module, key: str, use: Use) -> str:
+    seen = f"its {key} is a weight, with which an activity is multiplied in {use.operation} at {use.place}"
+    if own := uncovered(module):
+        return f"{_unknown(module, own)} ({seen})"
+    way = "give it to an nn.Linear as well (head.weight = embedding.weight), and call that"
+    return (
+        f"{type(module).__name__}: {seen}, where autograd would carry the error back through it, as backpropagation does; "
+        + (way if isinstance(module, nn.Embedding) else "move it into an nn.Linear or nn.Conv layer")
+    )
+
+
+def refuse(model: nn.Module, rules: Iterable[Rule], found: Sequence[str]) -> None:
+    """Raise a ValueError with all that was found, if there is any."""
+    if found:
+        names = ", ".join(repr(name) for name in dict.fromkeys(one.name for one in rules))
+        kind = type(model).plain if isinstance(model, Unfused) else type(model)
+        raise ValueError(f"can't attach {names} to {kind.__name__}:\n" + "\n".join(f"- {f}" for f in found))
+
+
+def elementwise(model: nn.Module) -> frozenset[str]:
+    """Names of modules with parameters that no synapse covers, once a dry run has shown that they are no weights."""
+    return frozenset(name for name, module in model.named_modules() if uncovered(module))
+
+
+def sentences(found: Mapping[str, str]) -> list[str]:
+    """One sentence for all layers of which the same is to be said."""
+    alike: dict[str, list[str]] = {}
+    for name, sentence in found.items():
+        alike.setdefault(sentence, []).append(name or ITSELF)
+    return [f"{_listed(names)}: {sentence}" for sentence, names in alike.items()]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) < 5 else f"{', '.join(names[:3])} and {len(names) - 3} more"
+
+
+def uncovered(module: nn.Module) -> list[str]:
+    """Names of a module's own parameters of which its kind does not tell what becomes of them."""
+    if type(module) in registry.SYNAPSES or isinstance(module, Unfused) or synapse_type(module) is not None:
+        return []
+    if isinstance(module, ELEMENTWISE):
+        return added(module)
+    return [key for key, parameter in module._parameters.items() if parameter is not None]
 
 
 def _fault(module: nn.Module) -> str | None:
@@ -50,53 +139,51 @@ def _fault(module: nn.Module) -> str | None:
         return None
     if issubclass(kind, LazyModuleMixin):
         return f"{kind.__name__} has no shape yet; run one forward pass before attach"
-    if computed := _computed(module):
-        return (
-            f"{kind.__name__} computes {', '.join(computed)} anew for every forward pass, from values that no synapse covers; "
-            f"call {' and '.join(computed.values())} first"
-        )
+    computed = computed_names(module)
+    if computed and synapse_type(module) is None:
+        return _takes_off(module)
     if kind in registry.SYNAPSES:
         for key in ("weight", "bias"):
+            if key in computed:
+                continue
             if key not in own and (key == "weight" or isinstance(getattr(module, key, None), Tensor)):
                 return f"{kind.__name__} has its {key} as no parameter; make it an nn.Parameter"
+        if "forward" in vars(module):
+            return (
+                f"{kind.__name__} has a forward of its own, as an attribute, that may compute something else; "
+                "delete it (del layer.forward), or make it a class and register a Synapse for that"
+            )
         return None
-    if isinstance(module, ELEMENTWISE):
-        own = added(module)
-    return _unknown(module, own) if own else None
+    return None
 
 
-def _computed(module: nn.Module) -> dict[str, str]:
-    """Name -> the call that makes it a parameter again, for every weight that PyTorch computes from other values."""
+def _takes_off(module: nn.Module) -> str:
+    computed = computed_names(module)
+    calls = " and ".join(f"torch.nn.utils.{_call_off(module, key)}(layer, '{key}')" for key in computed)
+    return (
+        f"{type(module).__name__} computes {', '.join(computed)} anew for every forward pass, from values that no "
+        f"synapse covers; call {calls} first"
+    )
+
+
+def _call_off(module: nn.Module, key: str) -> str:
+    """The function of torch.nn.utils that makes a computed weight a parameter again."""
     if parametrize.is_parametrized(module):
-        names = [name for name, _ in module.get_submodule("parametrizations").named_children()]
-        return {key: f"torch.nn.utils.parametrize.remove_parametrizations(layer, '{key}')" for key in names}
-    # What hooks of the older functions compute stands beside what they store under such names.
+        return "parametrize.remove_parametrizations"
     calls = {"_g": "remove_weight_norm", "_u": "remove_spectral_norm", "_mask": "prune.remove"}
-    stored = {**module._parameters, **module._buffers}
-    return {
-        key: f"torch.nn.utils.{call}(layer, '{key}')"
-        for key, value in vars(module).items()
-        for suffix, call in calls.items()
-        if isinstance(value, Tensor) and f"{key}{suffix}" in stored
-    }
+    return next(call for suffix, call in calls.items() if f"{key}{suffix}" in {**module._parameters, **module._buffers})
 
 
 def _unknown(module: nn.Module, own: list[str]) -> str:
     kind = type(module)
     known = next((base for base in kind.__mro__[1:] if registry.SYNAPSES.get(base) is not None), None)
     if known is not None:
+        name = kind.__name__ if kind.__name__ != known.__name__ else f"{kind.__module__}.{kind.__name__}"
         return (
-            f"{kind.__name__} subclasses {known.__name__} and may compute something else; if it does not, call "
+            f"{name} subclasses {known.__name__} and may compute something else; if it does not, call "
             f"apical.register_synapse({kind.__name__}, apical.{registry.SYNAPSES[known].__name__}), "  # type: ignore[union-attr]
             f"else register a Synapse of its own"
         )
-    if isinstance(module, nn.MultiheadAttention):
-        return (
-            f"{kind.__name__} holds its projections as raw weights; write the attention with nn.Linear projections and "
-            "torch.nn.functional.scaled_dot_product_attention"
-        )
-    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        return f"{kind.__name__} holds its weights in one fused kernel; write the cell with nn.Linear layers"
     return (
         f"{kind.__name__} holds {', '.join(own)}, which no synapse covers; move weights into nn.Linear or nn.Conv layers, "
         f"register a Synapse with apical.register_synapse({kind.__name__}, ...), or, for parameters that are no weights "

@@ -6,7 +6,7 @@ A layer that was put in later would be taught by backpropagation, and one that i
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,11 +20,12 @@ from apical.attaching import connectivity as connections
 from apical.attaching import conversion, faults
 from apical.attaching.by_module import Rules, rules_of
 from apical.attaching.dry_run import Shown, check_wiring, dry_run
+from apical.composites import unfuse
 from apical.nested import over_tensors, tensors
 from apical.phases.backpropagation import backpropagating
 from apical.phases.phases import Phases
 from apical.rules import Rule
-from apical.synapses.registry import synapse_type
+from apical.synapses.registry import meet, synapse_type
 from apical.synapses.storage import sharding
 from apical.synapses.synapse import Synapse
 
@@ -61,8 +62,9 @@ class Surgery:
         connectivity: Connectivities | None,
         at: Sequence[str] | None,
         example_input: Any,
+        apart: Sequence[Callable[[], Any]] = (),
     ) -> None:
-        self.learner = learner
+        self.learner, self.apart = learner, list(apart)
         self.rule, self.connectivity, self.at = rule, connectivity, at
         self.example = None if example_input is None else _few(example_input)
         self._children: list[tuple[nn.Module, dict[str, nn.Module | None]]] = []
@@ -96,7 +98,7 @@ class Surgery:
     def _remember(self) -> None:
         modules = list(self.learner.model.modules())
         self._children = [(one, dict(one._modules)) for one in modules if one._modules or isinstance(one, CONTAINERS)]
-        self._shapes = [(synapse, synapse.weight.shape) for synapse in self.synapses.values()]
+        self._shapes = [(synapse, synapse.weight_now.shape) for synapse in self.synapses.values()]
         self._members = set(modules)
         self._forget_handle()
 
@@ -173,6 +175,7 @@ class Surgery:
             else:
                 found.append(f"'{name}' is gone")
         known = set(owners.values())
+        known |= {modules[name] for name in learner.elementwise if name in modules}
         new = [name for name, module in modules.items() if module not in known and _holds_weights(module)]
         found += [
             f"{faults.ITSELF if name == '' else repr(name)} has parameters that no synapse covers"
@@ -198,9 +201,21 @@ class Surgery:
         learner, model = self.learner, self.learner.model
         if learner.copies > 1:
             raise ValueError("copies side by side can't be refreshed; make replicas of the changed network anew")
+        meet(model)
+        apart = unfuse(model)
+        try:
+            self._refresh(example_input, apart)
+        except Exception:
+            for fuse in apart:
+                fuse()
+            raise
+
+    def _refresh(self, example_input: Any, apart: list[Callable[[], Any]]) -> None:
+        learner, model = self.learner, self.learner.model
         names: dict[nn.Module, str] = {owner: name for name, owner in learner.synapses.items()}
         modules = dict(model.named_modules())
-        self._check(modules)
+        example = self.example if example_input is None else _few(example_input)
+        self._check(modules, example)
         layers = [name for name, module in modules.items() if module in names or synapse_type(module) is not None]
         new = [name for name in layers if modules[name] not in names]
         chosen: dict[str, Rule] = rules_of(_still_there(self.rule, new), new) if new else {}
@@ -210,10 +225,13 @@ class Surgery:
         shares = {name: fractions.get(name) or learner.connectivity[names[modules[name]]] for name in layers}
         shares |= {name: fractions[name] for name in self.at or ()}
         connections.check(model, rules, shares)
-        example = self.example if example_input is None else _few(example_input)
         shown = self._shown(rules, example)
         held, adapted = conversion.Held(learner), learner.adapted
+        # Layers that are taken apart stay so.
+        learner.undo = [step for step in learner.undo if step not in self.apart]
+        self.apart = [*self.apart, *apart]
         learner.detach()
+        learner.undo = list(self.apart)
         learner.rules, learner.connectivity = rules, shares
         learner.phases = Phases(learner)
         learner.phases.adapted, self.example = adapted, example
@@ -226,11 +244,14 @@ class Surgery:
         if learner.circuit.updater is not None:
             learner.circuit.updater.settle()
 
-    def _check(self, modules: Mapping[str, nn.Module]) -> None:
+    def _check(self, modules: Mapping[str, nn.Module], example: Any) -> None:
         """Raise a ValueError with all that can't be attached."""
         known = set(self.learner.owners.values())
         foreign = {one: name for name, one in modules.items() if isinstance(one, Synapse) and one not in known}
-        found = faults.of_layers(self.learner.model, known | foreign.keys())
+        layers, undecided = faults.of_layers(self.learner.model, known | foreign.keys())
+        if example is None:
+            layers |= {name: sentence for name, sentence in undecided.items() if name not in self.learner.elementwise}
+        found = faults.sentences(layers)
         found += [
             f"'{name}' is a synapse of another learner, or a copy of one; detach that learner, or put a plain layer there"
             for name in foreign.values()
@@ -254,6 +275,8 @@ class Surgery:
                 shown = dry_run(learner.model, list(rules), example, self.at, learner.output, direct=direct)
         except ValueError as error:
             raise ValueError(f"{error}; give learner.refresh(example_input=...) a batch that does") from error
+        faults.refuse(learner.model, rules.values(), faults.sentences(faults.of_uses(learner.model, rules, shown.uses)))
+        learner.elementwise = faults.elementwise(learner.model)
         check_wiring(rules, shown, self.at)
         return shown
 
@@ -281,7 +304,7 @@ def _still_there(value: Any, layers: Sequence[str]) -> Any:
 
 
 def _holds_weights(module: nn.Module) -> bool:
-    own = any(fault.startswith(faults.ITSELF) for fault in faults.of_layers(module))
+    own = any("" in found for found in faults.of_layers(module))
     return own or synapse_type(module) is not None or isinstance(module, Synapse)
 
 

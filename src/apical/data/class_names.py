@@ -40,18 +40,18 @@ def check_class_names(name: str, folder: Path, files: Iterable[Path]) -> None:
 
 def _class_names(path: Path) -> dict[str, list[str]]:
     """Column -> names of classes, of the columns that have them."""
-    written = json.loads((_schema(path).metadata or {}).get(b"huggingface", b"{}"))
+    written = json.loads((_schema_of(path).metadata or {}).get(b"huggingface", b"{}"))
     features = written.get("info", {}).get("features", {}).items()
     found = {column: feature.get("names") for column, feature in features if isinstance(feature, dict)}
     return {column: names for column, names in found.items() if names}
 
 
-def _schema(path: Path) -> pyarrow.Schema:
+def _schema_of(path: Path) -> pyarrow.Schema:
     import pyarrow.parquet
 
     with path.open("rb") as stream:  # Arrow itself opens no name that isn't UTF-8.
         if path.suffix == ".parquet":
-            return pyarrow.parquet.read_schema(stream)
+            return pyarrow.parquet.read_schema_of(stream)
         try:
             return pyarrow.ipc.open_stream(stream).schema
         except pyarrow.ArrowInvalid:

@@ -154,14 +154,14 @@ def _mean_angle(pairs: list[tuple[Tensor | None, Tensor | None]]) -> float | Non
 
 def _layer_angle(synapse: Synapse, calls: list[_Call]) -> float | None:
     feedback = synapse.feedback
-    if feedback is None or feedback.shape != synapse.weight.shape or isinstance(synapse.pathway, Direct):
+    if feedback is None or feedback.shape != synapse.weight_now.shape or isinstance(synapse.pathway, Direct):
         return None
     with torch.no_grad():
         return _mean_angle(
             [
                 (
                     synapse.feed_back(call.delta, feedback.to(call.delta.dtype), call.shape),
-                    synapse.feed_back(call.delta, synapse.weight.to(call.delta.dtype), call.shape),
+                    synapse.feed_back(call.delta, synapse.weight_now.to(call.delta.dtype), call.shape),
                 )
                 for call in calls
                 if call.sends and call.delta is not None
@@ -170,7 +170,7 @@ def _layer_angle(synapse: Synapse, calls: list[_Call]) -> float | None:
 
 
 def _matrix_measures(synapse: Synapse) -> dict[str, float | None]:
-    W, B = synapse.weight, synapse.feedback
+    W, B = synapse.weight_now, synapse.feedback
     functions = {
         "matrix_angle": tensors.angle,
         "relative_error": tensors.relative_error,

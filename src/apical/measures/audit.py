@@ -146,6 +146,7 @@ class _Audit:
     def __init__(self, trial: Trial) -> None:
         self.trial, self.learner = trial, trial.learner
         self.owners = owners_of_weights(trial.learner)
+        self.scales = {name or "(model)" for name in trial.learner.elementwise}
         self.by_hand = not trial.learner.synapses
         if self.by_hand and all(update is None for update in trial.clean.values()):
             raise ValueError(
@@ -162,11 +163,11 @@ class _Audit:
             scrambled = self.trial.changes([Poison(self.learner, self.owners[name], values="scrambled")])
             found[name] = "weights" if scrambled else "signs"
         for name in self._sensitive(others, lambda module: [Poison(self.learner, module, after_forward=True)]):
-            found[name] = self._read(self.owners[name])
+            found[name] = "normalization scale" if name in self.scales else self._read(self.owners[name])
         for name, module in others.items():
             asked = found[name] != "weights" and (added(module) or not isinstance(module, ELEMENTWISE))
             if asked and (kind := self._kept(module)):
-                found[name] = kind
+                found[name] = "normalization scale" if name in self.scales else kind
         for name in self._unscaled_normalizations():
             if found.get(name) != "weights":
                 found[name] = "normalization scale"
@@ -185,9 +186,14 @@ class _Audit:
 
     def _sensitive(self, modules: Mapping[str, nn.Module], poison: Callable[[nn.Module], list[Poison]]) -> list[str]:
         """Names of the modules whose poison changes an update; all at once first, because most rules pass that."""
-        if not modules or not self.trial.changes([p for module in modules.values() for p in poison(module)]):
-            return []
-        return [name for name, module in modules.items() if self.trial.changes(poison(module))]
+        # Of weights that a pass computes, the updates of what they are made of may tell of themselves: not among others'.
+        alone = {name: module for name, module in modules.items() if getattr(module, "computed", False)}
+        rest = {name: module for name, module in modules.items() if name not in alone}
+        if not rest or not self.trial.changes([p for module in rest.values() for p in poison(module)]):
+            rest = {}
+        return [
+            name for name, module in modules.items() if name in (*alone, *rest) and self.trial.changes(poison(module))
+        ]
 
     def _read(self, module: nn.Module) -> Transported:
         """What the backward pass reads of a module's parameters, if it reads any."""

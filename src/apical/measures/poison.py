@@ -10,11 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from apical.composites import lent
 from apical.learner import Learner
 from apical.measures.conduction import Conducted, repeated
 from apical.measures.replay import own_parameters
+from apical.synapses.kinds.computed import ComputedWeight
 from apical.synapses.registry import NORMALIZATIONS
-from apical.synapses.synapse import Synapse
+from apical.synapses.synapse import Geometry, Synapse
 
 Values = Literal["nan", "scrambled", "flipped"]
 """NaN; or magnitudes scrambled, with their signs kept; or the signs of about half of them flipped."""
@@ -49,10 +51,18 @@ class Poison:
         Args:
             conducted: what a synapse's own products are made of, where that is not the weight that it holds.
         """
+        if isinstance(self.module, Synapse) and self.module.computed:
+            with self._at_products(self.module):
+                yield
+            return
         tensors = self._tensors()
         kept = [tensor.detach().clone() for tensor in tensors]
         weight = self.module._parameters.get("weight")
-        sharing = [s for s in self.learner.synapses.values() if s.weight is weight and not self.after_forward]
+        sharing = [
+            s
+            for s in self.learner.synapses.values()
+            if not s.computed and s.weight is weight and not self.after_forward
+        ]
 
         # Through .data, in the same storage: neither aliases nor autograd's saved tensors may tell.
         def put(*_: Any) -> None:
@@ -81,6 +91,26 @@ class Poison:
                 for tensor, value in zip(tensors, kept, strict=True):
                     tensor.data.copy_(value)
                 self.clean = []
+
+    @contextmanager
+    def _at_products(self, synapse: Synapse) -> Iterator[None]:
+        """While open, weights that every pass computes anew are poisoned for all but the product that they are computed for."""
+        assert isinstance(synapse, ComputedWeight)
+        note, transmit, clean = synapse.note, synapse.transmit, {}
+
+        def note_poisoned(weight: Tensor) -> None:
+            clean[weight.data_ptr()] = weight.detach().clone()
+            weight.data.copy_(self._poisoned(weight.detach()))
+            note(weight)
+
+        def transmit_clean(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry = ()) -> Tensor:
+            return transmit(x, clean.get(weight.data_ptr(), weight), bias, geometry)
+
+        vars(synapse).update(note=note_poisoned, transmit=transmit_clean)
+        try:
+            yield
+        finally:
+            del vars(synapse)["note"], vars(synapse)["transmit"]
 
     def _tensors(self) -> list[Tensor]:
         if isinstance(self.module, Synapse):
@@ -156,13 +186,13 @@ def untied(model: nn.Module) -> Iterator[None]:
 
     A synapse's forward product is made of clean values; another layer's forward pass would meet the poison.
     """
-    synapses = {id(m.weight) for m in model.modules() if isinstance(m, Synapse)}
+    synapses = {id(m.weight) for m in model.modules() if isinstance(m, Synapse) and not m.computed}
     shared = [
         (module, name, parameter)
         for module in model.modules()
         if not isinstance(module, Synapse)
         for name, parameter in module._parameters.items()
-        if parameter is not None and id(parameter) in synapses
+        if parameter is not None and id(parameter) in synapses and name not in lent(module)
     ]
     copies = {id(p): nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad) for _, _, p in shared}
     try:

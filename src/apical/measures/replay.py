@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from apical.composites import lent
 from apical.learner import Criterion, Learner
 from apical.nested import pick, run
 from apical.phases.isolation import preserved
@@ -100,10 +101,16 @@ def losses_of(learner: Learner, inputs: Any, targets: Any, criterion: Criterion)
 
 def owners_of_weights(learner: Learner) -> dict[str, nn.Module]:
     """Name -> module, for every module with parameters of its own besides feedback; the root is called "(model)"."""
-    return {name or "(model)": m for name, m in learner.model.named_modules() if own_parameters(learner, m)}
+    # What computes a synapse's weights is part of it.
+    inner = tuple(f"{name}.parametrizations.".lstrip(".") for name, one in learner.synapses.items() if one.computed)
+    named = ((name, module) for name, module in learner.model.named_modules() if not name.startswith(inner))
+    return {name or "(model)": module for name, module in named if own_parameters(learner, module)}
 
 
 def own_parameters(learner: Learner, module: nn.Module) -> dict[str, nn.Parameter]:
     """Name -> parameter of one module itself, without the feedback of a synapse or of a block named in ``at=``."""
+    if isinstance(module, Synapse) and module.computed:
+        return {name: p for name, p in module.named_parameters() if name != "feedback"}
     fed = isinstance(module, Synapse) or module in learner.blocks.values()
-    return {name: p for name, p in module._parameters.items() if p is not None and not (fed and name == "feedback")}
+    others = lent(module) | ({"feedback"} if fed else set())
+    return {name: p for name, p in module._parameters.items() if p is not None and name not in others}

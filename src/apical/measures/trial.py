@@ -14,6 +14,7 @@ from apical.measures.poison import Poison, clean_passes
 from apical.measures.replay import Again, losses_of
 from apical.phases.isolation import Weights
 from apical.plasticity import Phased
+from apical.synapses.synapse import Synapse
 
 
 class Trial:
@@ -36,7 +37,7 @@ class Trial:
         self._conducted: Conducted = {}
         if learner.phases.learns:
             self.updates([])  # The first phase makes passes of its own.
-        with recorded(learner.synapses.values()) as conducted:
+        with recorded(one for one in learner.synapses.values() if not one.computed) as conducted:
             self.clean = self.updates([])
         self._conducted = conducted
         bad = [name for name, update in self.clean.items() if update is not None and not bool(update.isfinite().all())]
@@ -56,8 +57,17 @@ class Trial:
 
     def changes(self, poisons: list[Poison]) -> bool:
         """Whether any update differs from the clean one while `poisons` are applied."""
-        updates = self.updates(poisons)
-        return any(differ(clean, updates[name], self._rounding.get(name, 0.0)) for name, clean in self.clean.items())
+        updates, spared = self.updates(poisons), set[int]()
+        for poison in poisons:
+            if isinstance(poison.module, Synapse) and poison.module.computed:
+                # What a weight is made of learns by the derivative of how it is made, which may read it.
+                spared |= set(map(id, poison.module.parameters()))
+        names = {name for name, p in self.learner.model.named_parameters() if id(p) in spared}
+        return any(
+            differ(clean, updates[name], self._rounding.get(name, 0.0))
+            for name, clean in self.clean.items()
+            if name not in names
+        )
 
     def updates(self, poisons: list[Poison]) -> dict[str, Tensor | None]:
         """Updates while `poisons` are applied: gradients of parameters, steps of feedback that learns in a phase."""

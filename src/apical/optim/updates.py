@@ -105,7 +105,7 @@ class Updates:
         # A state that is loaded brings groups of its own.
         if len(groups) != len(self._seen) or groups[0] is not self._seen[0]:
             self._regroup(groups)
-        if self.ordinary:
+        if self.ordinary or synapse.computed:  # Weights that are computed move by what they are made of.
             return None
         here = self._pass
         if here is None:

@@ -55,7 +55,7 @@ class CleanPass:
                     "adapt got another batch than the one that was backpropagated, so the noisy pass can't be compared with it; "
                     "give it the batch of the last backward pass"
                 )
-        whole = self._cut or all(s.weight.requires_grad for s in learner.synapses.values())
+        whole = self._cut or all(s.computed or s.weight.requires_grad for s in learner.synapses.values())
         found = found if found is not None and _same(found, inputs) else None
         _check_way(recorder, found)
         if whole and found is not None:

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from apical.synapses.storage import MASKS, names_kept
+from apical.synapses.storage import CURRENT, MASKS, names_kept
 from apical.synapses.synapse import Synapse
 
 _FEW = 1000
 # Dictionaries that belong to nn.Module itself, hooks among them; and methods that apical puts on instances for a while.
 _OWN = frozenset(vars(nn.Module())) - {"training"} | {"forward", "transmit", "infer"}
-_OWN_OF_SYNAPSES = _OWN | Synapse.__annotations__.keys()
+_OWN_OF_SYNAPSES = _OWN | Synapse.__annotations__.keys() | {CURRENT}
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device})
 # Users' own objects are looked into, and plain containers.
 _CLOSED = {*sys.stdlib_module_names, "torch", "numpy", "apical", "lightning", "pytorch_lightning"} - {

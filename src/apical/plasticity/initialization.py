@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.per_copy import PerCopy, Streams
+from apical.synapses.storage import weight_of
 from apical.synapses.synapse import Synapse
 
 Init = str | Callable[..., Any]
@@ -119,7 +120,7 @@ def draw_for(
         generator: source of randomness; of copies side by side `Streams`, so that each draws as it would alone.
         mirror: whether "weights" may look at the weights' values; sign rules, which carry no magnitudes, may not.
     """
-    weight = owner._parameters.get("weight")
+    weight = weight_of(owner)
     copies = len(generator.own) if isinstance(generator, Streams) else 1
     dimension = 0 if weight is not None and weight.shape == shape else 1
     own = torch.Size([*shape[:dimension], shape[dimension] // copies, *shape[dimension + 1 :]])
@@ -132,8 +133,18 @@ def draw_for(
     dtype = None if reference is None else reference.dtype
     inits = init if isinstance(init, PerCopy) else repeat(init)
     sources = generator.own if isinstance(generator, Streams) else (generator,)
+    # Functions of torch.nn.init take a matrix for [out, in].
+    turned = (
+        fans is not None
+        and isinstance(owner, Synapse)
+        and owner.inward_first
+        and weight is not None
+        and own == weight.shape
+    )
     drawn = [
-        draw(one, own, fans=fans, generator=source, like=like, device=device, dtype=dtype)
+        draw(one, own[::-1] if turned else own, fans=fans, generator=source, like=like, device=device, dtype=dtype)
         for like, one, source in zip(likes, inits, sources, strict=False)
     ]
+    if turned:
+        drawn = [one.t().contiguous() for one in drawn]
     return drawn[0] if copies == 1 else torch.cat(drawn, dimension)

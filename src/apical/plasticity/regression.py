@@ -75,7 +75,7 @@ class Regression(Stored, Phased):
     def check(self, owner: nn.Module, name: str, shape: torch.Size) -> None:
         if self.solver != "ridge":
             return
-        direct = not isinstance(owner, Synapse) or shape != owner.weight.shape
+        direct = not isinstance(owner, Synapse) or shape != owner.weight_now.shape
         if not direct and not (isinstance(owner, nn.Linear) or owner.rows):
             raise ValueError(
                 f"solver='ridge' is for linear layers, and '{name}' is a {type(owner).__name__.removesuffix('Synapse')}; give "

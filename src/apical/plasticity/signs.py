@@ -13,7 +13,7 @@ from apical.checks import number
 from apical.per_copy import PER_COPY, PerCopy, spread
 from apical.plasticity.base import Computed
 from apical.plasticity.initialization import Init, draw_for
-from apical.synapses.storage import keep, kept
+from apical.synapses.storage import keep, kept, weight_of
 from apical.synapses.synapse import Synapse
 
 
@@ -101,7 +101,7 @@ def _times(signs: Tensor, magnitudes: Tensor | None) -> Tensor:
 
 
 def _weight(owner: nn.Module) -> Tensor:
-    weight = owner._parameters["weight"]
+    weight = weight_of(owner)
     assert weight is not None
     return weight
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from apical.plasticity.base import Plasticity
+from apical.synapses.storage import weight_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,6 @@ class Transport(Plasticity):
 
     @override
     def keeps(self, owner: nn.Module) -> Tensor:
-        weight = owner._parameters["weight"]
+        weight = weight_of(owner)
         assert weight is not None
         return weight.detach()

@@ -29,7 +29,7 @@ def exported(
     if not synapse.connection.exports:
         say(synapse.pathway.name, synapse.plasticity.name, synapse.label)
         return synapse.transmit(x, weight, bias, geometry)
-    connection, mask = synapse.connection, synapse._buffers.get("weight_mask")
+    connection, mask = synapse.connection, None if synapse.computed else synapse._buffers.get("weight_mask")
     weight = weight if mask is None else weight * mask
     y = synapse.transmit(x.detach(), weight, bias, geometry)
     if feedback is None:

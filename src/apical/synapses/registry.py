@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable
+from functools import partial
 
-from apical.synapses.kinds import convolution
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from apical.synapses.kinds import convolution, transposed
+from apical.synapses.kinds.computed import computed_kind
 from apical.synapses.kinds.linear import LinearSynapse
 from apical.synapses.synapse import Synapse
 
@@ -20,6 +25,20 @@ SYNAPSES: dict[type[nn.Module], type[Synapse] | None] = {
         convolution.ConvTranspose3dSynapse,
     )
 }
+
+
+ELSEWHERE: dict[tuple[str, str], Callable[[type[nn.Module]], type[Synapse]]] = {
+    ("transformers.pytorch_utils", "Conv1D"): transposed.conv1d_of_transformers,
+    **{
+        (f"timm.layers.{module}", name): partial(computed_kind, convolution.Conv2dSynapse)
+        for module, names in {
+            "std_conv": ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame"),
+            "conv2d_same": ("Conv2dSame",),
+        }.items()
+        for name in names
+    },
+}
+"""Layers of other libraries, by module and name, and what makes their kind when one is met."""
 
 
 NORMALIZATIONS: tuple[type[nn.Module], ...] = (
@@ -78,6 +97,32 @@ def added(module: nn.Module) -> list[str]:
     return [key for key, p in module._parameters.items() if p is not None and key not in ("weight", "bias")]
 
 
+def meet(model: nn.Module) -> None:
+    """Register the kinds for layers of other libraries that `model` has."""
+    for kind in {type(module) for module in model.modules()}:
+        make = ELSEWHERE.get((kind.__module__, kind.__qualname__))
+        if make is not None and kind not in SYNAPSES:
+            SYNAPSES[kind] = make(kind)
+
+
 def synapse_type(module: nn.Module) -> type[Synapse] | None:
     """The synapse that stands in for exactly this layer, or None."""
-    return SYNAPSES.get(type(module))
+    layer = type(module)
+    if parametrize.is_parametrized(module):
+        layer = parametrize.type_before_parametrizations(module)
+    kind = SYNAPSES.get(layer)
+    return computed_kind(kind, type(module)) if kind is not None and computed_names(module) else kind
+
+
+def computed_names(module: nn.Module) -> list[str]:
+    """Names of the weights and biases that PyTorch computes for this layer from other values, in every pass."""
+    if parametrize.is_parametrized(module):
+        return [name for name, _ in module.get_submodule("parametrizations").named_children()]
+    # What hooks of the older functions compute stands beside what they store under such names.
+    stored = {**module._parameters, **module._buffers}
+    return [
+        key
+        for key, value in vars(module).items()
+        if isinstance(value, Tensor)
+        and not stored.keys().isdisjoint(f"{key}{suffix}" for suffix in ("_g", "_u", "_mask"))
+    ]

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 MASKS = ("weight_mask", "feedback_mask")
 """Names of the buffers that say, in zeros and ones, which connections exist (see `apical.Connectivity`)."""
 
+CURRENT = "current_weight"
+"""Under which attribute a synapse whose weights are computed has those of the newest pass."""
+
 _NAMES = "apical_kept"
 """Under which attribute an owner lists what was kept on it."""
 
@@ -45,7 +48,7 @@ def keep(owner: nn.Module, name: str, tensor: Tensor, *, trained: bool = False) 
     ['bias', 'feedback', 'weight']
     """
     if trained:
-        weight = owner._parameters.get("weight")
+        weight = weight_of(owner)
         owner._parameters[name] = nn.Parameter(tensor, requires_grad=True if weight is None else weight.requires_grad)
     else:
         owner._buffers[name] = tensor
@@ -64,6 +67,12 @@ def kept(owner: nn.Module, name: str) -> Tensor | None:
         return None
     tensor = owner._parameters.get(name)
     return owner._buffers.get(name) if tensor is None else tensor
+
+
+def weight_of(owner: nn.Module) -> Tensor | None:
+    """The weights of an owner as they are, or, where every pass computes them anew, as the newest pass had them."""
+    current = vars(owner).get(CURRENT)
+    return owner._parameters.get("weight") if current is None else current
 
 
 def names_kept(owner: nn.Module) -> tuple[str, ...]:

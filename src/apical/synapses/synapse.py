@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from apical.synapses.function import SynapseFunction, apply
-from apical.synapses.storage import MASKS, Keeper, check_mask, retire, sharding
+from apical.synapses.storage import MASKS, Keeper, check_mask, retire, sharding, weight_of
 from apical.synapses.ties import feedback_is_shared
 from apical.synapses.transformed import transforming
 
@@ -79,6 +79,10 @@ class Synapse(Keeper):
 
     False for convolutions, whose feedback is shared over positions.
     """
+    computed: ClassVar[bool] = False
+    """Whether the layer computes its weights anew in every pass."""
+    inward_first: ClassVar[bool] = False
+    """True for linear layers whose weights are stored [in, out], the other way round than `nn.Linear`'s."""
     unit_dim: ClassVar[int] = -1
     """Dimension of inputs and outputs that counts units (channels); all but it and the batch share the weights."""
 
@@ -86,6 +90,13 @@ class Synapse(Keeper):
         super().__init_subclass__(**options)
         if not vars(cls).keys().isdisjoint(("hebbian", "respond")) and "add_hebbian" not in vars(cls):
             cls.fuses = False  # What the parent adds is another product.
+
+    @property
+    def weight_now(self) -> Tensor:
+        """The weights as they are, or as the newest pass computed them."""
+        weight = weight_of(self)
+        assert weight is not None
+        return weight
 
     @property
     def feedback(self) -> Tensor | None:
@@ -178,6 +189,8 @@ class Synapse(Keeper):
 
     def refuse_computed(self) -> None:
         """Raise a RuntimeError if weight or bias is a parameter no longer."""
+        if self.computed:
+            return
         for name in ("weight", "bias"):
             if name not in self._parameters and isinstance(getattr(self, name, None), Tensor):
                 raise RuntimeError(
@@ -202,7 +215,7 @@ class Synapse(Keeper):
     def conduct(self, x: Tensor, geometry: Geometry = (), *, bias: bool = True, weight: Tensor | None = None) -> Tensor:
         """The synapse's answer to x, without a graph: `transmit` with its own weights, or those given."""
         own = self._parameters.get("bias") if bias else None
-        weight = self.weight if weight is None else weight
+        weight = self.weight_now if weight is None else weight
         return self.transmit(x, weight.to(x.dtype), None if own is None else own.to(x.dtype), geometry)
 
     def unbordered(self, features: torch.Size, positions: int | None = None) -> tuple[torch.Size, Geometry]:
@@ -280,7 +293,7 @@ class Synapse(Keeper):
 
     def fans(self) -> tuple[int, int]:
         """(fan in, fan out) of the weights, kernel positions included."""
-        outward, inward, *kernel = self.weight.shape
+        outward, inward, *kernel = self.weight_now.shape
         return inward * math.prod(kernel), outward // self.copies * math.prod(kernel)
 
     @override

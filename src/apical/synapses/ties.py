@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 def settle_ties(synapse: Synapse, others: Iterable[Synapse]) -> None:
     """Let the synapse share with those of `others` that hold its weights, and with nobody else."""
     weight = synapse._parameters.get("weight")
+    if weight is None:
+        return
     others = [other for other in others if other is not synapse]
     tied = [other for other in others if other._parameters.get("weight") is weight]
     if tied:

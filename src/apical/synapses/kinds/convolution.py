@@ -103,7 +103,7 @@ class _ConvolutionSynapse(Synapse):
             x = delta.new_empty(shape)
         absent = feedback is None
         if absent:
-            feedback = torch.empty_like(self.weight, dtype=delta.dtype)
+            feedback = torch.empty_like(self.weight_now, dtype=delta.dtype)
         signal, product, bias = torch.ops.aten.convolution_backward(
             delta, x, feedback, [delta.shape[1]], *geometry, [not absent, need_weight, need_bias]
         )

@@ -49,4 +49,5 @@ class LinearSynapse(Synapse, nn.Linear):
             x, delta = x.reshape(-1, x.shape[-1]), delta.reshape(-1, delta.shape[-1])
         if not self.large:
             return product(delta.t(), x)
-        return torch.mm(delta.t(), x, out=self.memory("product", self.weight) if x.dtype == self.weight.dtype else None)
+        weight = self.weight_now
+        return torch.mm(delta.t(), x, out=self.memory("product", weight) if x.dtype == weight.dtype else None)
