@@ -51,7 +51,7 @@ def _schema_of(path: Path) -> pyarrow.Schema:
 
     with path.open("rb") as stream:  # Arrow itself opens no name that isn't UTF-8.
         if path.suffix == ".parquet":
-            return pyarrow.parquet.read_schema_of(stream)
+            return pyarrow.parquet.read_schema(stream)
         try:
             return pyarrow.ipc.open_stream(stream).schema
         except pyarrow.ArrowInvalid:
