@@ -103,6 +103,17 @@ def tensors(value: Any) -> list[Tensor]:
     return [tensor for one in _items(value).values() for tensor in tensors(one)]
 
 
+def first_rows(example: Any, count: int) -> Any:
+    """A copy of the first samples of an example."""
+    first = next((tensor for tensor in tensors(example) if tensor.dim()), None)
+    rows = 0 if first is None else len(first)
+
+    def cut(tensor: Tensor) -> Tensor:
+        return tensor[:count].detach().clone() if rows > count and tensor.dim() and len(tensor) == rows else tensor
+
+    return over_tensors(example, cut)
+
+
 def _rebuilt(output: Any, items: dict[Any, Any], replaced: dict[Any, Any]) -> Any:
     """A copy of the container `output` with some of its items replaced."""
     if isinstance(output, tuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from apical.rules import Rule, as_rule
 
@@ -49,3 +49,14 @@ def rules_of(value: Rules, layers: Sequence[str]) -> dict[str, Rule]:
             f"rule says nothing about {', '.join(map(repr, bare))}; name them, or add '': the rule for all layers not named"
         )
     return found
+
+
+def still_there(value: Any, layers: Sequence[str]) -> Any:
+    """A setting by module names, without those that cover no layer any more."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        name: one
+        for name, one in value.items()
+        if any(name in ("", layer) or layer.startswith(f"{name}.") for layer in layers)
+    }

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
@@ -18,10 +18,10 @@ from torch.nn.modules.module import (
 
 from apical.attaching import connectivity as connections
 from apical.attaching import conversion, faults
-from apical.attaching.by_module import Rules, rules_of
+from apical.attaching.by_module import Rules, rules_of, still_there
 from apical.attaching.dry_run import Shown, check_wiring, dry_run
 from apical.composites import unfuse
-from apical.nested import over_tensors, tensors
+from apical.nested import first_rows
 from apical.phases.backpropagation import backpropagating
 from apical.phases.phases import Phases
 from apical.rules import Rule
@@ -66,7 +66,7 @@ class Surgery:
     ) -> None:
         self.learner, self.apart = learner, list(apart)
         self.rule, self.connectivity, self.at = rule, connectivity, at
-        self.example = None if example_input is None else _few(example_input)
+        self.example = None if example_input is None else first_rows(example_input, FEW)
         self._children: list[tuple[nn.Module, dict[str, nn.Module | None]]] = []
         self._shapes: list[tuple[Synapse, torch.Size]] = []
         self._handle: RemovableHandle | None = None
@@ -214,14 +214,14 @@ class Surgery:
         learner, model = self.learner, self.learner.model
         names: dict[nn.Module, str] = {owner: name for name, owner in learner.synapses.items()}
         modules = dict(model.named_modules())
-        example = self.example if example_input is None else _few(example_input)
+        example = self.example if example_input is None else first_rows(example_input, FEW)
         self._check(modules, example)
         layers = [name for name, module in modules.items() if module in names or synapse_type(module) is not None]
         new = [name for name in layers if modules[name] not in names]
-        chosen: dict[str, Rule] = rules_of(_still_there(self.rule, new), new) if new else {}
+        chosen: dict[str, Rule] = rules_of(still_there(self.rule, new), new) if new else {}
         rules = {name: chosen.get(name) or learner.rules[names[modules[name]]] for name in layers}
         places = [*new, *(self.at or ())]
-        fractions = connections.connectivities_of(_still_there(self.connectivity, places), places)
+        fractions = connections.connectivities_of(still_there(self.connectivity, places), places)
         shares = {name: fractions.get(name) or learner.connectivity[names[modules[name]]] for name in layers}
         shares |= {name: fractions[name] for name in self.at or ()}
         connections.check(model, rules, shares)
@@ -279,28 +279,6 @@ class Surgery:
         learner.elementwise = faults.elementwise(learner.model)
         check_wiring(rules, shown, self.at)
         return shown
-
-
-def _few(example: Any) -> Any:
-    """A copy of an example's first samples, which a dry run needs no more of."""
-    first = next((tensor for tensor in tensors(example) if tensor.dim()), None)
-    rows = 0 if first is None else len(first)
-
-    def cut(tensor: Tensor) -> Tensor:
-        return tensor[:FEW].detach().clone() if rows > FEW and tensor.dim() and len(tensor) == rows else tensor
-
-    return over_tensors(example, cut)
-
-
-def _still_there(value: Any, layers: Sequence[str]) -> Any:
-    """A setting by module names, without those that cover no layer any more."""
-    if not isinstance(value, Mapping):
-        return value
-    return {
-        name: one
-        for name, one in value.items()
-        if any(name in ("", layer) or layer.startswith(f"{name}.") for layer in layers)
-    }
 
 
 def _holds_weights(module: nn.Module) -> bool:

@@ -82,7 +82,7 @@ class Synapse(Keeper):
     computed: ClassVar[bool] = False
     """Whether the layer computes its weights anew in every pass."""
     inward_first: ClassVar[bool] = False
-    """True for linear layers whose weights are stored [in, out], the other way round than `nn.Linear`'s."""
+    """Whether weights are stored [in, out], unlike `nn.Linear`'s."""
     unit_dim: ClassVar[int] = -1
     """Dimension of inputs and outputs that counts units (channels); all but it and the batch share the weights."""
 
@@ -94,9 +94,7 @@ class Synapse(Keeper):
     @property
     def weight_now(self) -> Tensor:
         """The weights as they are, or as the newest pass computed them."""
-        weight = weight_of(self)
-        assert weight is not None
-        return weight
+        return weight_of(self)  # type: ignore[return-value]
 
     @property
     def feedback(self) -> Tensor | None:
