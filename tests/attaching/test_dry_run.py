@@ -53,6 +53,29 @@ def test_example_input_that_does_not_pass(rule, make, example, shape):
     refused(make(), rule, says=("example_input", shape, "does not pass"), example_input=example)
 
 
+def test_a_layer_that_is_called_with_activity_of_two_shapes_has_no_direct_feedback():
+    class TwoLengths(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.shared, self.last = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            h = self.first(x)
+            return self.last(
+                (self.shared(h[:, None]).mean(1) + self.shared(h[:, None].expand(-1, 5, -1)).sum(1)).tanh()
+            )
+
+    refused(
+        TwoLengths(),
+        "dfa",
+        says=("'shared' is called with activity of shapes [1, 6] and [5, 6]", "one shape", "'shared': 'fa'"),
+        example_input=X,
+    )
+    learner = apical.attach(TwoLengths(), {"": "dfa", "shared": "fa"}, example_input=X)
+    learner.model(X).sum().backward()
+    apical.attach(TwoLengths(), "fa", example_input=X)
+
+
 def test_a_model_that_returns_its_loss_has_no_error_per_sample():
     class Loss(nn.Module):
         def __init__(self) -> None:

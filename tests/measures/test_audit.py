@@ -396,6 +396,17 @@ def test_weights_that_are_all_zero_hide_nothing(rule, hidden, make, zero, synaps
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
 
+@pytest.mark.parametrize(("rule", "hidden"), [("bp", "weights"), ("usf", "signs"), ("dfa", "nothing")])
+def test_a_layer_scale_that_starts_next_to_zero_hides_nothing(rule, hidden):
+    net = Residual()
+    with torch.no_grad():
+        for p in (net.b.weight, net.b.bias):
+            p.mul_(1e-5)
+    before = net.b.weight.clone()
+    assert {transported(net, rule)[name] for name in ("a", "b", "head")} == {hidden}
+    assert torch.equal(before, net.b.weight)
+
+
 class Bypassed(nn.Module):
     """The first layer learns, but nothing that the second one sends back reaches it."""
 

@@ -177,6 +177,22 @@ def test_changing_the_input_in_place_after_the_call_is_noticed():
         y.sum().backward()
 
 
+@pytest.mark.parametrize("shape", [(4,), (2, 3, 4), (2, 2, 3, 4), (1, 4), (5, 4)])
+def test_the_output_may_be_changed_in_place_as_a_plain_layers(shape):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 1100), nn.ReLU(inplace=True), nn.Linear(1100, 6), nn.Linear(6, 2))
+    x = torch.randn(shape)
+    plain = copy.deepcopy(net)
+    apical.attach(net, "bp")
+    for model in (plain, net):
+        y = model[:3](x)
+        y /= 2
+        y.unsqueeze(0).transpose(0, -1)[0] += 1
+        (model[3](y) ** 2).sum().backward()
+    for (name, mine), theirs in zip(net.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, msg=lambda m, n=name: f"{n}: {m}")
+
+
 def test_fans_are_those_of_torch_init_and_swapped_where_the_kernel_is_transposed():
     for layer in (nn.Linear(5, 3), nn.Conv2d(4, 6, (2, 3), groups=2), nn.Conv1d(4, 6, 3), nn.Conv3d(2, 3, 2)):
         expected = nn.init._calculate_fan_in_and_fan_out(layer.weight)

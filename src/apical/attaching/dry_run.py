@@ -239,6 +239,14 @@ def check_wiring(rules: dict[str, Rule], shown: Shown, at: Sequence[str] | None)
             "batch in the first dimension throughout (name whole blocks with at=[...], or keep positions in dimensions of "
             "their own)"
         )
+    shapes: dict[str, torch.Size] = {}
+    for call in () if at or isinstance(rule.pathway, Indirect) else shown.calls:
+        if call.signal and rules[call.name].direct and shapes.setdefault(call.name, call.input) != call.input:
+            raise ValueError(
+                f"'{call.name}' is called with activity of shapes {list(shapes[call.name])} and {list(call.input)} (without the "
+                f"batch), but its direct feedback has one shape; use a layer-wise rule such as 'fa', at least for it: "
+                f"rule={{'': '{rule.name}', '{call.name}': 'fa'}}"
+            )
     never = [name for name in (at or ()) if name not in shown.blocks]
     if never:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from apical.composites import Unfused
 from apical.pathways import Indirect
 from apical.per_copy import copies_in
-from apical.plasticity import Phased
+from apical.plasticity import Phased, Transport
 from apical.rules import Rule
 from apical.synapses import registry
 from apical.synapses.registry import ELEMENTWISE, added, computed_names, synapse_type
@@ -51,16 +51,20 @@ def of_layers(model: nn.Module, known: Collection[nn.Module] = ()) -> tuple[dict
     return found, open_
 
 
-def of_uses(model: nn.Module, synapses: Iterable[str], uses: Uses) -> dict[str, str]:
+def of_uses(model: nn.Module, rules: Mapping[str, Rule], uses: Uses) -> dict[str, str]:
     """Name -> sentence for every layer with a parameter that a forward pass uses as a weight where no rule has a part in it.
 
+    Of a layer whose rule is backpropagation, any use is by the rule.
+
     Args:
-        model: not attached. synapses: names of the layers that are to become synapses. uses: what the forward pass did.
+        model: not attached. rules: name of a layer that is to become a synapse -> its rule. uses: what the forward pass did.
     """
     modules, found, covered = dict(model.named_modules()), {}, set()
-    for name in synapses:
+    for name, rule in rules.items():
         for key, parameter in modules[name].named_parameters():
             covered.add(id(parameter))
+            if isinstance(rule.plasticity, Transport):
+                continue
             use = uses.products.get(id(parameter)) or uses.multiplied.get(id(parameter))
             if use is not None and name not in found:
                 found[name] = _outside(modules[name], key, use)
@@ -78,7 +82,8 @@ def _outside(module: nn.Module, key: str, use: Use) -> str:
     return (
         f"the {key} of this {type(module).__name__} is used outside of the layer's own call, in {use.operation} at {use.place}, "
         "where autograd would carry the error back through it, as backpropagation does; call the layer, or, to use one weight "
-        f"twice, call a second {type(module).__name__} that has the same parameter"
+        f"twice, call a second {type(module).__name__} that has the same parameter; or give this layer the rule 'bp', with "
+        "rule={'': ..., its name: 'bp'}"
     )
 
 

@@ -22,6 +22,10 @@ Values = Literal["nan", "scrambled", "flipped"]
 """NaN; or magnitudes scrambled, with their signs kept; or the signs of about half of them flipped."""
 
 
+NEXT_TO_ZERO = 1e-4
+"""Largest value up to which a parameter is filled in. Layer scales start from 1e-6 to 1e-4; weights lie far above."""
+
+
 @dataclass
 class Poison:
     """Wrong values in place of one module's weights, for whoever reads them besides its own forward product.
@@ -164,20 +168,27 @@ def clean_passes(model: nn.Module, poisons: list[Poison]) -> Iterator[None]:
 
 @contextmanager
 def zeros_filled(model: nn.Module) -> Iterator[None]:
-    """While open, parameters that are zero throughout have small random values.
+    """While open, parameters that are zero throughout, or next to it, have small random values.
 
-    Zeros carry nothing, whoever reads them, so a transport of them would not show.
+    Zeros carry nothing, whoever reads them, so a transport of them would not show; nor would one by way of a layer scale that
+    starts from a millionth.
     """
     generator = torch.Generator().manual_seed(0)
-    zeros = [p for p in model.parameters() if p.is_floating_point() and p.numel() and not bool(p.detach().any())]
-    for parameter in zeros:
+    kept = [(p, p.detach().clone()) for p in model.parameters() if _next_to_zero(p)]
+    for parameter, _ in kept:
         inputs = parameter[0].numel() if parameter.dim() else 1
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1 / inputs**0.5)
     try:
         yield
     finally:
-        for parameter in zeros:
-            parameter.data.zero_()
+        for parameter, value in kept:
+            parameter.data.copy_(value)
+
+
+def _next_to_zero(parameter: Tensor) -> bool:
+    if not parameter.is_floating_point() or not parameter.numel():
+        return False
+    return bool(parameter.detach().abs().max() <= NEXT_TO_ZERO)
 
 
 @contextmanager

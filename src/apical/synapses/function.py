@@ -48,7 +48,9 @@ class SynapseFunction(Function):
         ctx.save_for_backward(x if need_weight else None, feedback if need_x else None)
         ctx.call = None if record is None else record.call(synapse)
         ctx.synapse, ctx.geometry, ctx.shape = synapse, geometry, x.shape
-        return synapse.transmit(x, weight, bias, geometry)
+        y = synapse.transmit(x, weight, bias, geometry)
+        # Of a view, autograd would forbid in-place operations on the output, as F.relu(y, inplace=True).
+        return y.data if y._is_view() and not torch.compiler.is_compiling() else y
 
     # Not `once_differentiable`: its wrapper takes as long as a small layer's product.
     @staticmethod

@@ -37,6 +37,7 @@ ELSEWHERE: dict[tuple[str, str], Callable[[type[nn.Module]], type[Synapse]]] = {
         }.items()
         for name in names
     },
+    ("timm.layers.linear", "Linear"): lambda kind: LinearSynapse,  # Casts by hand where TorchScript would not.
 }
 """Layers of other libraries, by module and name, and what makes their kind when one is met."""
 

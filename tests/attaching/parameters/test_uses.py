@@ -104,6 +104,18 @@ def test_a_weight_in_a_hook_is_refused(hook):
         apical.attach(net, "fa", example_input=X)
 
 
+@pytest.mark.parametrize("rule", ["fa", "kp", "dfa"])
+def test_a_weight_outside_of_its_layers_call_goes_with_backpropagation_for_that_layer(rule):
+    net = Net(OUTSIDE["F.linear"])
+    rules = {"": rule, "middle": "bp"}
+    learner = apical.attach(net, rules, example_input=X)
+    report = apical.audit(learner, X, torch.tensor([0, 1, 2, 0]), nn.CrossEntropyLoss(reduction="none"))
+    assert report.transported["middle"] == "weights"
+    assert report.transported["last"] == "nothing"
+    with pytest.raises(ValueError, match=r"first: the weight .* rule=\{'': ..., its name: 'bp'\}"):
+        apical.attach(Net(lambda net, h: F.linear(h[:, :8], net.first.weight)), rules, example_input=X)
+
+
 def test_a_layer_that_is_never_called_but_used_is_refused():
     class Around(nn.Module):
         def __init__(self):
