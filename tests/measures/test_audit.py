@@ -403,7 +403,8 @@ def test_a_layer_scale_that_starts_next_to_zero_hides_nothing(rule, hidden):
         for p in (net.b.weight, net.b.bias):
             p.mul_(1e-5)
     before = net.b.weight.clone()
-    assert {transported(net, rule)[name] for name in ("a", "b", "head")} == {hidden}
+    found = transported(net, rule)
+    assert {found[name] for name in ("a", "b", "head")} == {hidden}
     assert torch.equal(before, net.b.weight)
 
 

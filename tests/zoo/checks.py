@@ -50,9 +50,10 @@ def attached(model: nn.Module, network: Network, rule: str, example: Any) -> api
 
 
 def with_weights_for_feedback(learner: apical.Learner) -> None:
+    """B = W; of weights that a pass computes, those of the newest pass."""
     for synapse in learner.synapses.values():
         if synapse.feedback is not None:
-            synapse.feedback = synapse.weight
+            synapse.feedback = vars(synapse).get("current_weight", synapse.weight)
 
 
 def worst(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[float, str]:
@@ -76,6 +77,7 @@ def difference(
     targets = targets_of(plain, network, example)
     learner = attached(model, network, rule, example)
     if prepare is not None:
+        gradients(model, network, example, targets)  # Weights may be computed in a pass.
         prepare(learner)
     return worst(gradients(model, network, example, targets), gradients(plain, network, example, targets))
 
@@ -84,11 +86,13 @@ def trained_and_audited(network: Network, rule: str) -> apical.AuditReport:
     """The audit's report after one step by the rule."""
     model, example = built(network), network.example()
     targets = targets_of(model, network, example)
+    moving = gradients(copy.deepcopy(model), network, example, targets)
     learner = attached(model, network, rule, example)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     gradients(model, network, example, targets)
-    idle = [name for name, one in learner.synapses.items() if one.weight.grad is None or not one.weight.grad.any()]
-    assert not idle, f"synapses that learn nothing: {idle}"
+    learning = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    idle = [name for name, gradient in moving.items() if gradient.any() and name not in learning]
+    assert not idle, f"parameters that learn nothing: {idle}"
     optimizer.step()
     assert all(bool(p.isfinite().all()) for p in model.parameters()), "parameters that are not finite"
     return apical.audit(learner, example, targets, squares)

@@ -97,12 +97,12 @@ def video_swin() -> nn.Module:
 
 def video_mvit() -> nn.Module:
     of = models.video.mvit
-    blocks = [of.MSBlockConfig(1, 16, 32, [3, 3, 3], [3, 3, 3], [], [1, 2, 2])]
+    blocks = [of.MSBlockConfig(1, 16, 32, [3, 3, 3], [3, 3, 3], [1, 1, 1], [1, 2, 2])]
     blocks += [of.MSBlockConfig(2, 32, 32, [3, 3, 3], [3, 3, 3], [1, 2, 2], [1, 1, 1])]
     return of.MViT((16, 16), 4, blocks, True, True, False, 0.0, num_classes=10)
 
 
-WINDOWS = "windows are laid into the batch"
+FUNCTIONAL = "weights are used outside of their layers, by a function that takes them"
 
 
 def network(name: str, build, example=None, **options) -> Network:
@@ -127,14 +127,14 @@ NETWORKS = [
     network("VGG with batch normalization", vgg),
     network("AlexNet", lambda: small_classifier(models.AlexNet(), 256 * 36), images(64)),
     network("ConvNeXt", convnext),
-    network("Swin", swin),
-    network("Swin v2", swin_v2),
+    network("Swin", swin, refused=FUNCTIONAL),
+    network("Swin v2", swin_v2, refused=FUNCTIONAL),
     network("ViT", lambda: models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=10)),
     network("MaxViT", lambda: models.MaxVit((32, 32), 8, 4, [8, 16], [1, 1], 8, 0.0, num_classes=10)),
     network("FCN", partial(segmentation, "fcn"), output="out"),
     network("DeepLabV3", partial(segmentation, "deeplab"), output="out"),
     network("R3D (video)", partial(video, "Conv3DSimple", "BasicStem"), lambda: noise(2, 3, 4, 16, 16)),
     network("R(2+1)D (video)", partial(video, "Conv2Plus1D", "R2Plus1dStem"), lambda: noise(2, 3, 4, 16, 16)),
-    network("Swin3D (video)", video_swin, lambda: noise(2, 3, 4, 16, 16)),
-    network("MViT (video)", video_mvit, lambda: noise(2, 3, 4, 16, 16)),
+    network("Swin3D (video)", video_swin, lambda: noise(2, 3, 4, 16, 16), refused=FUNCTIONAL),
+    network("MViT (video)", video_mvit, lambda: noise(2, 3, 4, 16, 16), no_dfa="heads are laid into the batch"),
 ]

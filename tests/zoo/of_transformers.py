@@ -27,7 +27,11 @@ def network(
     """`kind` and `config` are names of transformers' classes."""
 
     def build():
-        return getattr(transformers, kind)(getattr(transformers, config)(**sizes))
+        model = getattr(transformers, kind)(getattr(transformers, config)(**sizes))
+        for module in model.modules():
+            if hasattr(module, "feature_extractor"):
+                module.feature_extractor._requires_grad = False  # Else training asks for a gradient of the data.
+        return model
 
     def words():
         return {"input_ids": tokens()}

@@ -18,8 +18,8 @@ from apical.synapses.kinds.computed import ComputedWeight
 from apical.synapses.registry import NORMALIZATIONS
 from apical.synapses.synapse import Geometry, Synapse
 
-Values = Literal["nan", "scrambled", "flipped"]
-"""NaN; or magnitudes scrambled, with their signs kept; or the signs of about half of them flipped."""
+Values = Literal["nan", "scrambled", "flipped", "clean"]
+"""NaN; or magnitudes scrambled, with their signs kept; or the signs of about half of them flipped; or no poison at all."""
 
 
 NEXT_TO_ZERO = 1e-4
@@ -129,6 +129,8 @@ class Poison:
         return own if variance is None else [*own, variance]
 
     def _poisoned(self, value: Tensor) -> Tensor:
+        if self.values == "clean":
+            return value
         if self.values == "nan":
             return torch.full_like(value, float("nan"))
         generator = torch.Generator().manual_seed(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,11 +64,20 @@ class Trial:
                 # What a weight is made of learns by the derivative of how it is made, which may read it.
                 spared |= set(map(id, poison.module.parameters()))
         names = {name for name, p in self.learner.model.named_parameters() if id(p) in spared}
-        return any(
-            differ(clean, updates[name], self._rounding.get(name, 0.0))
-            for name, clean in self.clean.items()
-            if name not in names
-        )
+
+        def apart(clean: dict[str, Tensor | None]) -> bool:
+            return any(
+                differ(one, updates[name], self._rounding.get(name, 0.0))
+                for name, one in clean.items()
+                if name not in names
+            )
+
+        if not apart(self.clean):
+            return False
+        if any(one is not None and not bool(one.isfinite().all()) for one in updates.values()):
+            return True
+        # Clean values in the poison's place change what updates that are next to nothing have by rounding.
+        return apart(self.updates([replace(poison, values="clean") for poison in poisons]))
 
     def updates(self, poisons: list[Poison]) -> dict[str, Tensor | None]:
         """Updates while `poisons` are applied: gradients of parameters, steps of feedback that learns in a phase."""

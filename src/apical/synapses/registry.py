@@ -100,10 +100,29 @@ def added(module: nn.Module) -> list[str]:
 
 def meet(model: nn.Module) -> None:
     """Register the kinds for layers of other libraries that `model` has."""
-    for kind in {type(module) for module in model.modules()}:
+    for kind in {type(module) for module in model.modules()} - SYNAPSES.keys():
         make = ELSEWHERE.get((kind.__module__, kind.__qualname__))
-        if make is not None and kind not in SYNAPSES:
+        if make is not None:
             SYNAPSES[kind] = make(kind)
+        elif (plain := _made_otherwise(kind)) is not None:
+            SYNAPSES[kind] = SYNAPSES[plain]
+
+
+UNREAD = frozenset({"__dict__", "__weakref__"})
+"""What Python gives to every class."""
+
+
+def _made_otherwise(kind: type[nn.Module]) -> type[nn.Module] | None:
+    """The known layer that a class is but for how it is made and printed, as a convolution of fixed kernel size; None if none."""
+    for number, base in enumerate(kind.__mro__):
+        own = {name: value for one in kind.__mro__[:number] for name, value in vars(one).items()}
+        if SYNAPSES.get(base) is not None:
+            apart = (staticmethod, classmethod)  # They know nothing of the layer.
+            methods = {
+                name for name, value in own.items() if hasattr(value, "__get__") and not isinstance(value, apart)
+            }
+            return base if methods <= {"__init__", "reset_parameters", "extra_repr"} | UNREAD else None
+    return None
 
 
 def synapse_type(module: nn.Module) -> type[Synapse] | None:
