@@ -2,8 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
+ZOO ?= .venv-zoo
 
-.PHONY: help setup demo test smoke slow faults lint format benchmark clean
+.PHONY: help setup demo test smoke slow faults zoo lint format benchmark clean
 
 help:           ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -22,16 +23,27 @@ demo: setup     ## train on real digits under several rules; prints the comparis
 	$(BIN)/apical compare --folder runs/demo --overwrite
 
 test: setup     ## the test suite
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow and not smoke_all and not faults"
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow and not smoke_all and not faults and not zoo"
 
 smoke: setup    ## the papers' smoke runs that the test suite leaves out
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "smoke_all and not slow and not faults" tests/papers
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "smoke_all and not slow and not faults and not zoo" tests/papers
 
 slow: setup     ## the tests that take minutes
-	$(BIN)/python -m pytest -m "slow and not faults"
+	$(BIN)/python -m pytest -m "slow and not faults and not zoo"
 
 faults: setup   ## the fault campaign: kills, signals, full disks, damage, random commands (20 minutes)
 	$(BIN)/python -m pytest -m faults -q -n 2 tests/faults
+
+zoo: $(ZOO)/.installed  ## networks of torchvision, timm, transformers and snnTorch, and their table docs/zoo.md (10 minutes)
+	PYTHONPATH=tests $(ZOO)/bin/python -m zoo.table
+
+# Of torchvision the Python code alone is needed: its wheel asks for a build of torch that need not be the one that is here.
+$(ZOO)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/pip install --quiet --constraint constraints.txt torch
+	$(ZOO)/bin/pip install --quiet --constraint constraints.txt --no-deps torchvision timm snntorch
+	$(ZOO)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]' transformers safetensors
+	@touch $@
 
 lint: setup     ## linter, formatter, type checker
 	$(BIN)/ruff check .
@@ -46,4 +58,4 @@ benchmark: setup  ## time a training step of every rule against plain backpropag
 	$(BIN)/apical benchmark
 
 clean:          ## remove what was set up; keeps runs/
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ZOO) .pytest_cache .ruff_cache .hypothesis

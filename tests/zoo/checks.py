@@ -52,7 +52,7 @@ def attached(model: nn.Module, network: Network, rule: str, example: Any) -> api
 def with_weights_for_feedback(learner: apical.Learner) -> None:
     """B = W; of weights that a pass computes, those of the newest pass."""
     for synapse in learner.synapses.values():
-        if synapse.feedback is not None:
+        if synapse.feedback is not None and synapse.plasticity.name != "transport":
             synapse.feedback = vars(synapse).get("current_weight", synapse.weight)
 
 
@@ -96,3 +96,8 @@ def trained_and_audited(network: Network, rule: str) -> apical.AuditReport:
     optimizer.step()
     assert all(bool(p.isfinite().all()) for p in model.parameters()), "parameters that are not finite"
     return apical.audit(learner, example, targets, squares)
+
+
+def synapses(network: Network) -> int:
+    """How many layers of it learn by a rule."""
+    return len(attached(built(network), network, "fa", network.example()).synapses)

@@ -17,7 +17,8 @@ class Network:
     Attributes:
         name: as the table calls it. library: where it comes from. build: makes it. example: a batch as it takes it.
         output: which tensor the loss is made of, as `attach` takes it.
-        no_dfa: why direct rules can't have it, in words; empty where they can.
+        no_kp: why rules whose feedback follows the weights can't have it, in words; empty where they can. no_dfa: the same of
+            direct rules.
         apart: layers that take another rule, name -> rule. refused: why `attach` refuses it, in words; empty where it does not.
         dtype: in which gradients are compared. tolerance: relative, of their difference; more where a network computes in
             float32 somewhere.
@@ -28,6 +29,7 @@ class Network:
     build: Callable[[], nn.Module]
     example: Callable[[], Any]
     output: Any = None
+    no_kp: str = ""
     no_dfa: str = ""
     apart: Mapping[str, str] = field(default_factory=dict)
     refused: str = ""

@@ -100,6 +100,7 @@ PYRAMID = {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 32), "num_heads": (
 LEVIT = {"embed_dim": (16, 16, 16), "depth": (1, 1, 1), "num_heads": (2, 2, 2), "key_dim": 8, "img_size": 64}
 COATNET = {"depths": (1, 1, 1, 1), "embed_dim": (8, 32, 32, 32), "stem_width": (8, 8), "img_size": 64}
 WINDOWS = "windows are laid into the batch"
+COMPUTED = "weights are computed from others in every pass"
 FUSED = "qkv's weight is used outside of its layer, with a bias put together for it"
 
 NETWORKS = [
@@ -127,7 +128,7 @@ NETWORKS = [
     network("LeViT", named("levit_128s", **LEVIT), 64),
     network("MobileViT", mobilevit, no_dfa="patches are laid into the batch"),
     network("EfficientFormer", named("efficientformer_l1", depths=(1, 1, 1, 1), embed_dims=(8, 16, 16, 16)), 224),
-    network("NFNet", normalizer_free),
+    network("NFNet", normalizer_free, no_kp=COMPUTED),
     network(
         "ResNetV2 with standardized weights",
         partial(

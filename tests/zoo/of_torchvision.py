@@ -98,7 +98,7 @@ def video_swin() -> nn.Module:
 def video_mvit() -> nn.Module:
     of = models.video.mvit
     blocks = [of.MSBlockConfig(1, 16, 32, [3, 3, 3], [3, 3, 3], [1, 1, 1], [1, 2, 2])]
-    blocks += [of.MSBlockConfig(2, 32, 32, [3, 3, 3], [3, 3, 3], [1, 2, 2], [1, 1, 1])]
+    blocks += [of.MSBlockConfig(2, 32, 32, [], [3, 3, 3], [], [1, 1, 1])]
     return of.MViT((16, 16), 4, blocks, True, True, False, 0.0, num_classes=10)
 
 
@@ -119,7 +119,7 @@ NETWORKS = [
     network("EfficientNet", partial(efficientnet, False)),
     network("EfficientNetV2", partial(efficientnet, True)),
     network("ShuffleNetV2", lambda: models.ShuffleNetV2([1, 2, 1], [8, 16, 32, 64, 64], num_classes=10)),
-    network("MNASNet", lambda: models.MNASNet(0.25, num_classes=10)),
+    network("MNASNet", lambda: models.MNASNet(0.25, num_classes=10), images(64)),
     network("RegNet", regnet),
     network("SqueezeNet", lambda: models.SqueezeNet("1_1", num_classes=10)),
     network("GoogLeNet", googlenet),

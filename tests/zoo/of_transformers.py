@@ -43,6 +43,7 @@ def pictures(size: int = 32):
     return lambda: {"pixel_values": images(size)()}
 
 
+COMPUTED = "weights are computed from others in every pass"
 DECODER = small(num_key_value_heads=1, pad_token_id=0, bos_token_id=1, eos_token_id=2, use_cache=False)
 PAIR = {"input_ids": tokens(), "decoder_input_ids": tokens(6)}
 SPEECH = {
@@ -194,8 +195,9 @@ NETWORKS = [
         "Wav2Vec2Config",
         SPEECH,
         lambda: {"input_values": noise(2, 400)},
+        no_kp=COMPUTED,
     ),
-    network("HuBERT", "HubertForCTC", "HubertConfig", SPEECH, lambda: {"input_values": noise(2, 400)}),
+    network("HuBERT", "HubertForCTC", "HubertConfig", SPEECH, lambda: {"input_values": noise(2, 400)}, no_kp=COMPUTED),
     network(
         "ViT",
         "ViTForImageClassification",
@@ -226,7 +228,12 @@ NETWORKS = [
         no_dfa="windows are laid into the batch",
     ),
     network(
-        "CLIP", "CLIPModel", "CLIPConfig", CLIP, lambda: {**pictures()(), "input_ids": tokens()}, "logits_per_image"
+        "CLIP",
+        "CLIPModel",
+        "CLIPConfig",
+        CLIP,
+        lambda: {**pictures()(), "input_ids": tokens(batch=3)},
+        "logits_per_image",
     ),
     network(
         "ConvNeXt",

@@ -81,19 +81,42 @@ def draw(
     with torch.no_grad():
         if callable(init):
             _fill(init, tensor, generator)
-        elif init == "weights" and like is not None and like.numel() and bool((like != like.flatten()[0]).any()):
-            values = like.detach().flatten().to(tensor.device)
-            index = torch.randint(len(values), (tensor.numel(),), generator=generator, device=generator.device)
-            tensor.copy_(values[index].view(shape))
+        elif init == "weights" and like is not None and like.numel() and not _all_equal(like):
+            _draw_from(like.detach().flatten().to(tensor.device), tensor.view(-1), generator)
         elif init == "weights" or init in INITS:
             INITS["nokland2016" if init == "weights" else init](tensor, *fans, generator)
         else:
             raise ValueError(
                 f"unknown feedback init {init!r}; give one of {', '.join(['weights', *INITS])}, or a function of torch.nn.init"
             )
-    if not bool(torch.isfinite(tensor).all()):
+    if not all(map(math.isfinite, _extremes(tensor))):
         raise ValueError(f"feedback init {init!r} left values that are not finite in a tensor of shape {list(shape)}")
     return tensor.to(device)
+
+
+_AT_ONCE = 2**20
+"""Numbers that are drawn at once, which is many times quicker than memory for all of a large layer's indices."""
+
+
+def _draw_from(values: Tensor, target: Tensor, generator: torch.Generator) -> None:
+    """Fill `target` with entries of `values`, drawn with replacement: on a CPU in parts, in which the stream is the same."""
+    size = _AT_ONCE if generator.device.type == "cpu" else max(1, len(target))
+    for part in target.split(size):
+        index = torch.randint(len(values), part.shape, generator=generator, device=generator.device)
+        part.copy_(values.index_select(0, index))
+
+
+def _extremes(tensor: Tensor) -> tuple[float, float]:
+    """The smallest and the largest entry; both NaN where an entry is."""
+    if not tensor.numel():
+        return 0.0, 0.0
+    low, high = torch.aminmax(tensor)
+    return float(low), float(high)
+
+
+def _all_equal(tensor: Tensor) -> bool:
+    low, high = _extremes(tensor)
+    return low == high
 
 
 def _fill(init: Callable[..., Any], tensor: Tensor, generator: torch.Generator) -> None:
