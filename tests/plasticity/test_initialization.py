@@ -11,6 +11,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 import apical
+from apical.plasticity.initialization import draw
 from comparison import anatomy, untouched
 from learning import RULES, attach
 from networks import X, chain, seed
@@ -221,3 +222,10 @@ def test_an_initialization_that_fails_midway_leaves_the_model_as_it_was(init):
         apical.attach(model, apical.rule("fa", init=init), generator=seed())
     untouched(before, anatomy(model))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_large_layers_feedback_is_drawn_in_parts_from_the_stream_of_one_draw():
+    like = torch.randn(3, 2**19 + 5, generator=seed(1))
+    drawn = draw("weights", like.shape, fans=(3, 4), generator=seed(2), like=like)
+    index = torch.randint(like.numel(), (like.numel(),), generator=seed(2))
+    assert torch.equal(drawn, like.flatten()[index].view(like.shape))

@@ -15,11 +15,11 @@ from zoo.networks import Network
 
 
 def built(network: Network) -> nn.Module:
-    """In training, with random values where a network starts from zeros, as the last normalization of a residual branch."""
+    """In training, with random values where a network starts from zeros, or next to it: the last scale of a residual branch."""
     torch.manual_seed(0)
     model = network.build().train()
     for parameter in model.parameters():
-        if not parameter.detach().any():
+        if parameter.detach().abs().max() <= 1e-4:
             nn.init.normal_(parameter, std=0.1)
     return model
 

@@ -138,6 +138,7 @@ NETWORKS = [
             stem_chs=32,
             norm_layer=partial(timm.layers.GroupNormAct, num_groups=4),
         ),
+        no_kp=COMPUTED,
     ),
     network("ResNeSt", named("resnest14d", stem_width=8, base_width=16)),
     network("HRNet", hrnet, 64),

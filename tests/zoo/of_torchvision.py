@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from functools import partial
 
+import torch
 from torch import nn
 
 from zoo.libraries import torchvision
@@ -17,14 +18,22 @@ def resnet(block: str, **options) -> nn.Module:
     return models.resnet.ResNet(getattr(models.resnet, block), [1, 1, 1, 1], num_classes=10, **options)
 
 
-def small_classifier(model: nn.Module, features: int) -> nn.Module:
+def small_classifier(make, features: int) -> nn.Module:
+    """A network with a classifier of a thousandth of the size; the large one is never filled."""
+    with torch.device("meta"):
+        model = make()
     model.classifier = nn.Sequential(nn.Linear(features, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10))
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
     return model
 
 
 def vgg() -> nn.Module:
-    features = models.vgg.make_layers([8, "M", 16, "M", 32, 32, "M"], batch_norm=True)
-    return small_classifier(models.vgg.VGG(features, init_weights=False), 32 * 49)
+    layers = [8, "M", 16, "M", 32, 32, "M"]
+    make = models.vgg.make_layers
+    return small_classifier(lambda: models.vgg.VGG(make(layers, batch_norm=True), init_weights=False), 32 * 49)
 
 
 def efficientnet(fused: bool) -> nn.Module:
@@ -125,7 +134,7 @@ NETWORKS = [
     network("GoogLeNet", googlenet),
     network("Inception v3", inception, images(80)),
     network("VGG with batch normalization", vgg),
-    network("AlexNet", lambda: small_classifier(models.AlexNet(), 256 * 36), images(64)),
+    network("AlexNet", lambda: small_classifier(models.AlexNet, 256 * 36), images(64)),
     network("ConvNeXt", convnext),
     network("Swin", swin, refused=FUNCTIONAL),
     network("Swin v2", swin_v2, refused=FUNCTIONAL),
