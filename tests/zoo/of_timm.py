@@ -143,5 +143,5 @@ NETWORKS = [
     network("ResNeSt", named("resnest14d", stem_width=8, base_width=16)),
     network("HRNet", hrnet, 64),
     network("GhostNet", ghostnet),
-    network("EfficientNet", efficientnet),
+    network("EfficientNet", efficientnet, 64),
 ]
