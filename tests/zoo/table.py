@@ -37,7 +37,7 @@ def line(one: Row) -> str:
         remark += f"; gradients compared in {str(network.dtype).removeprefix('torch.')} at {network.tolerance:.0e}"
     if network.apart:
         remark = f"{len(network.apart)} layers by bp, because their weights are used outside of them; {remark}"
-    return f"| {' | '.join([*cells, *one.answers.values(), remark])} |"
+    return f"| {' | '.join([*cells, *one.answers.values(), remark.strip('; ')])} |"
 
 
 def main(words: list[str]) -> int:
