@@ -38,6 +38,9 @@ ELSEWHERE: dict[tuple[str, str], Callable[[type[nn.Module]], type[Synapse]]] = {
         for name in names
     },
     ("timm.layers.linear", "Linear"): lambda kind: LinearSynapse,  # Casts by hand where TorchScript would not.
+    # Convolutions of fixed kernel size.
+    ("torchvision.models.video.resnet", "Conv3DSimple"): lambda kind: convolution.Conv3dSynapse,
+    ("torchvision.models.video.resnet", "Conv3DNoTemporal"): lambda kind: convolution.Conv3dSynapse,
 }
 """Layers of other libraries, by module and name, and what makes their kind when one is met."""
 
@@ -104,25 +107,6 @@ def meet(model: nn.Module) -> None:
         make = ELSEWHERE.get((kind.__module__, kind.__qualname__))
         if make is not None:
             SYNAPSES[kind] = make(kind)
-        elif (plain := _made_otherwise(kind)) is not None:
-            SYNAPSES[kind] = SYNAPSES[plain]
-
-
-UNREAD = frozenset({"__dict__", "__weakref__"})
-"""What Python gives to every class."""
-
-
-def _made_otherwise(kind: type[nn.Module]) -> type[nn.Module] | None:
-    """The known layer that a class is but for how it is made and printed, as a convolution of fixed kernel size; None if none."""
-    for number, base in enumerate(kind.__mro__):
-        own = {name: value for one in kind.__mro__[:number] for name, value in vars(one).items()}
-        if SYNAPSES.get(base) is not None:
-            apart = (staticmethod, classmethod)  # They know nothing of the layer.
-            methods = {
-                name for name, value in own.items() if hasattr(value, "__get__") and not isinstance(value, apart)
-            }
-            return base if methods <= {"__init__", "reset_parameters", "extra_repr"} | UNREAD else None
-    return None
 
 
 def synapse_type(module: nn.Module) -> type[Synapse] | None:
