@@ -160,7 +160,11 @@ def test_a_comparison_of_which_one_failed_is_a_comparison(capsys):
     assert "failed" in capsys.readouterr().out
 
 
-SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+SIGNALS = [
+    pytest.param(signal.SIGINT, 130, marks=pytest.mark.faults),
+    (signal.SIGTERM, 143),
+    pytest.param(signal.SIGHUP, 129, marks=pytest.mark.faults),
+]
 
 
 @pytest.mark.parametrize(("number", "status"), SIGNALS)
@@ -201,6 +205,7 @@ def test_sigterm_between_the_runs_of_a_comparison_says_how_it_goes_on(tmp_path, 
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) == before
 
 
+@pytest.mark.faults
 def test_who_ignores_a_hangup_goes_on_ignoring_it(tmp_path):
     code = (
         "import signal, os, sys\n"
@@ -213,6 +218,7 @@ def test_who_ignores_a_hangup_goes_on_ignoring_it(tmp_path):
     assert done.stdout == "23\n", done.stderr
 
 
+@pytest.mark.faults
 def test_ctrl_c_again_and_again_is_no_traceback(tmp_path):
     options = ("--epochs", "20000", "--align-every", "0", "--checkpoint-every", "1000000", "--folder", "one")
     process = started("train", *SHORT[:2], *options)

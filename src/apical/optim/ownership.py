@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
+import sys
 from collections.abc import Container
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -71,12 +72,25 @@ def claimed(parameters: list[nn.Parameter]) -> bool:
 
 
 def scaled() -> bool:
-    """Whether there is a GradScaler in use, so that losses are scaled: PyTorch keeps no list, so memory is gone through."""
+    """Whether there is a GradScaler in use, so that losses are scaled: PyTorch keeps no list, so memory is gone through.
+
+    That takes a tenth of a second where memory is full, and is left out while as many hold the classes as when there was none.
+    """
     kinds: list[type] = [torch.amp.GradScaler]
     for kind in kinds:
         kinds += kind.__subclasses__()
+    holders = list(map(sys.getrefcount, kinds))
+    if holders == _holders_without:
+        return False
     found = gc.get_referrers(*kinds)  # What holds a class: its objects, and a few others.
-    return any(issubclass(type(one), torch.amp.GradScaler) and one.is_enabled() for one in found)
+    scalers = [one for one in found if issubclass(type(one), torch.amp.GradScaler)]
+    if not scalers:
+        _holders_without[:] = holders
+    return any(one.is_enabled() for one in scalers)
+
+
+_holders_without: list[int] = []
+"""How many held each class of scalers when there was no scaler."""
 
 
 def made_within(x: Tensor, synapses: Container[Any], parameters: Container[int]) -> bool:

@@ -166,11 +166,9 @@ class Synapse(Keeper):
                 self.whole_pass.call_without_graph(self, input)
             if self.circuit.record is not None:
                 self.circuit.record.call_without_graph(self, input)
-            return (
-                self.infer(input, *args)
-                if thinned is None
-                else self.conduct(*self.prepare(input, *args), weight=thinned)
-            )
+            if thinned is not None:
+                return self.conduct(*self.prepare(input, *args), weight=thinned)
+            return self.infer(input, *args)
         if self.sentinel and (self.circuit.suspected or not torch.compiler.is_compiling()):
             self.circuit.look()
         own = self._parameters  # Read directly: nn.Module's attribute access is slow enough to show on small layers.
