@@ -10,7 +10,7 @@ from torch import Tensor
 
 from apical.pathways.checkpointing import recomputing
 from apical.plasticity.base import Phased
-from apical.synapses.transformed import compiling
+from apical.synapses.transformed import compiling, within_compiled
 
 if TYPE_CHECKING:
     from apical.learner import Learner
@@ -50,7 +50,7 @@ class Astray:
 
     def call(self, synapse: Synapse) -> StrayCall | None:
         """The record of a call, where it matters."""
-        if compiling() or self.paused or recomputing() or synapse.label not in self.listeners.all:
+        if compiling() or self.paused or recomputing() or synapse.label not in self.listeners.all or within_compiled():
             return None
         return StrayCall(self, synapse)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch.autograd import Function, forward_ad
 from typing_extensions import override
 
@@ -34,6 +35,11 @@ def compiling() -> bool:
     `torch.compiler.is_compiling` tells so in all threads while one of them compiles.
     """
     return torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting()
+
+
+def within_compiled() -> bool:
+    """Whether compiled code is going on, of which this part runs as it is: after a graph break, or too many recompilations."""
+    return get_eval_frame_callback() is not None
 
 
 class _Once(Function):
