@@ -37,6 +37,8 @@ def test_a_run(runs, capsys, state, name, flips):
     right = ["result.json"]
     # The measurements and the checkpoint of a run that has ended are not read again.
     right += [] if state == "whole" else ["metrics.jsonl", "checkpoint/last.ckpt"]
+    if (state, name) == ("early", "config.json"):
+        right = []  # Before there is a checkpoint, which knows the config, a changed one is that of another run.
     assert not wrong(capsys, runs / "whole", runs / state, name, [("train", "--resume")], right, flips=flips)
 
 
