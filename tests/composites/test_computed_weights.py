@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import apical
+from composites.alike import end_alike
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
@@ -168,13 +169,7 @@ def test_local_updates_go_the_ordinary_way():
     x = X.double()
     learners = [apical.attach(net, "fa", example_input=x, generator=torch.Generator().manual_seed(5)) for net in nets]
     optimizers = [torch.optim.SGD(nets[0].parameters(), 0.1), apical.LocalSGD(learners[1], lr=0.1)]
-    for _ in range(3):
-        for net, optimizer in zip(nets, optimizers, strict=True):
-            optimizer.zero_grad()
-            LOSSES(net(x), TARGETS).mean().backward()
-            optimizer.step()
-    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    end_alike(nets, optimizers, x, TARGETS, LOSSES)
 
 
 def test_an_attached_network_is_copied():

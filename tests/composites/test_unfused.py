@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import apical
+from composites.alike import end_alike
 
 X = torch.randn(5, 3, 6, generator=torch.Generator().manual_seed(0))
 Q = torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(1))
@@ -226,13 +227,7 @@ def test_local_updates_are_those_of_sgd(kind, rule):
         torch.optim.SGD(nets[0].parameters(), 0.1, momentum=0.9),
         apical.LocalSGD(learners[1], lr=0.1, momentum=0.9),
     ]
-    for _ in range(3):
-        for net, optimizer in zip(nets, optimizers, strict=True):
-            optimizer.zero_grad()
-            LOSSES(net(x), TARGETS).mean().backward()
-            optimizer.step()
-    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    end_alike(nets, optimizers, x, TARGETS, LOSSES)
 
 
 def test_an_encoder_in_eval_mode_does_not_take_its_fused_path(monkeypatch):

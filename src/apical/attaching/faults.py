@@ -37,10 +37,10 @@ def of_layers(model: nn.Module, known: Collection[nn.Module] = ()) -> tuple[dict
     for name, module in model.named_modules():
         if name.startswith(tuple(f"{one}.parametrizations.".lstrip(".") for one in computed)):
             continue  # What computes a parametrized weight belongs to the layer.
-        if computed_names(module):
+        if computes := bool(computed_names(module)):
             computed.append(name)
         if module in known:
-            if computed_names(module) and not getattr(module, "computed", False):
+            if computes and not getattr(module, "computed", False):
                 found[name] = _takes_off(module)
             continue
         fault = _fault(module)
@@ -158,7 +158,6 @@ def _fault(module: nn.Module) -> str | None:
                 f"{kind.__name__} has a forward of its own, as an attribute, that may compute something else; "
                 "delete it (del layer.forward), or make it a class and register a Synapse for that"
             )
-        return None
     return None
 
 

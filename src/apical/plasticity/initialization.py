@@ -157,13 +157,7 @@ def draw_for(
     inits = init if isinstance(init, PerCopy) else repeat(init)
     sources = generator.own if isinstance(generator, Streams) else (generator,)
     # Functions of torch.nn.init take a matrix for [out, in].
-    turned = (
-        fans is not None
-        and isinstance(owner, Synapse)
-        and owner.inward_first
-        and weight is not None
-        and own == weight.shape
-    )
+    turned = isinstance(owner, Synapse) and owner.inward_first and weight is not None and own == weight.shape
     drawn = [
         draw(one, own[::-1] if turned else own, fans=fans, generator=source, like=like, device=device, dtype=dtype)
         for like, one, source in zip(likes, inits, sources, strict=False)
