@@ -11,7 +11,7 @@ import pytest
 
 from apical.cli import terminal
 from apical.cli.command_line import main
-from apical.training import RunFolder
+from apical.training import RunFolder, TrainConfig, train
 from apical.training import checkpoint as checkpoints
 from processes import started, wait_for
 
@@ -240,6 +240,17 @@ def test_ctrl_c_while_the_message_is_printed_is_no_traceback(monkeypatch):
     with pytest.raises(SystemExit) as exit, terminal.plain_errors():
         raise KeyboardInterrupt
     assert exit.value.code == 130
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_stops_at_once_with_its_own_status(number, status, tmp_path):
+    def twice(step, steps, newest):
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        train(TrainConfig(network="64-20-10", epochs=1), tmp_path / "one", watcher=twice)
+    assert stopped.value.status == status
 
 
 @pytest.mark.parametrize("replicas", ["on", "off"])

@@ -7,10 +7,12 @@ import gc
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 import apical
 from apical.losses import cross_entropy
 from apical.step_hooks.everywhere import others
+from apical.step_hooks.missed import waiting
 from attaching.refusals import loss
 from networks import X, Y, plain_chain
 
@@ -49,14 +51,24 @@ def test_a_phase_that_comes_at_the_third_step_or_before_is_fine(rule):
 
 def test_nothing_is_counted_once_every_phase_has_been():
     gc.collect()
-    if others():
+    if waiting():
         pytest.skip("a learner of another test is still there, and waits")
     model = plain_chain()
     learner = apical.attach(model, "np", example_input=X)
     cross_entropy(model(X), Y).mean().backward()
-    assert others()
+    assert waiting()
     learner.adapt(X, Y, cross_entropy)
+    assert not waiting()
     assert not others()
+
+
+def test_a_phase_leaves_the_hooks_of_all_steps_as_another_thread_walks_through_them():
+    model = plain_chain()
+    learner = apical.attach(model, "np", example_input=X)
+    cross_entropy(model(X), Y).mean().backward()
+    walk = iter(_global_optimizer_pre_hooks.values())
+    learner.adapt(X, Y, cross_entropy)
+    assert len(list(walk)) == len(_global_optimizer_pre_hooks)
 
 
 def test_a_phase_in_which_nothing_learns_is_not_missed():

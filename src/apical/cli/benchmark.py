@@ -73,7 +73,7 @@ class Benchmark:
 
 def _document(config: BenchmarkConfig, found: list[Measurement]) -> dict[str, Any]:
     """The content of --json: the measurements, and all that they depend on."""
-    from apical.training.machine import machine
+    from apical.machine import machine
 
     return {
         "machine": machine(),

@@ -21,11 +21,13 @@ from apical.cli.terminal import (
     new_folder,
     progress,
     resumable,
+    settings_of,
     slug,
     watch,
 )
 from apical.comparison.config import CompareConfig
-from apical.training.session import Interrupted, NonFiniteLossError
+from apical.training.session import NonFiniteLossError
+from apical.training.stopping import Interrupted
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,12 @@ class Compare:
         if folder is not None:
             kept = config_in(folder, "compare", [one.name for one in fields(CompareConfig)])
             check_resumed(self, config.asdict(), kept, CompareConfig().asdict())
-            config = CompareConfig(**{**kept, "rules": tuple(kept["rules"])})
+            with settings_of(folder):
+                config = CompareConfig(**{**kept, "rules": tuple(kept["rules"])})
         else:
             folder = new_folder(self.folder, f"compare-{slug(config.data)}")
         try:
-            with progress() as display, resumable("compare", folder):
+            with progress() as display, resumable("compare", folder, resumes=self.resume is not None):
                 comparison = compare(
                     config,
                     folder,

@@ -85,7 +85,7 @@ class Reproduce:
         else:
             chosen = find(self.name)
             folder = new_folder(self.folder, slug(chosen.name))
-        with progress() as display, resumable("reproduce", folder):
+        with progress() as display, resumable("reproduce", folder, resumes=self.resume is not None):
             outcome = reproduce(
                 chosen,
                 folder,

@@ -23,8 +23,8 @@ import apical
 from apical.distributed import PeerLostError
 from apical.files import read_sealed
 from apical.training.run_folder import RunFolder
-from apical.training.session import Interrupted, NonFiniteLossError, Watcher
-from apical.training.train import handled, ignore
+from apical.training.session import NonFiniteLossError, Watcher
+from apical.training.stopping import Ended, Interrupted, handled, ignore
 
 # Without markup, because names and paths may hold brackets.
 console = Console(markup=False)
@@ -165,13 +165,6 @@ def plain_errors(*, last: bool = False) -> Iterator[None]:
         sys.exit(getattr(error, "status", 130))
 
 
-class _Ended(KeyboardInterrupt):
-    """The end of a process by a signal, while nothing goes on that has a step to stop at."""
-
-    def __init__(self, number: int) -> None:
-        self.status = 128 + number
-
-
 @contextmanager
 def _ended_by_signals(last: bool) -> Iterator[Callable[[], None]]:
     """A signal that asks the process to end raises; those after it, or after the function that is given, do nothing."""
@@ -180,7 +173,7 @@ def _ended_by_signals(last: bool) -> Iterator[Callable[[], None]]:
     def handler(number: int, frame: Any) -> None:
         if not ended:
             ended.append(number)
-            raise _Ended(number)
+            raise Ended(number)
 
     first = threading.current_thread() is threading.main_thread()
     try:
@@ -192,8 +185,11 @@ def _ended_by_signals(last: bool) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def resumable(command: str, folder: Path) -> Iterator[None]:
-    """Whatever stops a run of `command` says how it goes on, unless the same would stop it again."""
+def resumable(command: str, folder: Path, *, resumes: bool = False) -> Iterator[None]:
+    """Whatever stops a run of `command` says how it goes on, unless the same would stop it again.
+
+    resumes: whether settings are read from the folder; errors about them name the file.
+    """
     go_on = f"go on with: apical {command} --resume {shlex.quote(str(folder))}"
     try:
         yield
@@ -203,6 +199,20 @@ def resumable(command: str, folder: Path) -> Iterator[None]:
         amid = hasattr(error, "__notes__") or not isinstance(error, ValueError | TypeError)
         if amid and RunFolder(folder).has_run:
             error.add_note(go_on if isinstance(error, KeyboardInterrupt) else f"once that is mended, {go_on}")
+        if resumes and not amid:
+            with settings_of(folder):
+                raise
+        raise
+
+
+@contextmanager
+def settings_of(folder: Path) -> Iterator[None]:
+    """Errors of settings that were read from a run's folder name the file."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        if str(folder) not in str(error):
+            error.add_note(f"the settings are those in {folder / 'config.json'}")
         raise
 
 

@@ -8,9 +8,20 @@ from typing import Annotated
 
 import tyro
 
-from apical.cli.terminal import check_resumed, config_in, console, line, new_folder, progress, resumable, slug, watch
+from apical.cli.terminal import (
+    check_resumed,
+    config_in,
+    console,
+    line,
+    new_folder,
+    progress,
+    resumable,
+    settings_of,
+    slug,
+    watch,
+)
 from apical.training.config import TrainConfig
-from apical.training.session import Interrupted
+from apical.training.stopping import Interrupted
 
 
 @dataclass(frozen=True)
@@ -41,11 +52,12 @@ class Train:
         if folder is not None:
             kept = config_in(folder, "train", [one.name for one in fields(TrainConfig)])
             check_resumed(self, config.asdict(), kept, TrainConfig().asdict())
-            config = TrainConfig(**kept)
+            with settings_of(folder):
+                config = TrainConfig(**kept)
         else:
             kind = f"{slug(config.data)}-{slug(config.rule)}-{config.seed}"
             folder = new_folder(self.folder, kind)
-        with progress() as display, resumable("train", folder):
+        with progress() as display, resumable("train", folder, resumes=self.resume is not None):
             watcher = watch(display, f"{config.rule}, seed {config.seed}")
             try:
                 result = train(

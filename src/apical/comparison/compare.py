@@ -21,8 +21,8 @@ from apical.comparison.config import place as _place
 from apical.data import ImageData
 from apical.distributed import check_alone
 from apical.files import sealed, write_json
+from apical.machine import machine
 from apical.training.config import TrainConfig
-from apical.training.machine import machine
 from apical.training.options import rule_of
 from apical.training.run_folder import FILES, RunFolder
 from apical.training.session import NonFiniteLossError, Watcher

@@ -15,6 +15,7 @@ from apical.checks import number
 from apical.distributed import world
 from apical.learner import Learner, as_learner
 from apical.optim.updates import Updates
+from apical.step_hooks import missed
 from apical.step_hooks.everywhere import others
 
 
@@ -129,7 +130,7 @@ class LocalSGD(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move all that has not been moved in the backward pass, and close the step."""
-        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or others():
+        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or others() or missed.waiting():
             return _with_hooks(self, closure)
         return self._step(closure)
 

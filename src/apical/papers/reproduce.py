@@ -19,10 +19,10 @@ from apical import data as images
 from apical.checks import check_seed
 from apical.distributed import check_alone
 from apical.files import delete, read_sealed, sealed, write_json
+from apical.machine import machine
 from apical.papers import experiments
 from apical.papers.experiment import IMAGES, Experiment, Task, Watcher, given, same_data, unwatched
 from apical.papers.record import Record
-from apical.training.machine import machine
 from apical.training.run_folder import RunFolder, RunFolderError
 
 Announce = Callable[[str, Sequence[int]], Watcher]

@@ -97,8 +97,10 @@ class WholePass:
         """Close the pass; a hook of the model, which also runs when the pass has failed, with None for the output."""
         if not self.open or not torch.is_grad_enabled() or not self.mine:
             return None
-        self.open = False
-        return self.finish(module, output)
+        try:
+            return self.finish(module, output)
+        finally:
+            self.open = False  # Until then another thread's pass would take what this one has gathered.
 
     def start(self) -> None:
         """What else there is to do when a pass opens."""

@@ -36,8 +36,9 @@ def after(hook: Hook) -> None:
 def others() -> bool:
     """Whether there are hooks besides these.
 
-    `LocalSGD` sees to what these do itself, and skips PyTorch's wrapper around `step` where there are no others: that wrapper (a
-    profiler's record and two walks through hooks) takes as long as three small layers' updates. PyTorch keeps its lists private.
+    `LocalSGD` sees to what these do itself (while a phase is missed, by calling them), and skips PyTorch's wrapper
+    around `step` where there are no others: that wrapper (a profiler's record and two walks through hooks) takes as long as
+    three small layers' updates. PyTorch keeps its lists private.
     """
     return len(_global_optimizer_pre_hooks) > len(_before) or len(_global_optimizer_post_hooks) > len(_after)
 

@@ -6,35 +6,34 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from torch.optim.optimizer import Optimizer
 
 from apical.step_hooks import everywhere
 
 if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
-
     from apical.learner import Learner
 
 _waiting: weakref.WeakKeyDictionary[Learner, int] = weakref.WeakKeyDictionary()
 """Learners that have a phase and never had it, with how many steps there were."""
 _counted: weakref.WeakKeyDictionary[Learner, weakref.ref[Optimizer]] = weakref.WeakKeyDictionary()
 """The one of their optimizers whose steps are counted."""
-_handles: list[RemovableHandle] = []
-"""What takes the hook away that counts; `everywhere.others` counts it among those of others, as `LocalSGD` has to call it."""
 
 
 def watch(learner: Learner) -> None:
     """Count the steps before the first phase of `learner`."""
     _waiting[learner] = 0
-    if not _handles:
-        _handles.append(register_optimizer_step_pre_hook(_count))
+    everywhere.before(_count)
+
+
+def waiting() -> bool:
+    """Whether steps are counted, those of `LocalSGD` too."""
+    return bool(_waiting)
 
 
 def came(learner: Learner) -> None:
-    """Say that `adapt` was called. No step costs anything more once all have called it."""
+    """Say that `adapt` was called."""
+    # The hook stays: another thread may be walking through PyTorch's list of them.
     _waiting.pop(learner, None)
-    if not _waiting and _handles:
-        _handles.pop().remove()
 
 
 def _count(optimizer: Optimizer, args: Any, kwargs: Any) -> None:

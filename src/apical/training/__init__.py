@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from apical.training.checkpoint import CheckpointError
 from apical.training.config import Recipe, TrainConfig
 from apical.training.run_folder import RunFolder, RunFolderError
-from apical.training.session import Interrupted, NonFiniteLossError
+from apical.training.session import NonFiniteLossError
+from apical.training.stopping import Interrupted
 from apical.training.train import train
 
 if TYPE_CHECKING:

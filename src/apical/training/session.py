@@ -22,24 +22,12 @@ from apical.training.checkpoint import CheckpointError, Seal
 from apical.training.metrics import MetricsLog
 from apical.training.networks import Failures, Networks, NonFiniteLossError, not_finite
 from apical.training.run_folder import RunFolder
+from apical.training.stopping import Interrupted
 
 __all__ = ["Interrupted", "NonFiniteLossError", "Session", "Watcher"]
 
 ALIGNMENT_SAMPLES = 256
 KEPT_PREDICTIONS = 1000
-
-
-class Interrupted(Exception):  # noqa: N818
-    """A stop by the user, at a step from which the run can be resumed; no error, hence the name.
-
-    status: of a process that ends so: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
-
-    >>> raise Interrupted("stopped at step 3 of 10; the run in runs/one can be resumed")
-    Traceback (most recent call last):
-    apical.training.session.Interrupted: stopped at step 3 of 10; the run in runs/one can be resumed
-    """
-
-    status: int = 130
 
 
 Watcher = Callable[[int, int, dict[str, Any] | None], None]

@@ -24,7 +24,8 @@ from apical.training.networks import Networks, finite
 from apical.training.run_folder import RunFolder
 from apical.training.session import NonFiniteLossError, Session, Watcher
 from apical.training.setup import Engine, make
-from apical.training.train import placed, stoppable
+from apical.training.stopping import stoppable
+from apical.training.train import placed
 
 
 def train_together(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,8 @@ from apical.distributed import peers_told
 from apical.training.config import TrainConfig
 from apical.training.networks import OneNetwork
 from apical.training.run_folder import RunFolder, RunFolderError
-from apical.training.session import Interrupted, NonFiniteLossError, Session, Watcher
+from apical.training.session import NonFiniteLossError, Session, Watcher
+from apical.training.stopping import Interrupted, stoppable
 
 REPORTED = {"test_error", "test_loss", "steps", "seconds", "alignment", "predictions"}
 """Keys that every result has."""
@@ -109,49 +108,3 @@ def placed(session: Session) -> Iterator[None]:
         config = session.config
         error.add_note(f"after step {session.step} of {session.steps} of rule '{config.rule}' with seed {config.seed}")
         raise
-
-
-@contextmanager
-def stoppable() -> Iterator[Callable[[], bool]]:
-    """A function that says whether to stop at the next step's end: Ctrl-C was pressed, or SIGTERM or SIGHUP came.
-
-    A second one stops at once; more do nothing.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    asked: list[int] = []
-
-    def handler(number: int, frame: Any) -> None:
-        asked.append(number)
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-
-    with handled(handler):
-        try:
-            yield lambda: bool(asked)
-        except Interrupted as error:
-            error.status = 128 + asked[0]
-            raise
-
-
-@contextmanager
-def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Have signals that ask a process to end handled so meanwhile. Whoever ignores one, as nohup does, goes on ignoring it."""
-    kept = [one for one in _asking() if one == signal.SIGINT or signal.getsignal(one) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in kept}
-    try:
-        yield
-    finally:
-        for number, one in before.items():
-            signal.signal(number, one)
-
-
-def ignore() -> None:
-    """Have signals that ask a process to end do nothing from now on, as it is ending."""
-    for number in _asking():
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _asking() -> list[int]:
-    return [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
