@@ -27,7 +27,7 @@ FLOORS = [
     "attaching measures optim",
     "replicas",
     "__init__",  # the front door of the library: the laboratory may come in by it, as users do
-    "training",
+    "training machine",
     "benchmark comparison papers search",
     "report",
     "cli",
