@@ -134,7 +134,7 @@ class Watch:
         self._changing: list[Any] = []
         self._own: list[nn.Module] = []
         self._layers: list[nn.Module] = []
-        self._looks = True
+        self._looks = self._begins = True
 
     def __getstate__(self) -> dict[str, Any]:
         return {"model": self.model}
@@ -143,7 +143,11 @@ class Watch:
         Watch.__init__(self, **state)
 
     def begin(self) -> None:
-        """Begin a phase."""
+        """Begin a phase. Nothing is looked at before its first pass; many make none."""
+        self._begins = True
+
+    def _begin(self) -> None:
+        self._begins = False
         self._phases += 1
         modules = list(self.model.modules())
         seen = modules, [(module.training, len(vars(module))) for module in modules]
@@ -160,6 +164,8 @@ class Watch:
             also: what else they may change; with it, everything is looked at. newly: called when something is changed that was
                 not in phases before.
         """
+        if self._begins:
+            self._begin()
         modules, looks = self._seen[0], self._looks or also is not None
         with _eager(modules):
             if looks:
