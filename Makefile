@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ZOO ?= .venv-zoo
 
-.PHONY: help setup demo test smoke slow faults zoo lint format benchmark clean
+.PHONY: help setup native demo test smoke slow faults zoo lint format benchmark clean
 
 help:           ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -18,6 +18,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+native: setup   ## build the synapses' node in C++ (half a minute of a compiler), which all later processes use: small networks step faster
+	$(BIN)/python -m apical.synapses.native
 
 demo: setup     ## train on real digits under several rules; prints the comparison and writes runs/demo/report.html
 	$(BIN)/apical compare --folder runs/demo --overwrite

@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("APICAL_NATIVE", "off")  # Whether the node in C++ was built here or not: tests of it turn it on.
 
 import pytest
 import torch

@@ -23,6 +23,15 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _writing: set[str] = set()
 
 
+def cache_folder(given: Path | None = None) -> Path:
+    """The folder for what can be made again: `given`, else $APICAL_CACHE, else `apical` in $XDG_CACHE_HOME or ~/.cache."""
+    if given is not None:
+        return Path(given).expanduser().absolute()
+    if own := os.environ.get("APICAL_CACHE"):
+        return Path(own).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "apical"
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file in one step: readers see the old content or the new, whatever happens in between.
 

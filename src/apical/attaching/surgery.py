@@ -26,7 +26,7 @@ from apical.phases.backpropagation import backpropagating
 from apical.phases.phases import Phases
 from apical.rules import Rule
 from apical.synapses.registry import meet, synapse_type
-from apical.synapses.storage import sharding
+from apical.synapses.storage import refuse_computed, sharding
 from apical.synapses.synapse import Synapse
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Surgery:
         """Every change that a synapse has to do with, as a sentence."""
         learner = self.learner
         for synapse in self.synapses.values():
-            synapse.refuse_computed()
+            refuse_computed(synapse)
         modules = dict(learner.model.named_modules())
         names = {module: name for name, module in modules.items()}
         owners, found, told = learner.owners, [], set()

@@ -134,15 +134,6 @@ class Cache:
             yield
 
 
-def folder(given: Path | None) -> Path:
-    """The cache folder: `given`, else $APICAL_CACHE, else `apical` in $XDG_CACHE_HOME or ~/.cache."""
-    if given is not None:
-        return Path(given).expanduser().absolute()
-    if own := os.environ.get("APICAL_CACHE"):
-        return Path(own).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "apical"
-
-
 def _array(entry: Path, file: str, arrays: dict[str, Any], keep: bool) -> np.ndarray:
     """An array in memory or, copy-on-write, in its file, so that no user's change reaches the cache."""
     described = arrays[file]

@@ -10,11 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from apical.data.cache import Cache, DamagedError, folder
+from apical.data.cache import Cache, DamagedError
 from apical.data.decode import TEST_SPLITS, Choice, decode
 from apical.data.digits import digits
 from apical.data.images import DataError, ImageData
 from apical.data.source import Folder, Hub, UnreachableError, offline_by_choice, resolve
+from apical.files import cache_folder
 
 _UNKNOWN = "unknown"  # fingerprint of what `datasets` has kept of a data set on a hub that can't be asked
 
@@ -63,7 +64,7 @@ def load(
             )
         return digits()
     source = resolve(name)
-    root = folder(cache)
+    root = cache_folder(cache)
     if isinstance(source, Folder) and root.is_relative_to(source.path):
         raise DataError(
             f"cache folder {root} lies in the data folder {name!r}, and would change it; name another by cache="

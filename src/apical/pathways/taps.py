@@ -21,6 +21,7 @@ from apical.nested import Which, pick, substitute
 from apical.pathways.base import WholePass
 from apical.pathways.checkpointing import graph_comes_later
 from apical.pathways.signals import OutputError, Spread, carry, exported_output, increment
+from apical.synapses import native
 from apical.synapses.function import apply
 from apical.synapses.synapse import Synapse
 from apical.synapses.transformed import transforming
@@ -227,7 +228,12 @@ class Taps(WholePass):
         fused, edges = self.edges(taps)
         if self.transformed:
             return substitute(output, tensor, Spread.apply(tensor, fused, self.copies, *edges))
-        return substitute(output, tensor, apply(_Broadcast)(tensor, self.error, fused, *edges))
+        joined = None
+        if len(edges) == 2 * len(fused) and self.copies == 1 and not torch.compiler.is_compiling():
+            joined = native.broadcast(tensor, edges[: len(fused)], edges[len(fused) :])
+        if joined is None:
+            joined = apply(_Broadcast)(tensor, self.error, fused, *edges)
+        return substitute(output, tensor, joined)
 
     def _check(self, taps: Sequence[Tap], output: Tensor) -> None:
         rows = output.shape[0]

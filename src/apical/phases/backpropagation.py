@@ -20,6 +20,7 @@ _ROLE: dict[str, Any] = {
     "connection": Connection(),
     "whole_pass": None,
     "sends_back": True,
+    "native": False,
 }
 """Attributes by which a synapse sends its error back through its own weights."""
 

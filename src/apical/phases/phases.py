@@ -180,4 +180,4 @@ class Phases:
         finally:
             if recorder is not None and before is not None:
                 recorder.paused, recorder.newest, recorder.astray.paused, recorder.astray.heard = before
-            circuit.busy, circuit.thread = busy
+            circuit.let(busy)

@@ -61,6 +61,8 @@ class Plasticity:
             gain=self.gain(synapse) if isinstance(self, Computed) else 1.0,
             increment=self.increment if isinstance(self, Trained) else None,
             assign=self.store if isinstance(self, Stored | Trained) else None,
+            signs=isinstance(self, Computed) and self.signs,
+            follows=isinstance(self, Trained) and self.follows_weights,
             exports=not (
                 isinstance(self, Phased)
                 or (isinstance(self, Computed) and self.redraws)
@@ -144,6 +146,11 @@ class Computed(Plasticity):
     def resolve(self, owner: nn.Module, found: Tensor, out: Tensor | None = None) -> Tensor:
         """The feedback weights, from the tensor that the forward pass kept; written to `out` if it is given."""
         raise NotImplementedError
+
+    @property
+    def signs(self) -> bool:
+        """Whether `resolve` takes the sign of what was kept, and does no more."""
+        return False
 
     def gain(self, owner: nn.Module) -> float:
         """A factor of the feedback that `resolve` leaves out, because it is cheaper to apply to the signal."""

@@ -76,6 +76,11 @@ class Signs(Computed):
             return signs.mul_(spread(PerCopy(_scale(owner, one) for one in self.scale), signs))
         return signs if self.magnitudes == "uniform" else _times(signs, kept(owner, "magnitudes"))
 
+    @property
+    @override
+    def signs(self) -> bool:
+        return self.magnitudes == "uniform" and not isinstance(self.scale, PerCopy)
+
     @override
     def gain(self, owner: nn.Module) -> float:
         if self.magnitudes != "uniform" or isinstance(self.scale, PerCopy):

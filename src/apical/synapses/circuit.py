@@ -93,6 +93,7 @@ class Connection:
         gain: factor of the feedback that `resolve` leaves out, because it is cheaper to apply to the signal.
         increment: increment(product), the gradient of feedback that the user's optimizer moves; None where it moves none.
         assign: assign(synapse, value), which takes feedback weights that are set; None where they are computed.
+        signs: whether `resolve` takes the sign of what was kept, and does no more. follows: whether `increment` is the product.
         exports: whether plain operations can carry what happens in a backward pass.
     """
 
@@ -100,6 +101,8 @@ class Connection:
     gain: float = 1.0
     increment: Callable[[Tensor | None], Tensor | None] | None = None
     assign: Callable[[nn.Module, Tensor], None] | None = None
+    signs: bool = False
+    follows: bool = False
     exports: bool = True
 
 
@@ -152,6 +155,7 @@ class Circuit:
         self.updater: Updater | None = None
         self.memory = Recycler()
         self.busy, self.thread = False, 0
+        self._flag: Any = None
         self.home: Callable[[], Home | None] = _nowhere
         self.watched, self.suspected = True, False
         self.emptied: set[str] = set()
@@ -168,7 +172,7 @@ class Circuit:
             state.get("emptied", set()),
         )
         self.__dict__.setdefault("home", _nowhere)
-        self.busy, self.thread = False, 0
+        self.busy, self.thread, self._flag = False, 0, None
 
     @property
     def mine(self) -> bool:
@@ -188,8 +192,21 @@ class Circuit:
         if self.busy and not self.mine:
             raise RuntimeError(f"another thread is in learner.adapt, or measures the same model; {ONE_THREAD}")
         before = self.busy, self.thread
-        self.busy, self.thread = True, get_ident()
+        self.let((True, get_ident()))
         return before
+
+    def let(self, state: tuple[bool, int]) -> None:
+        """Set `busy` and `thread`, as `take` has given them."""
+        self.busy, self.thread = state
+        if self._flag is not None:
+            self._flag.now = self.busy
+
+    def flag(self, kind: Callable[[], Any]) -> Any:
+        """What tells compiled nodes whether this is busy, as their library has it."""
+        if self._flag is None:
+            self._flag = kind()
+            self._flag.now = self.busy
+        return self._flag
 
     def refuse(self, what: str, label: str) -> None:
         """Raise a RuntimeError about what came to the synapse `label` while another thread is busy."""

@@ -248,3 +248,27 @@ def _carries_values(fn: Callable[[Tensor], Tensor], like: Tensor | None) -> bool
     if moved.is_meta or probe.is_meta:
         return False
     return bool(((moved.cpu().float() - probe.cpu().float()).abs() < 0.003).all())
+
+
+def refuse_computed(synapse: Any) -> None:
+    """Raise a RuntimeError if weight or bias is a parameter no longer."""
+    if synapse.computed:
+        return
+    for name in ("weight", "bias"):
+        if name not in synapse._parameters and isinstance(getattr(synapse, name, None), Tensor):
+            raise RuntimeError(
+                f"the {name} of '{synapse.label}' is a parameter no longer: pruning, weight normalization or another "
+                "parametrization that was put on it after attach computes it anew for every forward pass, where no "
+                "rule can learn; take that off again by torch.nn.utils.parametrize.remove_parametrizations(layer, "
+                f"'{name}') or torch.nn.utils.prune.remove (for sparse weights, attach with connectivity=...)"
+            )
+
+
+def check_feedback(label: str, value: Any, current: Tensor | None) -> None:
+    """Raise an error if `value` can't take the place of a synapse's feedback."""
+    if current is None:
+        raise ValueError(f"synapse '{label}' has no feedback weights to set: no teaching signal leaves it")
+    if not isinstance(value, Tensor):
+        raise TypeError(f"feedback of '{label}' must be a tensor, got {value!r}")
+    if value.shape != current.shape:
+        raise ValueError(f"feedback of '{label}' has shape {list(current.shape)}, got {list(value.shape)}")

@@ -18,8 +18,18 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from apical.synapses import native
 from apical.synapses.function import SynapseFunction, apply
-from apical.synapses.storage import MASKS, Keeper, check_mask, retire, sharding, weight_of
+from apical.synapses.storage import (
+    MASKS,
+    Keeper,
+    check_feedback,
+    check_mask,
+    refuse_computed,
+    retire,
+    sharding,
+    weight_of,
+)
 from apical.synapses.ties import feedback_is_shared
 from apical.synapses.transformed import transforming
 
@@ -70,15 +80,17 @@ class Synapse(Keeper):
     large: bool = False
     sparse: bool = False
     sentinel: bool = False
+    native: Any = None
+    """What the compiled node has to know (see `apical.synapses.native`); False where it can't do what this synapse does."""
     copies: int = 1
     plain: ClassVar[type[nn.Module]]
     fuses: ClassVar[bool] = False
     """Whether `add_hebbian` adds the product of two-dimensional activities in place."""
+    kernel: ClassVar[str | None] = None
+    """"linear" or "convolution", for the compiled node; None: not for that."""
     rows: ClassVar[bool] = False
     """True for linear layers: each sample's signal is one row times B, so that B can be found by ridge regression.
-
-    False for convolutions, whose feedback is shared over positions.
-    """
+    False for convolutions, whose feedback is shared over positions."""
     computed: ClassVar[bool] = False
     """Whether the layer computes its weights anew in every pass."""
     inward_first: ClassVar[bool] = False
@@ -88,6 +100,8 @@ class Synapse(Keeper):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if "kernel" not in vars(cls) and not vars(cls).keys().isdisjoint(native.OPERATIONS):
+            cls.kernel = None
         if not vars(cls).keys().isdisjoint(("hebbian", "respond")) and "add_hebbian" not in vars(cls):
             cls.fuses = False  # What the parent adds is another product.
 
@@ -111,12 +125,7 @@ class Synapse(Keeper):
     @feedback.setter
     def feedback(self, value: Tensor) -> None:
         current = self.feedback
-        if current is None:
-            raise ValueError(f"synapse '{self.label}' has no feedback weights to set: no teaching signal leaves it")
-        if not isinstance(value, Tensor):
-            raise TypeError(f"feedback of '{self.label}' must be a tensor, got {value!r}")
-        if value.shape != current.shape:
-            raise ValueError(f"feedback of '{self.label}' has shape {list(current.shape)}, got {list(value.shape)}")
+        check_feedback(self.label, value, current)
         assign = self.connection.assign
         if assign is None:
             raise ValueError(
@@ -133,14 +142,14 @@ class Synapse(Keeper):
             else:
                 Synapse.feedback.__set__(self, value)
             return
-        if (
-            name == "qconfig"
-        ):  # What torch.ao.quantization marks every module with, before it replaces the plain layers.
+        if name == "qconfig":  # By which torch.ao.quantization marks every module, before it replaces the plain layers.
             raise RuntimeError(f"quantization does not know '{self.label}', a synapse; {_AS_PLAIN}")
         if name in MASKS:
             check_mask(self, name, value)
         sharded = name == "weight" and sharding(self, name, value)
         super().__setattr__(name, value)
+        if name in native.TOLD:
+            native.tell(self, name, value)
         if name == "plasticity":
             self.connection = value.connection(self)
         elif name == "weight" and "circuit" in vars(self) and not sharded:
@@ -176,25 +185,16 @@ class Synapse(Keeper):
         if self.circuit.busy and not self.circuit.mine:
             self.circuit.refuse("a pass with gradients came to", self.label)
         if weight is None or (bias is None and "bias" not in own):
-            self.refuse_computed()
+            refuse_computed(self)
         x, feedback = self.pathway.enter(self, input)
         if thinned is not None:
             weight = thinned
         x, geometry = self.prepare(x, *args)
+        if not torch.compiler.is_compiling() and self.native is not False:
+            y = native.call(self, x, weight, bias, feedback, geometry)  # type: ignore[arg-type]
+            if y is not None:
+                return y
         return apply(SynapseFunction, True)(x, weight, bias, feedback, self, geometry)  # type: ignore[return-value]
-
-    def refuse_computed(self) -> None:
-        """Raise a RuntimeError if weight or bias is a parameter no longer."""
-        if self.computed:
-            return
-        for name in ("weight", "bias"):
-            if name not in self._parameters and isinstance(getattr(self, name, None), Tensor):
-                raise RuntimeError(
-                    f"the {name} of '{self.label}' is a parameter no longer: pruning, weight normalization or another "
-                    "parametrization that was put on it after attach computes it anew for every forward pass, where no "
-                    "rule can learn; take that off again by torch.nn.utils.parametrize.remove_parametrizations(layer, "
-                    f"'{name}') or torch.nn.utils.prune.remove (for sparse weights, attach with connectivity=...)"
-                )
 
     def infer(self, input: Tensor, *args: Any) -> Tensor:
         """The plain layer's forward pass, where no graph is built."""

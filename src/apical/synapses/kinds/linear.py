@@ -24,6 +24,7 @@ class LinearSynapse(Synapse, nn.Linear):
 
     plain = nn.Linear
     fuses = True
+    kernel = "linear"
     rows = True
 
     @override

@@ -1,0 +1,102 @@
+"""The synapse's node in C++, for steps whose time is Python's: `apical native` builds it once, and all that comes after uses it.
+
+It makes the calls of ordinary steps, to the bit as `apical.synapses.function` does, which makes all others: under LocalSGD, in
+passes that are recorded for a phase, for feedback with arithmetic of its own, under autocast, in compiled code.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from apical.synapses.native.building import library
+from apical.synapses.transformed import SECOND
+
+if TYPE_CHECKING:
+    from apical.synapses.synapse import Geometry, Synapse
+
+OPERATIONS = {"forward", "prepare", "transmit", "feed_back", "hebbian", "respond"}
+"""What the node does of a synapse: a class that does one of these in another way has none."""
+TOLD = {"plasticity", "pathway", "sends_back", "sparse", "large"}
+"""Attributes of a synapse on which its settings depend."""
+
+
+def tell(synapse: Synapse, name: str, value: Any) -> None:
+    """Take in that an attribute of a synapse is about to change."""
+    if name == "sends_back" and synapse.native:
+        synapse.native.sends_back = value  # For calls that were made already, too.
+    else:
+        vars(synapse).pop("native", None)
+
+
+def call(
+    synapse: Synapse, x: Tensor, weight: Tensor, bias: Tensor | None, feedback: Tensor | None, geometry: Geometry
+) -> Tensor | None:
+    """The output of a synapse's call, with the node that carries its rule; None where Python's has to."""
+    built = library()
+    if built is None:
+        return None
+    circuit, settings = synapse.circuit, synapse.native
+    if settings is None:
+        settings = synapse.native = _settle(synapse, built)
+    if settings is False or circuit.updater is not None or circuit.record is not None or type(x) is not Tensor:
+        return None
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return None
+    if "transmit" in vars(synapse):  # As while an audit says what products are made of.
+        return None
+    return settings.call(x, weight, bias, feedback, geometry)
+
+
+def broadcast(output: Tensor, taps: Sequence[Tensor], Ds: Sequence[Tensor]) -> Tensor | None:
+    """The model's output with the node that brings its error e to taps [N, features] as e D; None where Python's has to."""
+    built = library()
+    if built is None or type(output) is not Tensor or any(D.requires_grad or D.dim() != 2 for D in Ds):
+        return None
+    return built.broadcast(output, taps, Ds)
+
+
+def _settle(synapse: Synapse, built: Any) -> Any | Literal[False]:
+    """What the node has to know of a synapse; False where it can't do what the synapse does."""
+    connection = synapse.connection
+    if synapse.kernel is None or synapse.sparse or synapse.large:
+        return False
+    if (connection.resolve is not None and not connection.signs) or (
+        connection.increment is not None and not connection.follows
+    ):
+        return False
+    settings = built.Settings(
+        linear=synapse.kernel == "linear",
+        sign=connection.signs,
+        gain=connection.gain,
+        follows=connection.follows,
+        busy=synapse.circuit.flag(built.Busy),
+        words=_Words(weakref.ref(synapse)),
+        second=f"create_graph=True {SECOND}",
+    )
+    settings.sends_back = synapse.sends_back
+    return settings
+
+
+class _Words:
+    """What there is to say where a call's backward pass can't go on: `find(busy)`, or None."""
+
+    def __init__(self, synapse: weakref.ref[Synapse]) -> None:
+        self.synapse = synapse
+
+    def __call__(self, busy: bool) -> str | None:
+        synapse = self.synapse()
+        if synapse is None:
+            return None
+        try:
+            if busy:
+                synapse.circuit.refuse("the backward pass came to", synapse.label)
+            synapse.circuit.examine()  # Shapes that no longer fit have a better reason than the product's.
+        except RuntimeError as error:
+            return str(error)
+        return None

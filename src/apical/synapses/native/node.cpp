@@ -1,0 +1,267 @@
+// The node of one synapse's call in autograd's graph, as apical/synapses/function.py has it in Python: the same operations in the
+// same order, so results are equal to the bit. Here are the calls of an ordinary training step alone; all others are Python's.
+
+#include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace py = pybind11;
+using at::Tensor;
+
+namespace {
+
+// As in apical/synapses/products.py.
+constexpr int64_t NARROW = 32, WIDE = 400, TALL = 4096;
+constexpr int64_t ROWS[] = {8, 10, 4, 5};
+
+Tensor product(const Tensor& a, const Tensor& b) {
+  const int64_t n = a.size(0), inner = a.size(1), columns = b.size(1);
+  if (a.scalar_type() == at::kFloat && a.is_cpu()) {
+    if (inner <= NARROW) {
+      if (columns >= WIDE && n >= 32) {
+        for (const int64_t rows : ROWS) {
+          if (n % rows == 0) {
+            const int64_t blocks = n / rows;
+            return at::bmm(a.unflatten(0, {blocks, rows}), b.expand({blocks, b.size(0), b.size(1)})).flatten(0, 1);
+          }
+        }
+      }
+    } else if (inner * columns >= TALL * n && 2 * columns <= 3 * inner) {
+      return at::mm(b.t(), a.t()).t().contiguous();
+    } else if (inner >= 64 && n * columns >= 4096) {
+      return a.new_zeros({n, columns}).addmm_(a, b);
+    }
+  }
+  return at::mm(a, b);
+}
+
+Tensor affine(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  if (x.dim() != 2 || x.scalar_type() != at::kFloat || !x.is_cpu() || weight.numel() < TALL * x.size(0)) {
+    return at::linear(x, weight, bias);
+  }
+  const Tensor y = bias ? at::addmm(bias->unsqueeze(1), weight, x.t()) : at::mm(weight, x.t());
+  return y.t().contiguous();
+}
+
+// What passes are made beside the loop's for, which a circuit's synapses share.
+struct Busy {
+  std::atomic<bool> now{false};
+};
+
+// Python's words for a failure; let go of with the interpreter's lock, wherever the last node goes.
+struct Words {
+  py::function find;
+  explicit Words(py::function find) : find(std::move(find)) {}
+  ~Words() {
+    if (Py_IsInitialized()) {
+      py::gil_scoped_acquire lock;
+      find = py::function();
+    } else {
+      find.release();
+    }
+  }
+};
+
+// What is settled about a synapse before it is called.
+struct Settings {
+  bool linear;         // Else a convolution.
+  bool sign;           // Feedback is the sign of what was kept.
+  double gain;         // Factor of the signal.
+  bool follows;        // Feedback has the weights' own gradient.
+  std::atomic<bool> sends_back{true};
+  std::shared_ptr<Busy> busy;
+  std::shared_ptr<Words> words;  // words(busy): what there is to say of a failure, or None.
+  std::string second;            // Why there is no second derivative.
+};
+
+struct Geometry {
+  std::vector<int64_t> stride, padding, dilation, output_padding;
+  bool transposed = false;
+  int64_t groups = 1;
+};
+
+// Autograd's IValues can't hold it, so it comes as a custom class.
+struct Held : torch::CustomClassHolder {
+  std::shared_ptr<Settings> settings;
+  Geometry geometry;
+  std::vector<int64_t> shape, weight;  // Of the input and of the weights.
+  bool beside = false, biased = false, fed = false;
+};
+
+// Raise Python's words for a failure, if it has any.
+void fail(const Settings& settings, bool busy) {
+  std::optional<std::string> found;
+  {
+    py::gil_scoped_acquire lock;
+    found = settings.words->find(busy).cast<std::optional<std::string>>();
+  }
+  if (found) throw std::runtime_error(*found);
+}
+
+struct Node : torch::autograd::Function<Node> {
+  static Tensor forward(
+      torch::autograd::AutogradContext* ctx, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+      const std::optional<Tensor>& feedback, const c10::intrusive_ptr<Held>& held, bool need_x, bool need_weight) {
+    const Settings& settings = *held->settings;
+    ctx->save_for_backward({need_weight ? x : Tensor(), need_x ? feedback.value_or(Tensor()) : Tensor()});
+    ctx->saved_data["held"] = c10::IValue::make_capsule(held);
+    held->shape = x.sizes().vec();
+    held->weight = weight.sizes().vec();
+    held->biased = bias.has_value(), held->fed = feedback.has_value();
+    const Geometry& g = held->geometry;
+    Tensor y = settings.linear
+        ? affine(x, weight, bias)
+        : at::convolution(
+              x, weight, bias, g.stride, g.padding, g.dilation, g.transposed, g.output_padding, g.groups);
+    // Of a view, autograd would forbid in-place operations on the output, as F.relu(y, inplace=True).
+    return y.is_view() ? y.variable_data() : y;
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list deltas) {
+    const auto held = c10::static_intrusive_pointer_cast<Held>(ctx->saved_data["held"].toCapsule());
+    const Settings& settings = *held->settings;
+    if (at::GradMode::is_enabled()) throw std::runtime_error(settings.second);
+    // Edges are counted without arguments that are not there.
+    const bool need_x = ctx->needs_input_grad(0), need_weight = ctx->needs_input_grad(1);
+    const bool need_bias = held->biased && ctx->needs_input_grad(2);
+    const bool need_feedback = settings.follows && settings.sends_back && held->fed && ctx->needs_input_grad(2 + held->biased);
+    const auto saved = ctx->get_saved_variables();
+    if (settings.busy->now && !held->beside) fail(settings, true);
+    const Tensor& delta = deltas[0];
+    Tensor signal, product_, bias, own;
+    try {
+      const Tensor& x = saved[0];
+      Tensor feedback = need_x ? saved[1] : Tensor();
+      if (feedback.defined()) {
+        if (settings.sign) feedback = at::sign(feedback);
+        if (feedback.scalar_type() != delta.scalar_type()) feedback = feedback.to(delta.scalar_type());
+      }
+      std::tie(signal, product_, bias) = settings.linear ? by_linear(x, delta, feedback, need_weight && x.defined(), need_bias)
+                                                         : by_convolution(*held, x, delta, feedback, need_weight, need_bias);
+      if (settings.gain != 1 && signal.defined()) signal.mul_(settings.gain);
+      if (need_feedback && need_weight) own = product_;
+    } catch (const std::exception&) {
+      fail(settings, false);  // Shapes that no longer fit have a better reason than the product's.
+      throw;
+    }
+    return {signal, product_, bias, own, Tensor(), Tensor(), Tensor()};
+  }
+
+  using Three = std::tuple<Tensor, Tensor, Tensor>;
+
+  static Three by_linear(const Tensor& x, const Tensor& delta, const Tensor& feedback, bool need_weight, bool need_bias) {
+    const bool rows = delta.dim() == 2;
+    Tensor signal, made, bias;
+    if (feedback.defined()) signal = rows ? product(delta, feedback) : at::matmul(delta, feedback);
+    if (need_weight) {
+      made = x.dim() == 2 ? product(delta.t(), x)
+                          : product(delta.reshape({-1, delta.size(-1)}).t(), x.reshape({-1, x.size(-1)}));
+    }
+    if (need_bias) bias = rows ? delta.sum(0) : delta.reshape({-1, delta.size(-1)}).sum(0);
+    return {signal, made, bias};
+  }
+
+  static Three by_convolution(
+      const Held& held, const Tensor& input, const Tensor& delta, const Tensor& feedback, bool need_weight, bool need_bias) {
+    if (!need_weight && !need_bias && !feedback.defined()) return {};
+    // Only shapes are read where a product is masked out, so an empty tensor stands in for x or B.
+    const Tensor x = input.defined() ? input : at::empty(held.shape, delta.options());
+    const Tensor B = feedback.defined() ? feedback : at::empty(held.weight, delta.options());
+    const Geometry& g = held.geometry;
+    auto [signal, made, bias] = at::convolution_backward(
+        delta, x, B, at::IntArrayRef({delta.size(1)}), g.stride, g.padding, g.dilation, g.transposed, g.output_padding, g.groups,
+        {feedback.defined(), need_weight, need_bias});
+    return {feedback.defined() ? signal : Tensor(), need_weight ? made : Tensor(), need_bias ? bias : Tensor()};
+  }
+};
+
+// Identity on a network's output, whose backward brings e D to every tap (apical/pathways/taps.py, where all taps are fused).
+struct Broadcast : torch::autograd::Function<Broadcast> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& output, at::TensorList taps, at::TensorList Ds) {
+    ctx->save_for_backward(Ds.vec());
+    return output.clone();  // Not a view: the model's output may be changed in place.
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list errors) {
+    const Tensor& e = errors[0];
+    const Tensor rows = e.dim() > 1 ? e.flatten(1) : e.unsqueeze(1);
+    const auto Ds = ctx->get_saved_variables();
+    torch::autograd::variable_list signals{e};
+    for (const Tensor& D : Ds) {
+      signals.push_back(product(rows, D.scalar_type() == e.scalar_type() ? D : D.to(e.scalar_type())));
+    }
+    signals.resize(1 + 2 * Ds.size());
+    return signals;
+  }
+};
+
+Geometry read(const py::tuple& given) {
+  if (given.empty()) return {};
+  return {
+      given[0].cast<std::vector<int64_t>>(), given[1].cast<std::vector<int64_t>>(), given[2].cast<std::vector<int64_t>>(),
+      given[4].cast<std::vector<int64_t>>(), given[3].cast<bool>(), given[5].cast<int64_t>()};
+}
+
+bool plain(const Tensor& x) {
+  return x.layout() == at::kStrided && (x.is_cpu() || x.is_cuda()) && !x.key_set().has(c10::DispatchKey::Python) && !x.is_nested();
+}
+
+// A call's output; none where it is no ordinary one, which Python has to make.
+std::optional<Tensor> learn(
+    const std::shared_ptr<Settings>& settings, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& feedback, const py::tuple& geometry) {
+  if (!plain(x) || !plain(weight) || c10::impl::dispatch_mode_enabled()) return std::nullopt;
+  if (x.scalar_type() != at::kDouble && at::autocast::is_autocast_enabled(x.device().type())) return std::nullopt;
+  auto held = c10::make_intrusive<Held>();
+  held->settings = settings;
+  held->beside = settings->busy->now;
+  held->geometry = read(geometry);
+  py::gil_scoped_release free;
+  return Node::apply(
+      x, weight, bias, feedback, held, x.requires_grad(), weight.requires_grad());
+}
+
+std::optional<Tensor> broadcast(const Tensor& output, const std::vector<Tensor>& taps, const std::vector<Tensor>& Ds) {
+  if (!plain(output) || c10::impl::dispatch_mode_enabled() || at::autocast::is_autocast_enabled(output.device().type())) {
+    return std::nullopt;
+  }
+  py::gil_scoped_release free;
+  return Broadcast::apply(output, at::TensorList(taps), at::TensorList(Ds));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  py::class_<Busy, std::shared_ptr<Busy>>(module, "Busy", py::module_local())
+      .def(py::init<>())
+      .def_property("now", [](const Busy& it) { return it.now.load(); }, [](Busy& it, bool now) { it.now = now; });
+  py::class_<Settings, std::shared_ptr<Settings>>(module, "Settings", py::module_local())
+      .def(
+          py::init([](bool linear, bool sign, double gain, bool follows, std::shared_ptr<Busy> busy, py::function words,
+                      std::string second) {
+            auto made = std::make_shared<Settings>();
+            made->linear = linear, made->sign = sign, made->gain = gain, made->follows = follows;
+            made->busy = std::move(busy), made->words = std::make_shared<Words>(std::move(words));
+            made->second = std::move(second);
+            return made;
+          }),
+          py::kw_only(), py::arg("linear"), py::arg("sign"), py::arg("gain"), py::arg("follows"), py::arg("busy"),
+          py::arg("words"), py::arg("second"))
+      .def_property(
+          "sends_back", [](const Settings& it) { return it.sends_back.load(); },
+          [](Settings& it, bool sends_back) { it.sends_back = sends_back; })
+      .def("call", &learn)
+      // Copies of a synapse, and those that are read from a file, find their own.
+      .def("__reduce__", [](const Settings&) { return py::make_tuple(py::type::of(py::none()), py::tuple()); });
+  module.def("broadcast", &broadcast);
+}

@@ -1,0 +1,239 @@
+"""The synapse's node in C++ gives what Python's gives, to the bit, and leaves to that what it doesn't do."""
+
+import copy
+import pickle
+import subprocess
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import apical
+from apical.losses import cross_entropy
+from apical.synapses import native
+from apical.synapses.native import building
+
+RULES = ("bp", "fa", "kp", "usf", "dfa")
+
+
+@pytest.fixture(autouse=True)
+def built(monkeypatch):
+    """The library, used in this test."""
+    monkeypatch.setenv("APICAL_NATIVE", "on")
+    building.library.cache_clear()
+    found = building.library()
+    if found is None:
+        pytest.skip("the node in C++ is not built here; `make native` builds it")
+    yield found
+    building.library.cache_clear()
+
+
+class Counted:
+    """The library, which counts the nodes that it makes."""
+
+    def __init__(self, monkeypatch, found):
+        self.calls = 0
+        monkeypatch.setattr(native, "library", lambda: self)
+        self.Busy, self.found = found.Busy, found
+
+    def Settings(self, **options):
+        made = self.found.Settings(**options)
+        outer = self
+
+        class Counting:
+            sends_back = True
+
+            def call(self, *arguments):
+                outer.calls += 1
+                made.sends_back = self.sends_back
+                return made.call(*arguments)
+
+        return Counting()
+
+    def broadcast(self, *arguments):
+        self.calls += 1
+        return self.found.broadcast(*arguments)
+
+
+def dense():
+    return nn.Sequential(nn.Linear(70, 50), nn.Tanh(), nn.Linear(50, 20, bias=False), nn.Tanh(), nn.Linear(20, 10))
+
+
+def convolutional():
+    return nn.Sequential(
+        *(
+            nn.Conv2d(2, 4, 3, stride=2, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(4, 4, 3, groups=2, padding="same", bias=False),
+        ),
+        *(nn.Tanh(), nn.ConvTranspose2d(4, 3, 2), nn.Flatten(), nn.Linear(75, 3)),
+    )
+
+
+def learned(network, x, rule, mode, steps=3):
+    """Outputs and parameters after some steps, with the node in C++ or without."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("APICAL_NATIVE", mode)
+        building.library.cache_clear()
+        torch.manual_seed(1)
+        model = network().to(x.dtype)
+        apical.attach(model, rule, example_input=x, generator=torch.Generator().manual_seed(2))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        outputs = []
+        for _ in range(steps):
+            optimizer.zero_grad()
+            outputs.append(model(x))
+            outputs[-1].square().mean().backward()
+            optimizer.step()
+    building.library.cache_clear()
+    return [*outputs, *model.state_dict().values()]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("network", "shape"), [(dense, (32, 70)), (dense, (2, 3, 70)), (convolutional, (4, 2, 8, 8))])
+def test_what_is_learned_is_equal_to_the_bit(network, shape, rule):
+    if rule == "dfa" and len(shape) == 3:
+        pytest.skip("a direct signal is one for each sample")
+    for dtype in (torch.float32, torch.float64):
+        x = torch.randn(shape, dtype=dtype)
+        for here, there in zip(learned(network, x, rule, "on"), learned(network, x, rule, "off"), strict=True):
+            assert torch.equal(here, there)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 600), st.integers(1, 900), st.integers(1, 100), st.booleans())
+def test_products_are_those_of_python_in_every_shape(inputs, outputs, rows, biased):
+    layer = nn.Linear(inputs, outputs, bias=biased)
+    apical.attach(layer, apical.rule("kp", track=True))
+    x, delta = torch.randn(rows, inputs, requires_grad=True), torch.randn(rows, outputs)
+    for synapse in (layer, copy.deepcopy(layer)):
+        synapse.native = None if synapse is layer else False
+        synapse(x).backward(delta)
+    other = synapse
+    for one, two in zip(layer.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one.grad, two.grad)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_an_ordinary_step_is_made_by_it(rule, monkeypatch, built):
+    counted = Counted(monkeypatch, built)
+    model, x = dense(), torch.randn(8, 70)
+    apical.attach(model, rule, example_input=x)
+    counted.calls = 0
+    model(x).sum().backward()
+    assert counted.calls == (4 if rule == "dfa" else 3)
+
+
+def test_all_other_calls_are_pythons(monkeypatch, built):
+    counted = Counted(monkeypatch, built)
+    model, x = dense(), torch.randn(8, 70)
+    learner = apical.attach(model, "kp", example_input=x)
+    y = torch.randint(10, (8,))
+    counted.calls = 0
+    with torch.autocast("cpu", torch.bfloat16):
+        model(x)
+    apical.audit(learner, x, y, cross_entropy)
+    apical.alignment(learner, x, y, cross_entropy)
+    torch.func.grad(lambda own: torch.func.functional_call(model, own, x).sum())(dict(model.named_parameters()))
+    before = counted.calls
+    optimizer = apical.LocalSGD(learner, 0.1)
+    model(x).sum().backward()
+    optimizer.step()
+    assert counted.calls == before
+
+
+def test_only_what_is_asked_for_is_made_and_a_second_derivative_is_refused():
+    model, x = dense(), torch.randn(8, 70, requires_grad=True)
+    apical.attach(model, "fa", example_input=x)
+    (signal,) = torch.autograd.grad(model(x).sum(), x)
+    assert signal.shape == x.shape
+    assert all(p.grad is None for p in model.parameters())
+    with pytest.raises(RuntimeError, match="create_graph=True asks for the gradient of an update"):
+        torch.autograd.grad(model(x).sum(), x, create_graph=True)
+
+
+def test_frozen_layers_and_layers_below_data():
+    model, x = dense(), torch.randn(8, 70)
+    learner = apical.attach(model, "kp", example_input=x)
+    model[2].weight.requires_grad_(False)
+    model(x).sum().backward()
+    assert model[2].weight.grad is None
+    assert learner.synapses["2"].feedback.grad is None
+    assert model[0].weight.grad is not None
+
+
+def test_copies_and_files_find_their_own():
+    model, x = dense(), torch.randn(8, 70)
+    apical.attach(model, "kp", example_input=x)
+    model(x).sum().backward()
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert other[0].native is None
+        other.zero_grad()
+        other(x).sum().backward()
+        assert all(torch.equal(a.grad, b.grad) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_another_rule_another_node():
+    model, x = dense(), torch.randn(8, 70)
+    learner = apical.attach(model, "fa", example_input=x)
+    model(x).sum().backward()
+    held = learner.synapses["2"].native
+    learner.synapses["2"].plasticity = learner.synapses["2"].plasticity
+    assert held
+    assert learner.synapses["2"].native is None
+
+
+def test_a_backward_pass_while_another_thread_measures_is_refused():
+    model, x = dense(), torch.randn(8, 70)
+    learner = apical.attach(model, "fa", example_input=x)
+    loss, found = model(x).sum(), []
+
+    def measure():
+        with learner.phases.unheard():
+            entered.set()
+            over.wait(10)
+
+    entered, over = threading.Event(), threading.Event()
+    other = threading.Thread(target=measure)
+    other.start()
+    entered.wait(10)
+    try:
+        with pytest.raises(RuntimeError, match="the backward pass came to '4' while another thread"):
+            loss.backward()
+    finally:
+        over.set()
+        other.join()
+    assert not found
+
+
+def test_a_graph_that_outlives_its_model_and_saved_tensors_that_were_changed():
+    model, x = dense(), torch.randn(8, 70)
+    apical.attach(model, "fa", example_input=x)
+    loss = model(x).sum()
+    del model
+    loss.backward()
+    layer = nn.Linear(4, 3)
+    apical.attach(layer, apical.rule("fa", track=True))
+    x = torch.randn(5, 4, requires_grad=True)
+    hidden = F.relu(x)
+    y = layer(hidden)
+    hidden.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_without_a_compiler_there_is_a_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("APICAL_CACHE", str(tmp_path))
+    monkeypatch.setattr(building.shutil, "which", lambda name: None)
+    with pytest.raises(building.BuildError, match="no C\\+\\+ compiler was found"):
+        building.build()
+    monkeypatch.setattr(building.shutil, "which", lambda name: "c++")
+    told = subprocess.CompletedProcess([], 1, "", "node.cpp:1: fatal error: ATen/ATen.h: No such file\n")
+    monkeypatch.setattr(building.subprocess, "run", lambda *_, **__: told)
+    with pytest.raises(building.BuildError, match=r"can't build the synapses' node: .*ATen\.h: No such file"):
+        building.build()
+    assert not list(tmp_path.rglob("*.so"))
