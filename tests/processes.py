@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +18,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["apical.cli.command_line", "apical.comparison", "lightning_fabric", "pytest", "sklearn.datasets", "torch._dynamo"]
+)
+"""Processes are forked from one that has imported everything and done nothing: imports take seconds, and PyTorch can't be
+forked after a backward pass where there is a GPU."""
 
 
 class BoomError(Exception):
@@ -30,14 +41,59 @@ def boom_at(limit: int) -> Callable[[int, int, object], None]:
     return watcher
 
 
-def started(*options: str) -> subprocess.Popen:
+class Forked:
+    """`call(*arguments)` in a process of its own, in this folder and environment; it has what Popen has."""
+
+    def __init__(self, call: Callable[..., object], *arguments: object) -> None:
+        self._written = tempfile.TemporaryDirectory()
+        files = [str(Path(self._written.name, name)) for name in ("out", "err")]
+        self._process = FORKS.Process(target=_forked, args=(files, dict(os.environ), call, arguments), daemon=True)
+        self._process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it wrote to stdout and stderr, once it has ended."""
+        self._process.join(timeout)
+        if self.returncode is None:
+            self.kill()
+            raise subprocess.TimeoutExpired(self._process.name, timeout)
+        out, err = (Path(self._written.name, name).read_text() for name in ("out", "err"))
+        self._written.cleanup()
+        return out, err
+
+
+def _forked(files: list[str], environment: dict[str, str], call: Callable[..., object], arguments: tuple) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, file in enumerate(files, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    call(*arguments)
+
+
+def apical(*options: str) -> None:
+    """`python -m apical` with these options, in this process."""
+    sys.argv = ["apical", *options]
+    runpy.run_module("apical", run_name="__main__", alter_sys=True)
+
+
+def started(*options: str) -> Forked:
     """`apical` with these options."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "apical", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return Forked(apical, *options)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], bool], process: Forked, seconds: float = 90) -> None:
     """Return when the condition holds, the process has ended, or the time is over."""
     until = time.monotonic() + seconds
     while not condition() and process.poll() is None and time.monotonic() < until:
@@ -49,7 +105,7 @@ def lines(folder: Path) -> int:
     return sum(path.read_text().count("\n") for path in folder.rglob("metrics.jsonl"))
 
 
-def killed_and_resumed(kills: int, folder: Path, start: Callable[[], subprocess.Popen], *command: str) -> None:
+def killed_and_resumed(kills: int, folder: Path, start: Callable[[], Forked], *command: str) -> None:
     """Start something that measures into `folder`, kill it at random moments, and resume it with `command` until it ends."""
     chance = np.random.default_rng(kills)
     for kill in range(kills):
@@ -67,12 +123,30 @@ def killed_and_resumed(kills: int, folder: Path, start: Callable[[], subprocess.
     assert process.returncode == 0, errors
 
 
-def on_two_ranks(learn: Callable[..., object], folder: Path, *arguments: object) -> list:
-    """What `learn(rank, *arguments)` returns in each of two processes that know each other."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_on_a_rank, args=(port, folder, learn, arguments), nprocs=2)
+        return free.getsockname()[1]
+
+
+def as_torchrun_starts(rank: int, port: int) -> None:
+    """This process becomes one of two that torchrun started."""
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        GROUP_RANK="0",
+        WORLD_SIZE="2",
+        LOCAL_WORLD_SIZE="2",
+        TORCHELASTIC_RUN_ID="one",
+    )
+
+
+def on_two_ranks(learn: Callable[..., object], folder: Path, *arguments: object) -> list:
+    """What `learn(rank, *arguments)` returns in each of two processes that know each other."""
+    port = free_port()
+    mp.start_processes(_on_a_rank, args=(port, folder, learn, arguments), nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -3,31 +3,28 @@
 import errno
 import json
 import os
+import resource
+import signal
 import subprocess
-import sys
-import textwrap
+from pathlib import Path
 
 import pytest
 
 from apical import files
-
-LIMITED = """
-import resource, sys
-from pathlib import Path
-from apical import files
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-try:
-    {call}
-except OSError as error:
-    print(error)
-"""
+from processes import Forked
 
 
-def inside(code, folder):
-    """What a process of its own prints."""
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], cwd=folder, capture_output=True, text=True, check=True
-    ).stdout
+def limited(write):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    try:
+        write(Path("one"), "x" * 2000)
+    except OSError as error:
+        print(error)
+
+
+def killed():
+    os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+    files.write_text(Path("one.txt"), "new")
 
 
 @pytest.fixture
@@ -53,17 +50,12 @@ def test_what_a_killed_writer_left_goes_with_the_next_file(tmp_path, dead):
     assert all(other.exists() for other in others)
 
 
-def test_a_writer_killed_amid_writing_leaves_the_old_file_and_then_nothing(tmp_path):
+def test_a_writer_killed_amid_writing_leaves_the_old_file_and_then_nothing(tmp_path, monkeypatch):
     files.write_text(tmp_path / "one.txt", "old")
-    code = """
-        import os, signal
-        from pathlib import Path
-        from apical import files
-        os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
-        files.write_text(Path("one.txt"), "new")
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, check=False)
-    assert done.returncode < 0
+    monkeypatch.chdir(tmp_path)
+    writer = Forked(killed)
+    writer.communicate(timeout=60)
+    assert writer.returncode == -signal.SIGKILL
     assert (tmp_path / "one.txt").read_text() == "old"
     assert len(files.remains(tmp_path)) == 1
     files.write_text(tmp_path / "one.txt", "newer")
@@ -92,11 +84,11 @@ def test_a_full_disk_is_told_with_the_file_and_what_it_needs(tmp_path, monkeypat
     assert [one.name for one in tmp_path.iterdir()] == ["one.txt"]
 
 
-@pytest.mark.parametrize(
-    "call", ["files.write_text(Path('one'), 'x' * 2000)", "files.append_text(Path('one'), 'x' * 2000)"]
-)
-def test_a_limit_of_the_system_is_told_with_the_file(tmp_path, call):
-    assert "can't write one: File too large (2,000 bytes, more than" in inside(LIMITED.format(call=call), tmp_path)
+@pytest.mark.parametrize("write", [files.write_text, files.append_text])
+def test_a_limit_of_the_system_is_told_with_the_file(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    told, _ = Forked(limited, write).communicate(timeout=60)
+    assert "can't write one: File too large (2,000 bytes, more than" in told
 
 
 @pytest.mark.parametrize("write", [files.write_text, files.append_text])

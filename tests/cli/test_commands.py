@@ -9,6 +9,7 @@ import pytest
 from apical.cli import terminal
 from apical.cli.command_line import main
 from apical.training import Interrupted
+from processes import Forked, apical, as_torchrun_starts, free_port
 
 
 def run(*arguments, capsys=None, code=None):
@@ -279,6 +280,28 @@ def test_a_diverging_run_ends_with_status_1(capsys):
     assert "loss became" in run("train", *SHORT, *diverging, capsys=capsys, code=1).err
 
 
+def _on_a_rank(rank, port, *options):
+    as_torchrun_starts(rank, port)
+    apical(*options)
+
+
+def trained_by_two(folder):
+    result = json.loads((folder / "result.json").read_text())
+    assert result["steps"] == 23
+    assert result["test_error"] < 70
+
+
+def test_two_processes_as_torchrun_starts_them(tmp_path):
+    options = ("train", *SHORT, "--rule", "kp", "--accelerator", "cpu", "--folder", "both")
+    port = free_port()
+    ranks = [Forked(_on_a_rank, rank, port, *options) for rank in range(2)]
+    for rank in ranks:
+        _, err = rank.communicate(timeout=300)
+        assert rank.returncode == 0, err
+    trained_by_two(tmp_path / "both")
+
+
+@pytest.mark.slow
 def test_two_processes_by_torchrun(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "apical", "train", *SHORT]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -291,9 +314,7 @@ def test_two_processes_by_torchrun(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "both" / "result.json").read_text())
-    assert result["steps"] == 23
-    assert result["test_error"] < 70
+    trained_by_two(tmp_path / "both")
 
 
 def test_a_long_message_stays_on_one_line_so_that_its_paths_can_be_copied(capsys):

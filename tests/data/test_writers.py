@@ -3,16 +3,15 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
 
 from apical import data
-from apical.data import DataError
+from apical.data import DataError, loading
 from apical.data import cache as cache_module
 from apical.data import decode as decode_module
 from apical.data.cache import Cache, DamagedError
@@ -23,30 +22,29 @@ from data.pictures import (
     pictures,
     refused,
 )
+from processes import FORKS, Forked
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from apical import data
-from apical.data import cache, decode
-module, name, calls = {"decoding": (decode, "_pixels", 4), "moving": (cache, "_move", 1)}[sys.argv[3]]
-original = getattr(module, name)
-def dying(*given):
-    global calls
-    calls -= 1
-    if calls == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*given)
-setattr(module, name, dying)
-data.load(sys.argv[1], cache=Path(sys.argv[2]))
-"""
+
+def killed(folder, cache, when):
+    module, name, calls = {"decoding": (decode_module, "_pixels", 4), "moving": (cache_module, "_move", 1)}[when]
+    original, given = getattr(module, name), []
+
+    def dying(*arguments):
+        given.append(arguments)
+        if len(given) == calls:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments)
+
+    setattr(module, name, dying)
+    data.load(str(folder), cache=cache)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 @pytest.mark.parametrize("when", ["decoding", "moving"])
 def test_a_killed_writer_leaves_nothing_that_is_served(folder, cache, when):
-    command = [sys.executable, "-c", KILLED, str(folder), str(cache), when]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    writer = Forked(killed, folder, cache, when)
+    writer.communicate(timeout=60)
+    assert writer.returncode == -signal.SIGKILL
     assert entries(cache) == []
     assert len(leftovers(cache)) == 1
     assert_holds(data.load(str(folder), cache=cache).train, pictures(6), [0, 1, 2, 0, 1, 2])
@@ -54,43 +52,24 @@ def test_a_killed_writer_leaves_nothing_that_is_served(folder, cache, when):
     assert leftovers(cache) == []
 
 
-RACER = """
-import sys
-from pathlib import Path
-from apical import data
-from apical.data import loading
-original, decoded = loading.decode, []
-def counting(*given):
-    decoded.append(1)
-    return original(*given)
-loading.decode = counting
-print("ready", flush=True)
-sys.stdin.readline()
-found = data.load(sys.argv[1], cache=Path(sys.argv[2]))
-print(len(decoded), hash(found.train.images.numpy().tobytes()), found.train.labels.tolist())
-"""
+def race(folder, cache, start):
+    original, decoded = loading.decode, []
+
+    def counting(*given):
+        decoded.append(1)
+        return original(*given)
+
+    loading.decode = counting
+    warnings.simplefilter("error")
+    start.wait(60)
+    found = data.load(str(folder), cache=cache)
+    print(len(decoded), found.train.images.numpy().tobytes().hex(), found.train.labels.tolist())
 
 
 def test_processes_that_load_at_once_decode_once(folder, cache):
-    command = [sys.executable, "-W", "error", "-c", RACER, str(folder), str(cache)]
-    environment = {**os.environ, "PYTHONHASHSEED": "0"}
-    racers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-        for _ in range(2)
-    ]
-    for racer in racers:
-        assert racer.stdout.readline() == "ready\n"
-    answers = [[] for _ in racers]
-    threads = [
-        threading.Thread(
-            target=lambda racer=racer, answer=answer: answer.extend(racer.communicate("go\n")[0].split(" ", 1))
-        )
-        for racer, answer in zip(racers, answers, strict=True)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    start = FORKS.Barrier(2)
+    racers = [Forked(race, folder, cache, start) for _ in range(2)]
+    answers = [racer.communicate(timeout=60)[0].split(" ", 1) for racer in racers]
     assert [racer.returncode for racer in racers] == [0, 0]
     assert sorted(int(decoded) for decoded, _ in answers) == [0, 1]
     assert len({rest for _, rest in answers}) == 1
@@ -118,7 +97,7 @@ def test_readers_see_all_or_nothing_while_a_writer_replaces_an_entry(folder, cac
 
     reader = threading.Thread(target=read)
     reader.start()
-    for _ in range(20):
+    for _ in range(6):
         (entry / "train-images.u8").write_bytes(b"x" * 210)
         with pytest.warns(UserWarning, match="damaged"):
             data.load(str(folder), cache=cache)

@@ -11,7 +11,7 @@ import torch
 
 from apical.data import ImageData, Split
 from apical.training import TrainConfig, train
-from processes import BoomError, boom_at, on_two_ranks
+from processes import BoomError, as_torchrun_starts, boom_at, on_two_ranks
 from training.runs import same, weights
 
 CONFIG = TrainConfig(
@@ -39,19 +39,8 @@ def named(rule: str, batch: int) -> TrainConfig:
     return dataclasses.replace(CONFIG, rule=rule, batch=batch)
 
 
-def as_torchrun_starts(rank: int) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        GROUP_RANK="0",
-        WORLD_SIZE="2",
-        LOCAL_WORLD_SIZE="2",
-        TORCHELASTIC_RUN_ID="one",
-    )
-
-
 def runs(rank: int, folder: str) -> dict[str, torch.Tensor]:
-    as_torchrun_starts(rank)
+    as_torchrun_starts(rank, int(os.environ["MASTER_PORT"]))
     torch.set_num_threads(1)
     for batch, n in SIZES.items():
         for rule in RULES:
