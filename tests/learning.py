@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
+
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +15,22 @@ from networks import X, Y, seed
 RULES = tuple(apical.rules())
 WIRED = ("dfa", "ifa", "kp-direct", "np-direct", "sg-direct")
 TRAINED = ("kp", "matched", "urfb", "kp-direct")
+
+
+def spread(*axes: Iterable) -> list:
+    """All combinations of the axes' values, for parametrize; a value that is a tuple is those of several arguments.
+
+    Values of all axes but the last meet in every combination at once, each time with another one of the last, in turn; the
+    rest of them are slow.
+    """
+    listed = [list(axis) for axis in axes]
+    found = []
+    for places in itertools.product(*(range(len(axis)) for axis in listed)):
+        values = [axis[place] for axis, place in zip(listed, places, strict=True)]
+        flat = [one for value in values for one in (value if isinstance(value, tuple) else (value,))]
+        quick = sum(places) % len(listed[-1]) == 0
+        found.append(pytest.param(*flat, marks=() if quick else pytest.mark.slow))
+    return found
 
 
 def attach(model: nn.Module, rule="fa", example=X, n: int = 1, **options) -> apical.Learner:

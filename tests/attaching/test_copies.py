@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import apical
-from learning import RULES, attach, step
+from learning import RULES, attach, spread, step
 from networks import X, Y, chain
 
 
@@ -30,9 +30,14 @@ def by_save(model: nn.Module) -> nn.Module:
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.parametrize("when", ["before the first forward", "after", "between forward and backward"])
-@pytest.mark.parametrize("make", [by_copy, by_pickle, by_save])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("rule", "make", "when"),
+    spread(
+        RULES,
+        [by_copy, by_pickle, by_save],
+        ["before the first forward", "after", "between forward and backward"],
+    ),
+)
 def test_a_copy_learns_independently_and_exactly_like_the_original(rule, make, when):
     model = chain()
     learner = attach(model, rule)

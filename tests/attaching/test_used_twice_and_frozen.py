@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import apical
-from learning import RULES, TRAINED, WIRED, attach, gradients
+from learning import RULES, TRAINED, WIRED, attach, gradients, spread
 from networks import X, Y, chain, seed
 
 
@@ -104,8 +104,7 @@ def test_indirect_feedback_enters_where_something_else_that_learns_stands_in_fro
         torch.testing.assert_close(got[name], value, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("frozen", [1, 2, 3, (1, 2), (2, 3)])
-@pytest.mark.parametrize("rule", [r for r in RULES if r != "brsf"])
+@pytest.mark.parametrize(("rule", "frozen"), spread([r for r in RULES if r != "brsf"], [[1], [2], [3], [1, 2], [2, 3]]))
 def test_a_frozen_layer_in_the_middle_changes_nothing_for_the_others(rule, frozen):
     """Signals that run forward (ifa) have to cross it as well: its input needs no gradient then, nor does its output."""
 
@@ -118,7 +117,7 @@ def test_a_frozen_layer_in_the_middle_changes_nothing_for_the_others(rule, froze
     attach(whole, rule, X.double()), attach(model, rule, X.double())
     whole(X.double())  # Whatever the first pass decides is decided before anything is frozen.
     model(X.double())
-    indices = [2 * i for i in ((frozen,) if isinstance(frozen, int) else frozen)]
+    indices = [2 * i for i in frozen]
     for i in indices:
         model[i].requires_grad_(False)
     expected, got = gradients(whole, X.double()), gradients(model, X.double())

@@ -9,13 +9,12 @@ from torch.nn import functional as F
 
 import apical
 from apical.losses import cross_entropy
-from learning import RULES, attach, step
+from learning import RULES, attach, spread, step
 from networks import X, Y, dynamo, plain_chain
 
 
 @dynamo
-@pytest.mark.parametrize("rule", ["fa", "dfa", "wm", "np", "sg", "reinforce"])
-@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize(("rule", "inner"), spread(["fa", "dfa", "wm", "np", "sg", "reinforce"], [False, True]))
 def test_a_model_compiled_in_place_is_measured_and_taught_as_it_was(rule, inner):
     found = []
     for compiled in (False, True):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from execution.common import IMAGES, attach, same
-from learning import RULES, WIRED, gradients
+from learning import RULES, WIRED, gradients, spread
 from networks import ConvolutionParts, LinearParts, X
 
 LISTENING = ("np", "sg", "reinforce")
@@ -24,9 +24,7 @@ def by_checkpoint(reentrant: bool):
     return run
 
 
-@pytest.mark.parametrize("shown", [True, False])
-@pytest.mark.parametrize("make", [LinearParts, ConvolutionParts])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("rule", "make", "shown"), spread(RULES, [LinearParts, ConvolutionParts], [True, False]))
 def test_checkpoints_without_reentrance_change_nothing(rule, make, shown):
     if rule == "ifa" and make is ConvolutionParts:
         pytest.skip("needs a chain that keeps shape")

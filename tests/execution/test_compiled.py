@@ -29,7 +29,7 @@ def compiled_like_eager(rule: str, backend: str, make=LinearParts, x: Tensor = X
 
 
 @dynamo
-@pytest.mark.parametrize("rule", ["fa", "dfa", "kp", "usf", "kp-direct"])
+@pytest.mark.parametrize("rule", ["dfa", "kp", "usf"])
 def test_compiled_models_learn_as_eager_ones(rule):
     compiled_like_eager(rule, "aot_eager")
 
@@ -46,7 +46,7 @@ def test_every_rule_compiled_by_inductor(rule, make):
 
 @dynamo
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["bp", "shallow", "frfb", "ifa", "brsf", "frsf", "matched", "urfb"])
+@pytest.mark.parametrize("rule", ["bp", "fa", "shallow", "frfb", "ifa", "kp-direct", "brsf", "frsf", "matched", "urfb"])
 def test_other_rules_compiled(rule):
     compiled_like_eager(rule, "aot_eager")
 

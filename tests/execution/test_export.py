@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import apical
-from learning import RULES
+from learning import RULES, spread
 from networks import IMAGES, X, Y, dynamo, plain_chain
 
 CARRIED = ("bp", "shallow", "fa", "frfb", "dfa", "usf", "frsf", "kp", "matched", "urfb", "kp-direct")
@@ -36,9 +36,9 @@ def gradients(model, x):
 
 
 @dynamo
-@pytest.mark.parametrize("rule", CARRIED)
-@pytest.mark.parametrize(("make", "x"), [(plain_chain, X), (images, IMAGES)])
-@pytest.mark.parametrize("connectivity", [None, 0.6])
+@pytest.mark.parametrize(
+    ("rule", "make", "x", "connectivity"), spread(CARRIED, [(plain_chain, X), (images, IMAGES)], [None, 0.6])
+)
 def test_an_export_learns_by_the_rule(rule, make, x, connectivity):
     model = make()
     apical.attach(model, rule, example_input=x, connectivity=connectivity)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import apical
 from apical.losses import cross_entropy
 from execution.common import attach, same
-from learning import RULES, gradients
+from learning import RULES, gradients, spread
 from networks import LinearParts, X, Y, seed
 
 DETERMINISTIC = tuple(rule for rule in RULES if rule != "brsf")
@@ -110,8 +110,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("rule", ["fa", "dfa", "kp", "kp-direct", "usf"])
+@pytest.mark.parametrize(("optimizer", "rule"), spread(OPTIMIZERS, ["fa", "dfa", "kp", "kp-direct", "usf"]))
 def test_optimizers_lower_the_loss(rule, optimizer):
     model = LinearParts()
     learner = attach(model, rule, shown=True)

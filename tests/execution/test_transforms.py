@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, hessian, jvp, vmap
 from torch.nn import functional as F
 
 import apical
-from learning import RULES, attach
+from learning import RULES, attach, spread
 from networks import IMAGES, X, Y, plain_chain
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # PyTorch's own, of tangents.
@@ -49,9 +49,10 @@ def one_by_one(model, x, y):
     return {name: torch.stack([one[name] for one in found]) for name in found[0]}
 
 
-@pytest.mark.parametrize("rule", [rule for rule in SERVED if rule != "brsf"])
-@pytest.mark.parametrize(("make", "x"), [(plain_chain, X), (images, IMAGES)])
-@pytest.mark.parametrize("connectivity", [None, 0.6])
+@pytest.mark.parametrize(
+    ("rule", "make", "x", "connectivity"),
+    spread([rule for rule in SERVED if rule != "brsf"], [(plain_chain, X), (images, IMAGES)], [None, 0.6]),
+)
 def test_gradients_of_every_sample_are_those_of_passes_one_by_one(rule, make, x, connectivity):
     model = make()
     apical.attach(model, rule, example_input=x, connectivity=connectivity)

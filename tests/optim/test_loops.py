@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 import apical
 import comparison
 from apical.losses import cross_entropy
+from learning import spread
 from networks import CLASSES as Y
 from networks import DOUBLES as X
 from networks import flat_chain
@@ -132,9 +133,7 @@ LOOPS = (
 
 
 @pytest.mark.filterwarnings("ignore:the gradient of the feedback")
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("rule", ["fa", "kp"])
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(("loop", "rule", "settings"), spread(LOOPS, ["fa", "kp"], SETTINGS.values()))
 def test_a_loop_ends_as_with_torch(loop, rule, settings):
     own, its = (trained(loop, rule, local, settings) for local in (True, False))
     comparison.equal(own.state_dict(), its.state_dict(), 1e-12)

@@ -11,6 +11,7 @@ from torch import nn
 import apical
 from apical.losses import cross_entropy
 from comparison import close, equal
+from learning import spread
 from networks import ResidualNet, dynamo, exactly
 from phases.common import RULES, X, Y, attach, everything, feedback, learn, weights
 
@@ -46,8 +47,9 @@ def test_a_clean_pass_of_its_own_gives_the_same_phase(rule, way):
 
 
 @dynamo
-@pytest.mark.parametrize("way", ["copy of the batch", "compiled", "compiled, with dropout"])
-@pytest.mark.parametrize("reduce", ["mean", "sum"])
+@pytest.mark.parametrize(
+    ("way", "reduce"), spread(["copy of the batch", "compiled", "compiled, with dropout"], ["mean", "sum"])
+)
 def test_reinforce_scales_with_the_loops_loss_in_a_clean_pass_of_its_own(way, reduce):
     grads = []
     for odd in (False, True):

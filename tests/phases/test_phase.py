@@ -16,6 +16,7 @@ import torch
 import apical
 from apical.losses import cross_entropy
 from comparison import equal
+from learning import spread
 from networks import ResidualNet
 from phases.common import RULES, X, Y, attach, everything, feedback, learn
 
@@ -30,9 +31,9 @@ def test_training_lowers_the_loss(rule):
     assert float(cross_entropy(net.eval()(X), Y).mean().detach()) < 0.8 * before
 
 
-@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
-@pytest.mark.parametrize("moment", ["before", "after backward", "after adapt"])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("rule", "how", "moment"), spread(RULES, ["deepcopy", "pickle"], ["before", "after backward", "after adapt"])
+)
 def test_copies_go_on_alike_and_apart(rule, moment, how):
     net = ResidualNet()
     learner = attach(net, rule)

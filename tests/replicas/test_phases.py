@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
 import apical
 from apical.losses import cross_entropy
+from learning import spread
 from networks import ManyKinds
 from replicas.common import OPTIMIZERS, ROWS, N, X, Y, attached, chain, losses, same, trained, without_biases
 
@@ -21,10 +24,10 @@ REGRESSIONS = {
 }
 
 
-@pytest.mark.parametrize("pool", [64, 2**20], ids=["pool", "drawn"])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", REGRESSIONS)
-@pytest.mark.parametrize("make", [chain, without_biases, ManyKinds])
+@pytest.mark.parametrize(
+    ("make", "name", "optimizer", "pool"),
+    spread([chain, without_biases, ManyKinds], REGRESSIONS, itertools.product(OPTIMIZERS, [64, 2**20])),
+)
 def test_feedback_regresses_as_alone(make, name, optimizer, pool, monkeypatch):
     if make is ManyKinds and "ridge" in name:
         pytest.skip("ridge is for linear layers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -11,16 +12,21 @@ from torch import nn
 
 import apical
 from apical.losses import cross_entropy
+from learning import spread
 from networks import ManyKinds
 from replicas.common import NUMBERS, OPTIMIZERS, N, X, Y, attached, chain, losses, made, same, trained, without_biases
 
 RULES = ("bp", "shallow", "fa", "frfb", "dfa", "usf", "frsf", "kp", "matched", "urfb", "kp-direct")
 
 
-@pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "weight_decay": 0.01}], ids=["plain", "momentum"])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("rule", [*RULES, "ifa"])
-@pytest.mark.parametrize("make", [chain, without_biases, ManyKinds])
+@pytest.mark.parametrize(
+    ("make", "rule", "optimizer", "options"),
+    spread(
+        [chain, without_biases, ManyKinds],
+        [*RULES, "ifa"],
+        itertools.product(OPTIMIZERS, [{}, {"momentum": 0.9, "weight_decay": 0.01}]),
+    ),
+)
 def test_copies_learn_what_they_would_alone(make, rule, optimizer, options):
     if rule == "ifa" and make is ManyKinds:
         pytest.skip("needs a chain that keeps shape")
@@ -72,10 +78,10 @@ def with_numbers(make, rule) -> list[nn.Module]:
     return models
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("rule", NUMBERS)
-@pytest.mark.parametrize("make", [chain, ManyKinds])
+@pytest.mark.parametrize(
+    ("make", "rule", "momentum", "optimizer"),
+    spread([chain, ManyKinds], NUMBERS, itertools.product([0.0, 0.9], OPTIMIZERS)),
+)
 def test_copies_have_numbers_of_their_own(make, rule, momentum, optimizer):
     singles = with_numbers(make, rule)
     copies = trained(singles, lambda model: OPTIMIZERS[optimizer](model, momentum=momentum))

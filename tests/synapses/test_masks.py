@@ -16,16 +16,16 @@ import apical
 from apical.losses import cross_entropy
 from apical.synapses import registry
 from comparison import equal
-from learning import RULES
+from learning import RULES, spread
 from networks import CLASSES as Y
 from networks import DOUBLES as X
 from networks import convolutions, dynamo, flat_chain, seed
 from synapses.common import attach, learn, near, sgd, state, thin
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "local"])
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("make", [flat_chain, convolutions])
+@pytest.mark.parametrize(
+    ("make", "rule", "optimizer"), spread([flat_chain, convolutions], RULES, ["sgd", "adam", "local"])
+)
 def test_what_is_absent_stays_absent_and_what_exists_learns(make, rule, optimizer):
     if rule == "ifa" and make is not flat_chain:
         pytest.skip("needs a chain that keeps shape")
@@ -98,10 +98,14 @@ def test_an_optimizer_that_mixes_elements_and_penalties_on_weights_move_nothing_
     assert thin(learner) == 5
 
 
-@pytest.mark.parametrize("settings", [{"momentum": 0.0, "weight_decay": 0.0}, {}, {"nesterov": True}, {"dampening": 0.3}],
-                         ids=["plain", "momentum and decay", "nesterov", "dampening"])  # fmt: skip
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("make", [flat_chain, convolutions])
+@pytest.mark.parametrize(
+    ("make", "rule", "settings"),
+    spread(
+        [flat_chain, convolutions],
+        RULES,
+        [{"momentum": 0.0, "weight_decay": 0.0}, {}, {"nesterov": True}, {"dampening": 0.3}],
+    ),
+)
 def test_local_updates_are_those_of_torch(make, rule, settings):
     if rule == "ifa" and make is not flat_chain:
         pytest.skip("needs a chain that keeps shape")
@@ -218,7 +222,7 @@ def test_mixed_precision_checkpointing_and_compiled_code(rule):
 
 # What Dynamo itself does while it traces any autograd.Function or hook.
 @dynamo
-@pytest.mark.parametrize("rule", ["kp", "usf", "dfa"])
+@pytest.mark.parametrize("rule", ["kp", pytest.param("usf", marks=pytest.mark.slow), "dfa"])
 def test_compiled_networks_learn_as_eager_ones(rule):
     torch.compiler.reset()
     learners = [attach(flat_chain(), rule) for _ in range(2)]
@@ -402,9 +406,9 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("learns", [True, False])
-@pytest.mark.parametrize("rule", ["fa", "kp", "bp", "usf", "dfa", "np"])
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize(
+    ("writer", "rule", "learns"), spread(WRITERS, ["fa", "kp", "bp", "usf", "dfa", "np"], [True, False])
+)
 def test_what_is_written_to_absent_connections_by_hand_conducts_at_no_pass(writer, rule, learns):
     net = flat_chain()
     learner = attach(net, rule)
