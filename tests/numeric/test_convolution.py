@@ -200,7 +200,7 @@ def test_reference_transmits_as_torch_does(setting):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(setting=networks())
 def test_gradients_equal_numpy(rule, setting):
     Trial(rule, *setting).check()

@@ -132,7 +132,7 @@ def test_reference_bp_is_the_slope_of_the_loss(setting, seed):
 
 
 @pytest.mark.parametrize("rule", ref.RULES)
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
 @given(setting=settings_of_a_network())
 def test_gradients_equal_numpy(rule, setting):
     trial = Trial(rule, **setting)
