@@ -14,8 +14,15 @@ from training.runs import DIGITS
 from training.together import FEW, SHORT, compared, start
 
 
-@pytest.mark.parametrize("rules", [("kp", "dfa"), ("wm", "brsf"), ("kp-direct", "shallow")])
-def test_a_comparison_that_stops_and_resumes_ends_bit_identical(tmp_path, rules):
+@pytest.mark.parametrize(
+    ("rules", "limits"),
+    [
+        (("kp", "dfa"), (3, 14, 11, 20, 30, 1)),
+        (("wm", "brsf"), (14, 50)),
+        (("kp-direct", "shallow"), (14, 50)),
+    ],
+)
+def test_a_comparison_that_stops_and_resumes_ends_bit_identical(tmp_path, rules, limits):
     config = dataclasses.replace(
         SHORT, rules=rules, optimizer="Adam", learning_rate=0.003, scheduler="StepLR:step_size=1"
     )
@@ -31,7 +38,7 @@ def test_a_comparison_that_stops_and_resumes_ends_bit_identical(tmp_path, rules)
 
         return lambda rule, seeds: watcher
 
-    for attempt, limit in enumerate((3, 14, 11, 20, 30, 1)):
+    for attempt, limit in enumerate(limits):
         with pytest.raises(BoomError):
             compare(config, tmp_path / "cut", data=DIGITS, resume=attempt > 0, announce=stopper(limit))
     compare(config, tmp_path / "cut", data=DIGITS, resume=True)
@@ -77,9 +84,9 @@ def test_a_run_that_is_lost_while_its_group_goes_on_is_trained_from_the_start(tm
     compared(tmp_path / "cut", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_a_comparison_killed_at_random_moments_ends_bit_identical(tmp_path, kills):
-    epochs = 10 + 10 * kills  # Enough that no start comes to the end.
+@pytest.mark.parametrize(("kills", "epochs"), [(1, 10), pytest.param(10, 110, marks=pytest.mark.slow)])
+def test_a_comparison_killed_at_random_moments_ends_bit_identical(tmp_path, kills, epochs):
+    """In so many epochs no start comes to the end."""
     config = CompareConfig(
         rules=("kp", "usf"), seeds=3, network="64-30-10", epochs=epochs, checkpoint_every=7, align_every=500
     )
