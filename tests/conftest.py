@@ -1,5 +1,6 @@
 """One thread a test process: tests are small, and several suites on one machine would only wait for each other."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +16,12 @@ pytest.register_assert_rewrite(
     "comparison", "processes", "house", "attaching", "phases", "execution", "replicas", "synapses", "numeric"
 )
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """What is imported by now does not count as garbage to search: tests that look for leaks collect it all."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

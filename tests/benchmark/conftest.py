@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-
 import pytest
 from torch import nn
 
@@ -18,14 +15,6 @@ TINY = {
         lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 10)), (2, 6, 6), 3
     ),
 }
-
-
-@pytest.fixture(scope="package", autouse=True)
-def frozen() -> Iterator[None]:
-    """What is imported does not count as garbage to search: timing collects before every repeat."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
