@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from torch import nn
 
@@ -15,6 +17,13 @@ TINY = {
         lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 10)), (2, 6, 6), 3
     ),
 }
+
+
+@pytest.fixture(scope="package", autouse=True)
+def frozen() -> None:
+    """What earlier tests have left does not count as garbage to search either: timing collects before every repeat."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import re
@@ -6,6 +7,7 @@ import sys
 
 import pytest
 
+from apical import benchmark
 from apical.cli import terminal
 from apical.cli.command_line import main
 from apical.training import Interrupted
@@ -62,7 +64,8 @@ def test_help_shows_examples_and_every_option(command, capsys):
     assert found == {"help", *OPTIONS[command].split()}
 
 
-def test_compare_prints_the_table_and_writes_the_report(tmp_path, capsys):
+def test_compare_prints_the_table_and_writes_the_report(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "step_ratios", functools.partial(benchmark.step_ratios, seconds=0.3))
     out = run("compare", *SHORT, "--rules", "bp", "fa", "usf", "--seeds", "2", "--folder", "all", capsys=capsys).out
     row = next(line for line in out.splitlines() if line.startswith("│ usf"))
     assert "±" in row

@@ -82,16 +82,16 @@ def test_batch_means_take_one_sample_out_of_n():
     torch.manual_seed(2)
     layer, n = nn.Linear(3, 2, bias=False, dtype=torch.float64), 4
     learner, synapse = learner_of(
-        layer, torch.zeros(n, 3).double(), activation="linear", rate=1.0, decay=0.0, batches=20_000
+        layer, torch.zeros(n, 3).double(), activation="linear", rate=1.0, decay=0.0, batches=10_000
     )
     learner.adapt(torch.zeros(n, 3).double(), None, squared_error)
-    found = synapse.feedback / 20_000
+    found = synapse.feedback / 10_000
     torch.testing.assert_close(found, (1 - 1 / n) * layer.weight.detach(), atol=0.02, rtol=0)
     learner, synapse = learner_of(
-        layer, torch.zeros(n, 3).double(), activation="linear", rate=1.0, decay=0.0, batches=20_000, baseline=0.0
+        layer, torch.zeros(n, 3).double(), activation="linear", rate=1.0, decay=0.0, batches=10_000, baseline=0.0
     )
     learner.adapt(torch.zeros(n, 3).double(), None, squared_error)
-    torch.testing.assert_close(synapse.feedback / 20_000, layer.weight.detach(), atol=0.02, rtol=0)
+    torch.testing.assert_close(synapse.feedback / 10_000, layer.weight.detach(), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("distribution", ["gaussian", "uniform", "rademacher"])
@@ -212,7 +212,7 @@ def test_a_minibatch_of_one_sample_mirrors_with_two_rows(pathway):
     """One row is all that its mean takes away: the feedback would do nothing but decay."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 3, dtype=torch.float64), nn.Linear(3, 2, bias=False, dtype=torch.float64))
-    rule = apical.Rule(pathway, apical.Mirror(rate=1 / 4000, decay=0.0, batches=4000, activation="linear"))
+    rule = apical.Rule(pathway, apical.Mirror(rate=1 / 2000, decay=0.0, batches=2000, activation="linear"))
     x = torch.zeros(1, 4).double()
     learner = apical.attach(net, rule, example_input=x)
     net[1].feedback = torch.zeros(2, 3)

@@ -144,7 +144,7 @@ def test_copies_of_a_model_notice_it_too():
 
 
 @dynamo
-@pytest.mark.parametrize("rule", ["wm", "np"])
+@pytest.mark.parametrize("rule", [pytest.param("wm", marks=pytest.mark.slow), "np"])
 def test_compiled_models_are_no_other_way(rule):
     torch.compiler.reset()
     net = Contrast()

@@ -222,7 +222,7 @@ def test_mixed_precision_checkpointing_and_compiled_code(rule):
 
 # What Dynamo itself does while it traces any autograd.Function or hook.
 @dynamo
-@pytest.mark.parametrize("rule", ["kp", pytest.param("usf", marks=pytest.mark.slow), "dfa"])
+@pytest.mark.parametrize("rule", ["kp", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("usf", "dfa"))])
 def test_compiled_networks_learn_as_eager_ones(rule):
     torch.compiler.reset()
     learners = [attach(flat_chain(), rule) for _ in range(2)]

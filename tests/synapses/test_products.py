@@ -14,7 +14,7 @@ from apical.synapses.products import affine, product
     layouts=st.tuples(st.sampled_from("cts"), st.sampled_from("cts")),
     dtype=st.sampled_from((torch.float32, torch.float64)),
 )
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_product_is_right_for_every_shape_and_stride(rows, inner, columns, layouts, dtype):
     def made(shape, layout):
         if layout == "t":
