@@ -93,7 +93,7 @@ def started(*options: str) -> Forked:
     return Forked(apical, *options)
 
 
-def wait_for(condition: Callable[[], bool], process: Forked, seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], bool], process: Forked | subprocess.Popen, seconds: float = 90) -> None:
     """Return when the condition holds, the process has ended, or the time is over."""
     until = time.monotonic() + seconds
     while not condition() and process.poll() is None and time.monotonic() < until:

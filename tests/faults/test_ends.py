@@ -221,7 +221,13 @@ def test_who_ignores_a_hangup_goes_on_ignoring_it(tmp_path):
 @pytest.mark.faults
 def test_ctrl_c_again_and_again_is_no_traceback(tmp_path):
     options = ("--epochs", "20000", "--align-every", "0", "--checkpoint-every", "1000000", "--folder", "one")
-    process = started("train", *SHORT[:2], *options)
+    # No forked one: signals may also meet the end of the interpreter.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "apical", "train", *SHORT[:2], *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     wait_for(lambda: (tmp_path / "one" / "metrics.jsonl").exists(), process)
     for pause in (0, 0.002, 0.01, 0.05, 0.2, 0.2):
         process.send_signal(signal.SIGINT)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from learning import spread
 from networks import mlp
 from numeric import reference as ref
 from numeric.streams import HEBBIAN, NETWORKS, ROUNDING, attach, build, distance, step, stream, weights, with_feedback
@@ -48,8 +49,7 @@ def test_urfb_without_epsilon_is_frfb_is_fa(name):
     assert distance(trajectory(name, "urfb", seeded, epsilon=0.01), one) > 1e3 * ROUNDING
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("rule", HEBBIAN)
+@pytest.mark.parametrize(("name", "rule"), spread(NETWORKS, HEBBIAN))
 def test_feedback_that_starts_at_the_weights_gives_backprop(rule, name):
     """R_0 = W_0, epsilon = 1: exactly BP, over many steps, with momentum and decay."""
 

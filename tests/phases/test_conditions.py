@@ -90,7 +90,9 @@ def test_autocast_learns_nearly_the_same(rule):
 
 
 @dynamo
-@pytest.mark.parametrize("rule", ["wm", "np", "sg-direct", "reinforce"])
+@pytest.mark.parametrize(
+    "rule", ["np", "sg-direct", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("wm", "reinforce"))]
+)
 def test_compiled_models_run_their_phase(rule):
     net = ResidualNet()
     learner = attach(net, rule)

@@ -27,7 +27,7 @@ def test_training_lowers_the_loss(rule):
     learner = attach(net, rule)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
     before = float(cross_entropy(net.eval()(X), Y).mean().detach())
-    learn(net.train(), learner, 60, optimizer=optimizer)
+    learn(net.train(), learner, 40, optimizer=optimizer)
     assert float(cross_entropy(net.eval()(X), Y).mean().detach()) < 0.8 * before
 
 

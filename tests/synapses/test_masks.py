@@ -220,7 +220,6 @@ def test_mixed_precision_checkpointing_and_compiled_code(rule):
     assert thin(learner) == 5
 
 
-# What Dynamo itself does while it traces any autograd.Function or hook.
 @dynamo
 @pytest.mark.parametrize("rule", ["kp", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("usf", "dfa"))])
 def test_compiled_networks_learn_as_eager_ones(rule):
