@@ -31,7 +31,7 @@ test: setup     ## the test suite
 smoke: setup    ## the papers' smoke runs that the test suite leaves out
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "smoke_all and not slow and not faults and not zoo" tests/papers
 
-slow: setup     ## the tests that take minutes
+slow: setup     ## the tests that take minutes, and the rest of the long matrices
 	$(BIN)/python -m pytest -m "slow and not faults and not zoo"
 
 faults: setup   ## the fault campaign: kills, signals, full disks, damage, random commands (20 minutes)
