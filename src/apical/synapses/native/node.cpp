@@ -5,6 +5,7 @@
 #include <ATen/autocast_mode.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -13,6 +14,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 namespace py = pybind11;
@@ -90,14 +92,6 @@ struct Geometry {
   int64_t groups = 1;
 };
 
-// Autograd's IValues can't hold it, so it comes as a custom class.
-struct Held : torch::CustomClassHolder {
-  std::shared_ptr<Settings> settings;
-  Geometry geometry;
-  std::vector<int64_t> shape, weight;  // Of the input and of the weights.
-  bool beside = false, biased = false, fed = false;
-};
-
 // Raise Python's words for a failure, if it has any.
 void fail(const Settings& settings, bool busy) {
   std::optional<std::string> found;
@@ -108,80 +102,71 @@ void fail(const Settings& settings, bool busy) {
   if (found) throw std::runtime_error(*found);
 }
 
-struct Node : torch::autograd::Function<Node> {
-  static Tensor forward(
-      torch::autograd::AutogradContext* ctx, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-      const std::optional<Tensor>& feedback, const c10::intrusive_ptr<Held>& held, bool need_x, bool need_weight) {
-    const Settings& settings = *held->settings;
-    ctx->save_for_backward({need_weight ? x : Tensor(), need_x ? feedback.value_or(Tensor()) : Tensor()});
-    ctx->saved_data["held"] = c10::IValue::make_capsule(held);
-    held->shape = x.sizes().vec();
-    held->weight = weight.sizes().vec();
-    held->biased = bias.has_value(), held->fed = feedback.has_value();
-    const Geometry& g = held->geometry;
-    Tensor y = settings.linear
-        ? affine(x, weight, bias)
-        : at::convolution(
-              x, weight, bias, g.stride, g.padding, g.dilation, g.transposed, g.output_padding, g.groups);
-    // Of a view, autograd would forbid in-place operations on the output, as F.relu(y, inplace=True).
-    return y.is_view() ? y.variable_data() : y;
+using Three = std::tuple<Tensor, Tensor, Tensor>;
+
+Three by_linear(const Tensor& x, const Tensor& delta, const Tensor& feedback, bool need_weight, bool need_bias) {
+  const bool rows = delta.dim() == 2;
+  Tensor signal, made, bias;
+  if (feedback.defined()) signal = rows ? product(delta, feedback) : at::matmul(delta, feedback);
+  if (need_weight) {
+    made = x.dim() == 2 ? product(delta.t(), x) : product(delta.reshape({-1, delta.size(-1)}).t(), x.reshape({-1, x.size(-1)}));
+  }
+  if (need_bias) bias = rows ? delta.sum(0) : delta.reshape({-1, delta.size(-1)}).sum(0);
+  return {signal, made, bias};
+}
+
+struct Learn : torch::autograd::Node {
+  std::shared_ptr<Settings> settings;
+  Geometry geometry;
+  std::vector<int64_t> shape, weight;  // Of the input and of the weights, for a convolution.
+  torch::autograd::SavedVariable x, feedback;
+  bool beside = false, released = false;
+
+  std::string name() const override { return "Learn"; }
+
+  void release_variables() override {
+    x.reset_data();
+    feedback.reset_data();
+    released = true;
   }
 
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list deltas) {
-    const auto held = c10::static_intrusive_pointer_cast<Held>(ctx->saved_data["held"].toCapsule());
-    const Settings& settings = *held->settings;
-    if (at::GradMode::is_enabled()) throw std::runtime_error(settings.second);
-    // Edges are counted without arguments that are not there.
-    const bool need_x = ctx->needs_input_grad(0), need_weight = ctx->needs_input_grad(1);
-    const bool need_bias = held->biased && ctx->needs_input_grad(2);
-    const bool need_feedback = settings.follows && settings.sends_back && held->fed && ctx->needs_input_grad(2 + held->biased);
-    const auto saved = ctx->get_saved_variables();
-    if (settings.busy->now && !held->beside) fail(settings, true);
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& deltas) override {
+    if (at::GradMode::is_enabled()) throw std::runtime_error(settings->second);
+    TORCH_CHECK(!released, torch::autograd::ERR_BACKWARD_TWICE);
+    if (settings->busy->now && !beside) fail(*settings, true);
     const Tensor& delta = deltas[0];
-    Tensor signal, product_, bias, own;
+    if (!delta.defined()) return torch::autograd::variable_list(4);
+    const bool need_weight = task_should_compute_output(1), need_bias = task_should_compute_output(2);
+    const bool need_feedback = settings->follows && settings->sends_back && need_weight && task_should_compute_output(3);
+    // What was changed since is refused, whether it is needed or not.
+    const Tensor kept = x.unpack(), back = feedback.unpack();
+    torch::autograd::variable_list found(4);
     try {
-      const Tensor& x = saved[0];
-      Tensor feedback = need_x ? saved[1] : Tensor();
-      if (feedback.defined()) {
-        if (settings.sign) feedback = at::sign(feedback);
-        if (feedback.scalar_type() != delta.scalar_type()) feedback = feedback.to(delta.scalar_type());
+      Tensor B = task_should_compute_output(0) ? back : Tensor();
+      if (B.defined()) {
+        if (settings->sign) B = at::sign(B);
+        if (B.scalar_type() != delta.scalar_type()) B = B.to(delta.scalar_type());
       }
-      std::tie(signal, product_, bias) = settings.linear ? by_linear(x, delta, feedback, need_weight && x.defined(), need_bias)
-                                                         : by_convolution(*held, x, delta, feedback, need_weight, need_bias);
-      if (settings.gain != 1 && signal.defined()) signal.mul_(settings.gain);
-      if (need_feedback && need_weight) own = product_;
+      std::tie(found[0], found[1], found[2]) = settings->linear ? by_linear(kept, delta, B, need_weight, need_bias)
+                                                                : by_convolution(kept, delta, B, need_weight, need_bias);
+      if (settings->gain != 1 && found[0].defined()) found[0].mul_(settings->gain);
+      if (need_feedback) found[3] = found[1];
     } catch (const std::exception&) {
-      fail(settings, false);  // Shapes that no longer fit have a better reason than the product's.
+      fail(*settings, false);  // Shapes that no longer fit have a better reason than the product's.
       throw;
     }
-    return {signal, product_, bias, own, Tensor(), Tensor(), Tensor()};
+    return found;
   }
 
-  using Three = std::tuple<Tensor, Tensor, Tensor>;
-
-  static Three by_linear(const Tensor& x, const Tensor& delta, const Tensor& feedback, bool need_weight, bool need_bias) {
-    const bool rows = delta.dim() == 2;
-    Tensor signal, made, bias;
-    if (feedback.defined()) signal = rows ? product(delta, feedback) : at::matmul(delta, feedback);
-    if (need_weight) {
-      made = x.dim() == 2 ? product(delta.t(), x)
-                          : product(delta.reshape({-1, delta.size(-1)}).t(), x.reshape({-1, x.size(-1)}));
-    }
-    if (need_bias) bias = rows ? delta.sum(0) : delta.reshape({-1, delta.size(-1)}).sum(0);
-    return {signal, made, bias};
-  }
-
-  static Three by_convolution(
-      const Held& held, const Tensor& input, const Tensor& delta, const Tensor& feedback, bool need_weight, bool need_bias) {
-    if (!need_weight && !need_bias && !feedback.defined()) return {};
+  Three by_convolution(const Tensor& kept, const Tensor& delta, const Tensor& given, bool need_weight, bool need_bias) const {
+    if (!need_weight && !need_bias && !given.defined()) return {};
     // Only shapes are read where a product is masked out, so an empty tensor stands in for x or B.
-    const Tensor x = input.defined() ? input : at::empty(held.shape, delta.options());
-    const Tensor B = feedback.defined() ? feedback : at::empty(held.weight, delta.options());
-    const Geometry& g = held.geometry;
+    const Tensor input = kept.defined() ? kept : at::empty(shape, delta.options());
+    const Tensor B = given.defined() ? given : at::empty(weight, delta.options());
     auto [signal, made, bias] = at::convolution_backward(
-        delta, x, B, at::IntArrayRef({delta.size(1)}), g.stride, g.padding, g.dilation, g.transposed, g.output_padding, g.groups,
-        {feedback.defined(), need_weight, need_bias});
-    return {feedback.defined() ? signal : Tensor(), need_weight ? made : Tensor(), need_bias ? bias : Tensor()};
+        delta, input, B, at::IntArrayRef({delta.size(1)}), geometry.stride, geometry.padding, geometry.dilation,
+        geometry.transposed, geometry.output_padding, geometry.groups, {given.defined(), need_weight, need_bias});
+    return {given.defined() ? signal : Tensor(), need_weight ? made : Tensor(), need_bias ? bias : Tensor()};
   }
 };
 
@@ -212,6 +197,16 @@ Geometry read(const py::tuple& given) {
       given[4].cast<std::vector<int64_t>>(), given[3].cast<bool>(), given[5].cast<int64_t>()};
 }
 
+// Counted as this version of PyTorch counts nodes.
+template <class N>
+auto fresh() {
+  if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, torch::autograd::Node>) {
+    return c10::make_intrusive<N>();
+  } else {
+    return std::shared_ptr<N>(new N(), [](auto* node) { deleteNode(node); });
+  }
+}
+
 bool plain(const Tensor& x) {
   return x.layout() == at::kStrided && (x.is_cpu() || x.is_cuda()) && !x.key_set().has(c10::DispatchKey::Python) && !x.is_nested();
 }
@@ -222,13 +217,30 @@ std::optional<Tensor> learn(
     const std::optional<Tensor>& feedback, const py::tuple& geometry) {
   if (!plain(x) || !plain(weight) || c10::impl::dispatch_mode_enabled()) return std::nullopt;
   if (x.scalar_type() != at::kDouble && at::autocast::is_autocast_enabled(x.device().type())) return std::nullopt;
-  auto held = c10::make_intrusive<Held>();
-  held->settings = settings;
-  held->beside = settings->busy->now;
-  held->geometry = read(geometry);
+  const Geometry g = read(geometry);
   py::gil_scoped_release free;
-  return Node::apply(
-      x, weight, bias, feedback, held, x.requires_grad(), weight.requires_grad());
+  Tensor y;
+  {
+    at::AutoDispatchBelowADInplaceOrView below;
+    y = settings->linear
+        ? affine(x, weight, bias)
+        : at::convolution(x, weight, bias, g.stride, g.padding, g.dilation, g.transposed, g.output_padding, g.groups);
+  }
+  const Tensor none, &own_bias = bias ? *bias : none, &back = feedback ? *feedback : none;
+  if (!torch::autograd::compute_requires_grad(x, weight, own_bias, back)) return y;
+  const auto node = fresh<Learn>();
+  node->set_next_edges(torch::autograd::collect_next_edges(x, weight, own_bias, back));
+  node->settings = settings;
+  node->beside = settings->busy->now;
+  if (weight.requires_grad()) node->x = torch::autograd::SavedVariable(x, false);
+  if (x.requires_grad()) node->feedback = torch::autograd::SavedVariable(back, false);
+  if (!settings->linear) {
+    node->geometry = g;
+    node->shape = x.sizes().vec();
+    node->weight = weight.sizes().vec();
+  }
+  torch::autograd::set_history(y, node);
+  return y;
 }
 
 std::optional<Tensor> broadcast(const Tensor& output, const std::vector<Tensor>& taps, const std::vector<Tensor>& Ds) {
