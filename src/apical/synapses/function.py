@@ -50,7 +50,7 @@ class SynapseFunction(Function):
         ctx.synapse, ctx.geometry, ctx.shape = synapse, geometry, x.shape
         y = synapse.transmit(x, weight, bias, geometry)
         # Of a view, autograd would forbid in-place operations on the output, as F.relu(y, inplace=True).
-        return y.data if y._is_view() and not torch.compiler.is_compiling() else y
+        return y if torch.compiler.is_compiling() or not y._is_view() else y.data
 
     # Not `once_differentiable`: its wrapper takes as long as a small layer's product.
     @staticmethod
