@@ -272,3 +272,28 @@ class TwoEyes(nn.Module):
     def forward(self, x):
         both = torch.cat([torch.tanh(self.left(x[:, :3])), torch.relu(self.right(x[:, 3:]))], dim=1)
         return self.top(torch.cat([torch.tanh(self.middle(both)), x[:, :3]], dim=1))
+
+
+class Words(nn.Module):
+    """A language model in small: an embedding, and a head that may share its weights."""
+
+    def __init__(self, embedding: nn.Module | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(9, 6) if embedding is None else embedding
+        self.hidden, self.head = nn.Linear(6, 6), nn.Linear(6, 9, bias=False)
+
+    def forward(self, word):
+        return self.head(self.hidden(self.words(word)).tanh())
+
+    def tie(self, way):
+        if way == "to the embedding":
+            self.head.weight = self.words.weight
+        else:
+            self.words.weight = self.head.weight
+
+
+def tied_words(embedding: nn.Module | None = None) -> Words:
+    model = Words(embedding)
+    model.tie("to the embedding")
+    return model.double()

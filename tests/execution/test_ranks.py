@@ -12,13 +12,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from execution.common import attach, same
 from learning import gradients
-from networks import LinearParts, X, Y
+from networks import LinearParts, X, Y, tied_words
 from processes import on_two_ranks
 
 RANKED = [
     ("bp", False), ("fa", False), ("fa", True), ("dfa", True), ("kp", False), ("kp", True), ("kp-direct", True),
     ("usf", False), ("frsf", False), ("ifa", True), ("brsf", True), ("brsf", False),
-    ("kp 0.5", False), ("dfa 0.5", True), ("usf 0.5", True),
+    ("kp 0.5", False), ("dfa 0.5", True), ("usf 0.5", True), ("kp tied", False),
 ]  # fmt: skip
 
 
@@ -26,20 +26,27 @@ SEEDS = {"ranks": (1, 1), "ranks_with_seeds_of_their_own": (1, 2)}
 """The latter is usual where each rank seeds its own data order; DDP then makes the ranks' models equal."""
 
 
+def made(rule: str) -> tuple[str, nn.Module, Tensor, Tensor]:
+    """The rule, a network, and a batch for it."""
+    if rule.endswith("tied"):
+        return rule.split()[0], tied_words(), torch.arange(8), torch.arange(1, 9)
+    return rule, LinearParts(dtype=torch.float64), X.double(), Y
+
+
 def train_on_half(rank: int) -> dict[tuple[str, str, bool], tuple[list, dict] | str]:
     """Gradients of three steps and the state after them, per source of the seeds, rule and example input shown or not."""
     found = {}
     for (source, seeds), (rule, shown) in itertools.product(SEEDS.items(), RANKED):
         try:
-            model = LinearParts(dtype=torch.float64)
-            learner = attach(model, rule, X.double(), shown=shown, n=seeds[rank])
+            name, model, x, y = made(rule)
+            learner = attach(model, name, x, shown=shown, n=seeds[rank])
             ranks = DistributedDataParallel(model)  # Copies rank 0's parameters and buffers, feedback among them.
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
             half = slice(4 * rank, 4 * rank + 4)
             steps = []
             for _ in range(3):
                 optimizer.zero_grad()
-                nn.functional.cross_entropy(ranks(X[half].double()), Y[half]).backward()
+                nn.functional.cross_entropy(ranks(x[half]), y[half]).backward()
                 steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
                 optimizer.step()
             state = {n: t.clone() for n, t in model.state_dict().items()}
@@ -57,12 +64,12 @@ def ranks(tmp_path_factory):
 
 
 def by_one_process(rule: str, shown: bool) -> list[dict[str, Tensor]]:
-    model = LinearParts(dtype=torch.float64)
-    attach(model, rule, X.double(), shown=shown, n=1)
+    name, model, x, y = made(rule)
+    attach(model, name, x, shown=shown, n=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     steps = []
     for _ in range(3):
-        steps.append(gradients(model, X.double()))
+        steps.append(gradients(model, x, y))
         optimizer.step()
     return steps
 

@@ -16,6 +16,7 @@ from apical.attaching.connectivity import Connectivities
 from apical.attaching.dry_run import check_wiring, dry_run
 from apical.attaching.samples import check_samples
 from apical.attaching.surgery import Surgery
+from apical.attaching.ties import of_ties
 from apical.composites import unfuse
 from apical.learner import Learner
 from apical.nested import Which
@@ -142,7 +143,7 @@ def _attach(
             undecided = faults.sentences(faults.of_layers(model)[1])
             faults.refuse(model, rules.values(), [*undecided, str(error)] if undecided else [])
             raise
-        faults.refuse(model, rules.values(), faults.sentences(faults.of_uses(model, rules, shown.uses)))
+        faults.refuse(model, rules.values(), faults.sentences(faults.of_uses(model, rules, shown, at)))
         learner.elementwise = faults.elementwise(model)
         check_wiring(rules, shown, at)
         if learner.copies == 1:
@@ -173,6 +174,7 @@ def _checked(model: nn.Module, rule: Any, example_input: Any, at: Sequence[str] 
     chosen = rules_of(rule, names) if names else {}
     different = list(dict.fromkeys(chosen.values() if chosen else given))
     found += faults.of_rules(model, different, example_input, at)
+    found += faults.sentences(of_ties(model, chosen, at))
     faults.refuse(model, different, found)
     return chosen
 

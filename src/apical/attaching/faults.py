@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
+from apical.attaching.ties import follows, parted
 from apical.composites import Unfused
 from apical.pathways import Indirect
 from apical.per_copy import copies_in
@@ -19,7 +20,8 @@ from apical.synapses.registry import ELEMENTWISE, added, computed_names, synapse
 from apical.synapses.synapse import Synapse
 
 if TYPE_CHECKING:
-    from apical.attaching.uses import Use, Uses
+    from apical.attaching.dry_run import Shown
+    from apical.attaching.uses import Use
 
 ITSELF = "(the model itself)"
 """Name of the whole model."""
@@ -51,15 +53,19 @@ def of_layers(model: nn.Module, known: Collection[nn.Module] = ()) -> tuple[dict
     return found, open_
 
 
-def of_uses(model: nn.Module, rules: Mapping[str, Rule], uses: Uses) -> dict[str, str]:
+def of_uses(
+    model: nn.Module, rules: Mapping[str, Rule], shown: Shown, at: Sequence[str] | None = None
+) -> dict[str, str]:
     """Name -> sentence for every layer with a parameter that a forward pass uses as a weight where no rule has a part in it.
 
-    Of a layer whose rule is backpropagation, any use is by the rule.
+    Of a layer whose rule is backpropagation, any use is by the rule. Feedback that follows weights can't follow them where an
+    activity meets them in a place of which it does not hear.
 
     Args:
-        model: not attached. rules: name of a layer that is to become a synapse -> its rule. uses: what the forward pass did.
+        model: not attached. rules: name of a layer that is to become a synapse -> its rule. shown: by the forward pass.
+        at: names of blocks at which direct signals enter.
     """
-    modules, found, covered = dict(model.named_modules()), {}, set()
+    modules, found, covered, uses = dict(model.named_modules()), {}, set(), shown.uses
     for name, rule in rules.items():
         for key, parameter in modules[name].named_parameters():
             covered.add(id(parameter))
@@ -68,6 +74,10 @@ def of_uses(model: nn.Module, rules: Mapping[str, Rule], uses: Uses) -> dict[str
             use = uses.products.get(id(parameter)) or uses.multiplied.get(id(parameter))
             if use is not None and name not in found:
                 found[name] = _outside(modules[name], key, use)
+        use = uses.met.get(id(modules[name]._parameters.get("weight")))
+        silent = name in shown.reached and shown.signal(name) is None  # Without feedback that could follow.
+        if use is not None and name not in found and not silent and follows(rule, at):
+            found[name] = parted(modules[name], rule, use)
     for name, module in modules.items():
         if registry.SYNAPSES.get(type(module), module) is None:
             continue  # Registered as none that a rule has to know.

@@ -28,6 +28,7 @@ from apical.rules import Rule
 from apical.synapses.registry import meet, synapse_type
 from apical.synapses.storage import refuse_computed, sharding
 from apical.synapses.synapse import Synapse
+from apical.synapses.ties import follow_lookups
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -70,6 +71,7 @@ class Surgery:
         self._children: list[tuple[nn.Module, dict[str, nn.Module | None]]] = []
         self._shapes: list[tuple[Synapse, torch.Size]] = []
         self._handle: RemovableHandle | None = None
+        self._lookups: list[RemovableHandle] = []
 
     @property
     def synapses(self) -> Mapping[str, Synapse]:
@@ -100,13 +102,15 @@ class Surgery:
         self._children = [(one, dict(one._modules)) for one in modules if one._modules or isinstance(one, CONTAINERS)]
         self._shapes = [(synapse, synapse.weight_now.shape) for synapse in self.synapses.values()]
         self._members = set(modules)
-        self._forget_handle()
+        self._forget_handles()
+        self._lookups = follow_lookups(self.learner.model, self.synapses.values())
 
-    def _forget_handle(self) -> None:
+    def _forget_handles(self) -> None:
         self.learner.circuit.suspected = False
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        for handle in (self._handle, *self._lookups):
+            if handle is not None:
+                handle.remove()
+        self._handle, self._lookups = None, []
 
     def look(self) -> None:
         """Raise a RuntimeError if the learner no longer fits the model."""
@@ -130,7 +134,7 @@ class Surgery:
         _watching.discard(self)
         self.learner.surgery = None
         self._children, self._shapes, self._members = [], [], ()
-        self._forget_handle()
+        self._forget_handles()
 
     def covers(self, module: nn.Module) -> bool:
         """Whether the module belongs to the model."""
@@ -275,7 +279,8 @@ class Surgery:
                 shown = dry_run(learner.model, list(rules), example, self.at, learner.output, direct=direct)
         except ValueError as error:
             raise ValueError(f"{error}; give learner.refresh(example_input=...) a batch that does") from error
-        faults.refuse(learner.model, rules.values(), faults.sentences(faults.of_uses(learner.model, rules, shown.uses)))
+        found = faults.of_uses(learner.model, rules, shown, self.at)
+        faults.refuse(learner.model, rules.values(), faults.sentences(found))
         learner.elementwise = faults.elementwise(learner.model)
         check_wiring(rules, shown, self.at)
         return shown

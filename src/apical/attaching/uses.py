@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from apical.synapses.ties import LOOKUPS
+
 PRODUCT = re.compile(r"(mm|mv|dot|matmul|linear|conv\w*|attention\w*|cdist\w*|rnn\w*|lstm\w*|gru\w*)$")
 """Names of operations that are, or are made of, matrix products."""
 ADDING = re.compile(r"^b?add")
@@ -45,12 +47,12 @@ class Uses:
 
     Attributes:
         products: id of a parameter -> the first product in which an activity met it. multiplied: where one was multiplied
-            with it elementwise. met: ids of all that an activity met at all.
+            with it elementwise. met: where one was met at all, but in the call of an embedding that has it.
     """
 
     products: dict[int, Use] = field(default_factory=dict)
     multiplied: dict[int, Use] = field(default_factory=dict)
-    met: set[int] = field(default_factory=set)
+    met: dict[int, Use] = field(default_factory=dict)
 
 
 @contextmanager
@@ -63,13 +65,20 @@ def watching(model: nn.Module, synapses: Iterable[str]) -> Iterator[Uses]:
     uses = Uses()
     mode = _Follow(model, uses)
     layers = [model.get_submodule(name) for name in synapses]
+    handles = []
     try:
+        for module in model.modules():
+            if isinstance(module, LOOKUPS):
+                handles.append(module.register_forward_pre_hook(mode.look_up))
+                handles.append(module.register_forward_hook(mode.looked_up))
         for layer in layers:
             # Around the layer's own computation alone: hooks are a user's code.
             layer.forward = partial(mode.call, layer, layer.forward)  # type: ignore[method-assign]
         with mode:
             yield uses
     finally:
+        for handle in handles:
+            handle.remove()
         for layer in layers:
             vars(layer).pop("forward", None)
 
@@ -89,6 +98,8 @@ class _Follow(TorchDispatchMode):
         """Storages that are known, which no other tensor may get meanwhile."""
         self._inside: list[frozenset[int]] = []
         """Parameters of the synapses that are being called."""
+        self._looked_up: list[frozenset[int]] = []
+        """Parameters of the embeddings that are being called."""
         for buffer in model.buffers():
             self._know(buffer, frozenset())
         for parameter in model.parameters():
@@ -104,6 +115,14 @@ class _Follow(TorchDispatchMode):
         for tensor in _tensors(result):
             self._forget(tensor)
         return result
+
+    def look_up(self, module: nn.Module, args: Any) -> None:
+        """Pre-hook of an embedding."""
+        self._looked_up.append(frozenset(map(id, module._parameters.values())))
+
+    def looked_up(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Hook of an embedding."""
+        self._looked_up.pop()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -129,8 +148,8 @@ class _Follow(TorchDispatchMode):
         """An activity meets parameters."""
         if not parameters:
             return
-        self.uses.met |= parameters
         name, foreign = func.overloadpacket.__name__, func.namespace not in ("aten", "prims")
+        self._note(self.uses.met, parameters.difference(*self._looked_up), name)
         found = None
         if PRODUCT.search(name) or foreign:
             factors = inputs[1:] if ADDING.match(name) else inputs[:2] if "conv" in name else inputs
@@ -140,8 +159,13 @@ class _Follow(TorchDispatchMode):
                 found = self.uses.products
         elif name in SCALING:
             found = self.uses.multiplied
-        if found is not None and parameters - found.keys():
-            use = Use(f"{func.namespace}.{name}" if foreign else name, _line())
+        if found is not None:
+            self._note(found, parameters, f"{func.namespace}.{name}" if foreign else name)
+
+    @staticmethod
+    def _note(found: dict[int, Use], parameters: frozenset[int], operation: str) -> None:
+        if parameters - found.keys():
+            use = Use(operation, _line())
             for parameter in parameters:
                 found.setdefault(parameter, use)
 

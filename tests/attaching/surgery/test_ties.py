@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import apical
 from learning import attach, step
-from networks import X, seed
+from networks import Words, X, seed
 
 
 def deep() -> nn.Sequential:
@@ -92,24 +92,6 @@ def test_tied_to_a_dense_layer_absent_connections_stay_absent(sparse):
     step(net, None, X.double())
     assert net[2].weight_mask is net[4].weight_mask is mask
     assert not net[2].weight[mask == 0].any()
-
-
-class Words(nn.Module):
-    """A language model in small: an embedding, and a head that may share its weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.words, self.hidden, self.head = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 9, bias=False)
-
-    def forward(self, word):
-        return self.head(self.hidden(self.words(word)).tanh())
-
-    def tie(self, way):
-        if way == "to the embedding":
-            self.head.weight = self.words.weight
-        else:
-            self.words.weight = self.head.weight
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "local"])
