@@ -18,7 +18,7 @@ from apical.synapses import registry
 from learning import RULES, spread
 from networks import CLASSES as Y
 from networks import DOUBLES as X
-from networks import convolutions, dynamo, flat_chain
+from networks import convolutions, dynamo, flat_chain, tied_words
 
 SETTINGS = {
     "plain": {},
@@ -288,10 +288,23 @@ def test_frozen_left_out_and_tied_weights_are_as_with_torch():
         net[5].weight = net[4].weight
         return net
 
-    for rule in ("bp", "fa"):
+    for rule in ("bp", "fa", "kp"):
         local, _, _ = run(tied, rule, lambda learner: apical.LocalSGD(learner, 0.05, 0.9))
         plain, _, _ = run(tied, rule, lambda learner: torch.optim.SGD(learner.model.parameters(), 0.05, 0.9))
         equal(local, plain)
+
+
+@pytest.mark.parametrize("rule", ["fa", "kp"])
+def test_below_a_head_tied_to_an_embedding_weights_move_in_the_backward_pass(rule):
+    net, words = tied_words(), torch.arange(9)
+    net.head.register_parameter("bias", nn.Parameter(torch.zeros(9).double()))
+    moves = apical.LocalSGD(apical.attach(net, rule), 0.05)
+    before = net.hidden.weight.detach().clone()
+    cross_entropy(net(words), words).mean().backward()
+    assert net.head.weight.grad is not None
+    assert net.hidden.weight.grad is None
+    assert not torch.equal(net.hidden.weight, before)
+    moves.step()
 
 
 def test_measuring_and_passes_without_backward_move_nothing():

@@ -142,7 +142,8 @@ class Updates:
             # Feedback of other pathways has a gradient of its own.
             names = ("weight", "bias", "feedback") if isinstance(synapse.pathway, LayerWise) else ("weight", "bias")
             own = (synapse._parameters.get(name) for name in names)
-            site.own = [p for p in own if p is not None and id(p) in found]
+            alone = id(synapse._parameters.get("weight")) in found  # Else all of it has an ordinary gradient.
+            site.own = [p for p in own if alone and p is not None and id(p) in found]
             site.spends = [p for p in site.own if spendable(p)]
         self._movable = [p for site in self.sites.values() for p in site.own]
         for synapse in self.sites:
