@@ -79,6 +79,48 @@ def test_an_input_that_suddenly_wants_a_gradient_is_refused_with_a_way_out(rule)
         model(X.clone().requires_grad_(True))
 
 
+class AsksItself(nn.Module):
+    """In training it asks for a gradient of its data, as Wav2Vec2 does for its checkpoints."""
+
+    def __init__(self, made: bool) -> None:
+        super().__init__()
+        self.made, self.layers = made, chain()
+
+    def forward(self, x):
+        h = x[:] if self.made else x
+        if self.training:
+            h.requires_grad = True
+        return self.layers(h)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, apical.LocalSGD])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_gradient_that_the_model_itself_asks_for_at_its_data_goes_nowhere(rule, optimizer):
+    model, plain = AsksItself(True), chain()
+    for one in (model, plain):
+        learner = apical.attach(one, rule, example_input=X, generator=seed())
+        moves = apical.LocalSGD(learner, 0.1) if optimizer is apical.LocalSGD else optimizer(one.parameters(), 0.1)
+        torch.manual_seed(3)
+        for _ in range(2):
+            step(one, moves)
+    for mine, its in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine, its)
+    assert apical.learner_of(model).synapses["layers.0"].feedback is None
+
+
+@pytest.mark.parametrize("rule", ["fa", "kp", "dfa"])
+def test_a_gradient_asked_for_at_what_a_model_was_given_is_refused(rule):
+    """Whoever has given it may want the gradient."""
+    model = AsksItself(False)
+    apical.attach(model, rule, example_input=X)
+    with pytest.raises(RuntimeError, match=r"'layers\.0'"):
+        model(X.clone())
+    made = AsksItself(True)
+    apical.attach(made, rule, example_input=X)
+    with pytest.raises(RuntimeError, match=r"'layers\.0'"):
+        made.eval()(X.clone().requires_grad_())
+
+
 def square(n: int = 3) -> nn.Sequential:
     """Layers of one shape, so that nothing tells when one is taken for another."""
     torch.manual_seed(0)

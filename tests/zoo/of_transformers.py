@@ -27,11 +27,7 @@ def network(
     """`kind` and `config` are names of transformers' classes."""
 
     def build():
-        model = getattr(transformers, kind)(getattr(transformers, config)(**sizes))
-        for module in model.modules():
-            if hasattr(module, "feature_extractor"):
-                module.feature_extractor._requires_grad = False  # Else training asks for a gradient of the data.
-        return model
+        return getattr(transformers, kind)(getattr(transformers, config)(**sizes))
 
     def words():
         return {"input_ids": tokens()}

@@ -141,6 +141,7 @@ def _swap_back(module: nn.Module, plain: type[nn.Module], before: frozenset[str]
 def _give_feedback(learner: Learner, name: str, synapse: Synapse, shown: Shown | None) -> None:
     signal = None if shown is None else shown.signal(name)
     shape = synapse.weight_now.shape
+    synapse.derived = shown is not None and shown.derived(name)
     if isinstance(synapse.pathway, Direct):
         assert shown is not None
         synapse.sends_back = signal is not None and name in shown.receivers(isinstance(synapse.pathway, Indirect))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.attaching.uses import Uses, watching
-from apical.nested import Which, input_of, pick, run, substitute
+from apical.nested import Which, input_of, pick, run, substitute, tensors
 from apical.pathways import Indirect
 from apical.pathways.checkpointing import graph_comes_later
 from apical.phases.isolation import learning, preserved, weights_preserved
@@ -30,6 +30,8 @@ class Call:
     rows: int
     signal: bool
     """Whether the input depends on weights, so that a teaching signal leaves the synapse there."""
+    derived: bool
+    """Whether the input is made in the model, and nothing that it was given."""
 
 
 @dataclass
@@ -56,6 +58,11 @@ class Shown:
     def signal(self, name: str) -> torch.Size | None:
         """Shape of the signal that leaves synapse `name` at its input, or None."""
         return next((call.input for call in self.calls if call.name == name and call.signal), None)
+
+    def derived(self, name: str) -> bool:
+        """Whether synapse `name` was called, with activity that is made in the model alone."""
+        calls = [call.derived for call in self.calls if call.name == name]
+        return bool(calls) and all(calls)
 
     def receivers(self, chained: bool) -> list[str]:
         """Names of the synapses at whose input the output's error enters: all that a signal leaves; in a chain, the first."""
@@ -89,13 +96,15 @@ def dry_run(
     """
     shown = Shown()
     handles = []
+    given = set(map(id, tensors(example_input)))
 
     def see(name: str):
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
             x = input_of(args, kwargs)
             # Without a graph nothing tells what x depends on, but for the first layer of a reentrant checkpoint.
             if torch.is_grad_enabled() or (x.requires_grad and graph_comes_later()):
-                shown.calls.append(Call(name, x.shape[1:], result.shape[1:], len(x), x.requires_grad))
+                derived = id(x) not in given
+                shown.calls.append(Call(name, x.shape[1:], result.shape[1:], len(x), x.requires_grad, derived))
 
         return hook
 

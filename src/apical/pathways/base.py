@@ -43,6 +43,11 @@ class Pathway:
         return ()
 
 
+def asked_by_the_model(synapse: Synapse, x: Tensor) -> bool:
+    """Whether a gradient is asked for at data by the model itself, as for checkpoints to come: nobody else knows that leaf."""
+    return x.requires_grad and x.is_leaf and synapse.derived and not recomputing()
+
+
 class WholePass:
     """A forward pass of the whole model that learns, from its begin to its end.
 

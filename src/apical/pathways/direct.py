@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from typing_extensions import override
 
-from apical.pathways.base import Pathway
+from apical.pathways.base import Pathway, asked_by_the_model
 from apical.pathways.taps import Taps
 from apical.synapses.storage import mask_feedback
 from apical.synapses.synapse import Synapse
@@ -41,6 +41,8 @@ class Direct(Pathway):
     @override
     def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:
         assert isinstance(synapse.whole_pass, Taps)
+        if not synapse.sends_back and asked_by_the_model(synapse, x):
+            x = x.detach()
         synapse.whole_pass.leave(synapse, synapse.label, synapse.plasticity, x)
         updater = synapse.circuit.updater
         if updater is not None and x.requires_grad:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from apical.pathways.base import Pathway, WholePass
+from apical.pathways.base import Pathway, WholePass, asked_by_the_model
 from apical.pathways.checkpointing import recomputing
 from apical.plasticity.base import redrawn
 from apical.synapses.storage import complete, mask_feedback
@@ -41,6 +41,8 @@ class LayerWise(Pathway):
     @override
     def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if x.requires_grad:
+            if not synapse.sends_back and asked_by_the_model(synapse, x):
+                return x.detach(), None
             if not (synapse.sends_back or complete(synapse)):
                 raise RuntimeError(
                     f"the input of '{synapse.label}' now requires a gradient, but its feedback was dropped because its first "

@@ -56,6 +56,7 @@ class Synapse(Keeper):
         whole_pass: the passes of the whole model that its signal depends on; None where its own error is enough.
         label: name of the module in the model.
         sends_back: False where no teaching signal ever leaves the synapse, because its input is data.
+        derived: whether its input is made in the model, so that nobody else can ask for a gradient of a leaf there.
         large: whether memory for results of the weights' size is used again (see `memory`).
         sparse: whether some connections don't exist; the buffers `weight_mask` and `feedback_mask` say which.
         sentinel: whether it looks, in every pass that learns, if the model was changed after `attach`.
@@ -77,6 +78,7 @@ class Synapse(Keeper):
     label: str
     whole_pass: WholePass | None = None
     sends_back: bool = True
+    derived: bool = False
     large: bool = False
     sparse: bool = False
     sentinel: bool = False
@@ -215,9 +217,7 @@ class Synapse(Keeper):
         return self.transmit(x, weight.to(x.dtype), None if own is None else own.to(x.dtype), geometry)
 
     def unbordered(self, features: torch.Size, positions: int | None = None) -> tuple[torch.Size, Geometry]:
-        """Shape of a noise input for the weight mirror, and the call's geometry without padding.
-
-        Padding would let corner weights see fewer samples than central ones, and be mirrored too small.
+        """Shape of a noise input for the weight mirror, and the call's geometry without padding, by which corners see less.
 
         Args:
             features: shape of the layer's usual input, without the batch.
