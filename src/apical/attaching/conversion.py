@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from apical import step_hooks
 from apical.attaching import connectivity
-from apical.attaching.first_pass import FirstPass
+from apical.attaching.first_pass import FirstLook, FirstPass
 from apical.pathways import Direct, Indirect, LayerWise, Pathway
 from apical.plasticity import Plasticity, Trained
 from apical.synapses import memory
@@ -189,6 +189,8 @@ def _install_hooks(learner: Learner, *, undecided: bool) -> None:
     owners = learner.synapses.values()
     if undecided and not any(isinstance(one, Direct) for one in pathways) and not all(map(_tracks, owners)):
         handles += FirstPass(learner).handles
+    if undecided:
+        handles.append(FirstLook(learner).handle)
     learner.undo += [handle.remove for handle in handles]
 
 

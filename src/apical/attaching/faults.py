@@ -73,11 +73,11 @@ def of_uses(
                 continue
             use = uses.products.get(id(parameter)) or uses.multiplied.get(id(parameter))
             if use is not None and name not in found:
-                found[name] = _outside(modules[name], key, use)
+                found[name] = outside(type(modules[name]), key, use)
         use = uses.met.get(id(modules[name]._parameters.get("weight")))
         silent = name in shown.reached and shown.signal(name) is None  # Without feedback that could follow.
         if use is not None and name not in found and not silent and follows(rule, at):
-            found[name] = parted(modules[name], rule, use)
+            found[name] = parted(type(modules[name]), rule, use)
     for name, module in modules.items():
         if registry.SYNAPSES.get(type(module), module) is None:
             continue  # Registered as none that a rule has to know.
@@ -88,11 +88,12 @@ def of_uses(
     return found
 
 
-def _outside(module: nn.Module, key: str, use: Use) -> str:
+def outside(kind: type[nn.Module], key: str, use: Use) -> str:
+    """The sentence for a layer with a parameter that is a weight elsewhere, too."""
     return (
-        f"the {key} of this {type(module).__name__} is used outside of the layer's own call, in {use.operation} at {use.place}, "
+        f"the {key} of this {kind.__name__} is used outside of the layer's own call, in {use.operation} at {use.place}, "
         "where autograd would carry the error back through it, as backpropagation does; call the layer, or, to use one weight "
-        f"twice, call a second {type(module).__name__} that has the same parameter; or give this layer the rule 'bp', with "
+        f"twice, call a second {kind.__name__} that has the same parameter; or give this layer the rule 'bp', with "
         "rule={'': ..., its name: 'bp'}"
     )
 

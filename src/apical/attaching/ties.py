@@ -43,10 +43,10 @@ def of_ties(model: nn.Module, rules: Mapping[str, Rule], at: Sequence[str] | Non
     return found
 
 
-def parted(module: nn.Module, rule: Rule, use: Use) -> str:
+def parted(kind: type[nn.Module], rule: Rule, use: Use) -> str:
     """The sentence for a layer whose weights an activity meets where the feedback does not hear of it."""
     return (
-        f"the weight of this {type(module).__name__} learns outside of the layer's own call, too, in {use.operation} at "
+        f"the weight of this {kind.__name__} learns outside of the layer's own call, too, in {use.operation} at "
         f"{use.place}, where feedback that is to follow it (Kolen-Pollack, rule '{rule.name}') gets none of that; look rows "
         "up by an nn.Embedding that has the same parameter (embedding.weight = layer.weight), or give this layer another rule, "
         "with rule={'': ..., its name: 'fa'}"

@@ -1,5 +1,6 @@
 """Parameters of no synapse, and weights of synapses outside of their layer's call: by what the forward pass does with them."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -185,6 +186,77 @@ def test_other_parameters_learn_by_their_exact_gradient(use):
 def test_without_an_example_the_parameters_are_named_with_the_ways_out():
     with pytest.raises(ValueError, match=r"holds W, token, gain, which no synapse covers.*or give example_input"):
         apical.attach(Net(lambda net, h: h), "fa")
+
+
+class Layers(nn.Module):
+    """Three layers with `use` between the second and the third."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.words = nn.Embedding(16, 16)
+        self.use = use
+
+    def forward(self, x):
+        return self.last(self.use(self, self.middle(self.first(x).tanh())))
+
+
+def trained(net, rule="fa", steps=2):
+    learner = apical.attach(net, rule)
+    for _ in range(steps):
+        with torch.no_grad():
+            net(X)
+        net(X).square().mean().backward()
+    return learner
+
+
+SEEN = [name for name in OUTSIDE if name not in ("data", "stacked", "elementwise")]
+
+
+@pytest.mark.parametrize("use", SEEN)
+def test_without_an_example_the_first_pass_tells_of_a_weight_outside_of_its_layers_call(use):
+    net = Layers(OUTSIDE[use])
+    with pytest.raises(
+        RuntimeError, match=r"(?s)Layers can't .*- middle: the weight of this Linear is used .* in \w+ at a"
+    ):
+        trained(net)
+    with pytest.raises(RuntimeError, match="- middle: the weight"):
+        net(X)
+    apical.learner_of(net).detach()
+    trained(Layers(OUTSIDE[use]), {"": "fa", "middle": "bp"})
+    copied = Layers(OUTSIDE[use])
+    apical.attach(copied, "fa")
+    with pytest.raises(RuntimeError, match="- middle: the weight"):
+        copy.deepcopy(copied)(X)
+
+
+@pytest.mark.parametrize("rule", ["fa", "kp", "wm"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda net, h: h,
+        lambda net, h: net.middle(h).tanh() + h,
+        lambda net, h: h + net.words(torch.arange(len(h))),
+        lambda net, h: torch.bmm(h[None], h[None].mT)[0] @ h,
+        lambda net, h: h + net.middle.bias,
+        lambda net, h: h + 0 * net.middle.weight.sum(),
+    ],
+)
+def test_without_an_example_other_uses_are_let_through(use, rule):
+    net = Layers(use)
+    net.words.weight = net.middle.weight
+    plain = len(net._forward_hooks)
+    learner = trained(net, rule)
+    learner.detach()
+    assert len(net._forward_hooks) == plain
+
+
+def test_without_an_example_the_first_pass_tells_of_rows_that_feedback_does_not_follow():
+    with pytest.raises(
+        RuntimeError, match=r"middle: the weight of this Linear learns outside .* in index\w* at a line"
+    ):
+        trained(Layers(lambda net, h: h + net.middle.weight[torch.arange(len(h))]), "kp")
+    trained(Layers(lambda net, h: h + net.middle.weight[torch.arange(len(h))]), "fa")
 
 
 def test_layers_alike_share_a_sentence():
