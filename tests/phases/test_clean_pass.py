@@ -46,6 +46,34 @@ def test_a_clean_pass_of_its_own_gives_the_same_phase(rule, way):
     close(run(True), run(False), 1e-9)
 
 
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "reinforce"])
+@pytest.mark.parametrize("way", ["after the step", "with another batch", "both"])
+def test_a_phase_that_comes_late_or_with_another_batch_is_that_batchs_under_the_weights_as_they_are(rule, way):
+    """As if the loop had just backpropagated it: nothing of the pass before is mixed in."""
+
+    def run(odd):
+        net, x = ResidualNet().double(), X.double()
+        net.drop.p = 0.0
+        learner = attach(net, rule, x)
+        optimizer = torch.optim.SGD(net.parameters(), 1.0)
+        cross_entropy(net(x), Y).mean().backward()
+        if way != "with another batch":
+            optimizer.step()
+        other, targets = (x, Y) if way == "after the step" else (2 * x.flip(0), Y.roll(1))
+        optimizer.zero_grad()
+        with torch.set_grad_enabled(not odd):
+            losses = cross_entropy(net(other), targets)
+        if not odd:
+            losses.mean().backward()
+        before = feedback(learner)
+        learner.adapt(other, targets, cross_entropy)
+        return {name: tensor - before[name] for name, tensor in feedback(learner).items()}
+
+    mine, its = run(True), run(False)
+    assert any(bool(change.any()) for change in its.values())
+    close(mine, its, 1e-8)
+
+
 @dynamo
 @pytest.mark.parametrize(
     ("way", "reduce"), spread(["copy of the batch", "compiled", "compiled, with dropout"], ["mean", "sum"])
