@@ -37,6 +37,8 @@ class Picky(nn.Module):
         (plain_chain, torch.randn(2, 5), "[2, 5]"),
         (plain_chain, torch.zeros(2, 4, dtype=torch.long), "int64"),
         (plain_chain, torch.randn(2, 4, dtype=torch.float64), "float64"),
+        (plain_chain, torch.randn(2, 4, dtype=torch.complex64), "complex64"),
+        (plain_chain, torch.randn(2, 4, device="meta"), "(float32, on meta)"),
         (plain_chain, (torch.randn(2, 4), torch.randn(2, 4)), "[2, 4]"),
         (plain_chain, {"x": torch.randn(2, 4)}, "x: of shape [2, 4]"),
         (plain_chain, 3.0, "3.0"),
@@ -243,3 +245,55 @@ def test_an_example_input_that_takes_another_way_than_training():
     loss(model).backward()
     delta = (e @ c.feedback * (1 - g**2)) @ b.feedback * (1 - h**2)
     torch.testing.assert_close(a.weight.grad, delta.t() @ X / len(X))
+
+
+@pytest.mark.parametrize("rule", ["fa", "kp", "dfa", "frsf"])
+def test_a_model_without_values_is_refused(rule):
+    model = plain_chain().to("meta")
+    with pytest.raises(ValueError, match=r"meta device, where weights have no values.*to_empty"):
+        apical.attach(model, rule, example_input=X.to("meta"))
+    assert type(model[0]) is nn.Linear
+    with pytest.raises(ValueError, match=r"does not pass through the model: .* meta"):
+        apical.attach(model, rule, example_input=X)
+
+
+class TrainingAlone(nn.Module):
+    """A layer, and a free parameter, that only training uses, so that the example does not show them."""
+
+    def __init__(self, free: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.aside, self.head = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.W = nn.Parameter(torch.randn(6, 6)) if free else None
+
+    def forward(self, x):
+        h = torch.tanh(self.body(x))
+        if self.training:
+            h = h + torch.tanh(self.aside(h) if self.W is None else h @ self.W)
+        return self.head(h)
+
+
+def test_a_layer_that_the_example_does_not_show_learns_as_one_that_it_does():
+    nets = [TrainingAlone(False), TrainingAlone(False)]
+    for net, example in zip(nets, (X, None), strict=True):
+        learner = apical.attach(net, "fa", example_input=example, generator=torch.Generator().manual_seed(1))
+        assert learner.synapses["aside"].feedback is not None
+        nn.functional.cross_entropy(net(X), Y).backward()
+    for mine, its in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(mine.grad, its.grad)
+
+
+@pytest.mark.parametrize("rule", ["fa", "kp", "dfa"])
+def test_a_weight_that_the_example_does_not_show_is_refused_by_the_first_pass_that_learns(rule):
+    net = TrainingAlone(True)
+    apical.attach(net, rule, example_input=X)
+    net.eval()(X).sum().backward()
+    net.train()
+    with torch.no_grad():
+        net(X)
+    for _ in range(2):
+        with pytest.raises(
+            RuntimeError, match=r"\(the model itself\): .* \(its W is a weight, .* multiplied in mm at a line"
+        ):
+            net(X)
+    apical.attach(TrainingAlone(True), "bp", example_input=X).model(X)

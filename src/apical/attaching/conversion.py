@@ -189,8 +189,7 @@ def _install_hooks(learner: Learner, *, undecided: bool) -> None:
     owners = learner.synapses.values()
     if undecided and not any(isinstance(one, Direct) for one in pathways) and not all(map(_tracks, owners)):
         handles += FirstPass(learner).handles
-    if undecided:
-        handles.append(FirstLook(learner).handle)
+    handles.append(FirstLook(learner).handle)
     learner.undo += [handle.remove for handle in handles]
 
 

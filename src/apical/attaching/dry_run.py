@@ -223,7 +223,8 @@ class _ShownError(Exception):
 
 def _describe(example: Any) -> str:
     if isinstance(example, Tensor):
-        return f"of shape {list(example.shape)} ({str(example.dtype).removeprefix('torch.')})"
+        device = "" if example.device.type == "cpu" else f", on {example.device}"
+        return f"of shape {list(example.shape)} ({str(example.dtype).removeprefix('torch.')}{device})"
     if isinstance(example, Mapping):
         return "{" + ", ".join(f"{key}: {_describe(value)}" for key, value in example.items()) + "}"
     if isinstance(example, tuple | list):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -78,14 +78,19 @@ def of_uses(
         silent = name in shown.reached and shown.signal(name) is None  # Without feedback that could follow.
         if use is not None and name not in found and not silent and follows(rule, at):
             found[name] = parted(type(modules[name]), rule, use)
-    for name, module in modules.items():
-        if registry.SYNAPSES.get(type(module), module) is None:
-            continue  # Registered as none that a rule has to know.
+    for name, module in judged(model):
         for key, parameter in module._parameters.items():
             use = uses.products.get(id(parameter))
             if use is not None and id(parameter) not in covered and name not in found:
-                found[name] = _weight(module, key, use)
+                found[name] = weight(module, key, use)
     return found
+
+
+def judged(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules with names, without those registered as none that a rule has to know."""
+    for name, module in model.named_modules():
+        if registry.SYNAPSES.get(type(module), module) is not None:
+            yield name, module
 
 
 def outside(kind: type[nn.Module], key: str, use: Use) -> str:
@@ -98,7 +103,8 @@ def outside(kind: type[nn.Module], key: str, use: Use) -> str:
     )
 
 
-def _weight(module: nn.Module, key: str, use: Use) -> str:
+def weight(module: nn.Module, key: str, use: Use) -> str:
+    """The sentence for a module with a parameter of no layer that is a weight."""
     seen = f"its {key} is a weight, with which an activity is multiplied in {use.operation} at {use.place}"
     if own := uncovered(module):
         return f"{_unknown(module, own)} ({seen})"

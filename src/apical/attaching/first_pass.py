@@ -1,17 +1,17 @@
-"""Without an example input, the first pass that learns shows which synapses no signal leaves, and, by autograd's graph, which
-weights are used outside of their layer's call.
+"""The first pass that learns shows, without an example input, which synapses no signal leaves; and, by its graph, which weights
+are used where no rule has a part.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from apical.attaching import faults
 from apical.attaching.ties import follows, parted
@@ -88,68 +88,111 @@ LOOKUP = re.compile(r"(embedding|embeddingbag|index|indexselect|gather)$")
 
 
 class FirstLook:
-    """A hook that looks at the graph of the first pass that learns, and refuses weights that are used outside of their layer.
+    """A hook that looks at the graph of the first pass that learns, and refuses weights in it that no rule has a part in.
 
-    It does not see what `attach` sees with an example input: the line of code, and detached weights.
+    With an example input, `attach` has seen more than a graph shows: the line of code, and what is detached. But training may go
+    another way.
     """
 
     def __init__(self, learner: Learner) -> None:
-        self.learner = learner
+        self.learner, self.passed = learner, False
+        """Whether a pass in eval mode was looked at, too."""
         self.handle = learner.model.register_forward_hook(self.finish)
 
     def finish(self, module: nn.Module, args: Any, output: Any) -> None:
         """Hook of the model: refuse, or leave."""
-        if compiling() or transforming():
+        if compiling() or transforming() or self.learner.circuit.busy or (self.passed and not module.training):
             return
         nodes = [one.grad_fn for one in tensors(output) if one.grad_fn is not None]
         if not nodes:
             return
-        found = self._found(*_consumers(nodes))
+        found = self._found(_Graph(nodes))
         if found:
             raise RuntimeError(
                 f"{type(module).__name__} can't learn by '{self.learner.name}':\n"
                 + "\n".join(f"- {one}" for one in faults.sentences(found))
             )
-        self.handle.remove()
+        self.passed = True
+        if module.training:
+            self.handle.remove()
 
-    def _found(self, consumers: Mapping[Any, list[tuple[Any, int]]], weights: Mapping[int, Any]) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for name, synapse in self.learner.synapses.items():
-            rule, node = self.learner.rules[name], weights.get(id(synapse._parameters.get("weight")))
-            if node is None or isinstance(rule.plasticity, Transport):
+    def _found(self, graph: _Graph) -> dict[str, str]:
+        learner, found, covered = self.learner, {}, set()
+        place = "a line that attach names if example_input comes by it"
+        for name, synapse in learner.synapses.items():
+            covered.update(map(id, synapse.parameters()))
+            rule, weight = learner.rules[name], synapse._parameters.get("weight")
+            if isinstance(rule.plasticity, Transport):
                 continue
-            for operation, place in _operations(node, consumers):
-                use = Use(operation, "a line that attach names if it is given example_input")
-                if PRODUCT.search(operation) and not (ADDING.match(operation) and place == 0):
-                    found[name] = faults.outside(synapse.plain, "weight", use)
-                elif LOOKUP.match(operation) and synapse.sends_back and follows(rule, None):
-                    found[name] = parted(synapse.plain, rule, use)
+            if (product := graph.product(weight)) is not None:
+                found[name] = faults.outside(synapse.plain, "weight", Use(product, place))
+            elif synapse.sends_back and follows(rule, None) and (lookup := graph.lookup(weight)) is not None:
+                found[name] = parted(synapse.plain, rule, Use(lookup, place))
+        if all(isinstance(rule.plasticity, Transport) for rule in learner.rules.values()):
+            return found
+        for name, module in faults.judged(learner.model):
+            for key, parameter in module._parameters.items():
+                if id(parameter) not in covered and (product := graph.product(parameter)) is not None:
+                    found.setdefault(name, faults.weight(module, key, Use(product, place)))
         return found
 
 
-def _consumers(nodes: list[Any]) -> tuple[dict[Any, list[tuple[Any, int]]], dict[int, Any]]:
-    """Of each node of a graph, those that take its output, and as which operand; id of a parameter -> its node."""
-    consumers: defaultdict[Any, list[tuple[Any, int]]] = defaultdict(list)
-    parameters, waiting, seen = {}, list(nodes), set(nodes)
+class _Graph:
+    """What autograd's graph of a pass tells of parameters."""
+
+    def __init__(self, nodes: list[Any]) -> None:
+        self._consumers: defaultdict[Any, list[tuple[Any, int]]] = defaultdict(list)
+        self._parameters: dict[int, Any] = {}
+        waiting, seen = list(nodes), set(nodes)
+        while waiting:
+            node = waiting.pop()
+            if (variable := getattr(node, "variable", None)) is not None:
+                self._parameters[id(variable)] = node
+            for place, (before, _) in enumerate(node.next_functions):
+                if before is not None:
+                    self._consumers[before].append((node, place))
+                    if before not in seen:
+                        seen.add(before)
+                        waiting.append(before)
+
+    def product(self, parameter: Tensor | None) -> str | None:
+        """The name of a product in which an activity meets the parameter, and that lets a signal through to it."""
+        for node, name, place in self._uses(parameter):
+            added = place == 0 if ADDING.match(name) else place > 1 and ("conv" in name or "linear" in name)
+            others = (before for at, (before, _) in enumerate(node.next_functions) if at != place)
+            if PRODUCT.search(name) and not added and any(map(_is_activity, others)):
+                return name
+        return None
+
+    def lookup(self, parameter: Tensor | None) -> str | None:
+        """The name of an operation that looks rows of the parameter up."""
+        return next((name for _, name, _ in self._uses(parameter) if LOOKUP.match(name)), None)
+
+    def _uses(self, parameter: Tensor | None) -> Iterator[tuple[Any, str, int]]:
+        """Operations other than synapses' that take the parameter, or a view of it: node, name, and as which operand."""
+        waiting = [self._parameters.get(id(parameter))]
+        while waiting:
+            for consumer, place in self._consumers.get(waiting.pop(), ()):
+                name = re.sub(r"Backward\d*$", "", consumer.name()).lower()
+                if getattr(consumer, "synapse", None) is not None:
+                    continue
+                if VIEWS.match(name):
+                    waiting.append(consumer)
+                else:
+                    yield consumer, name, place
+
+
+def _is_activity(node: Any) -> bool:
+    """Whether synapses, or data, have a part in what the node of a graph gives."""
+    waiting, seen = [node], {node}
     while waiting:
         node = waiting.pop()
-        if (variable := getattr(node, "variable", None)) is not None:
-            parameters[id(variable)] = node
-        for place, (before, _) in enumerate(node.next_functions):
-            if before is not None:
-                consumers[before].append((node, place))
-                if before not in seen:
-                    seen.add(before)
-                    waiting.append(before)
-    return consumers, parameters
-
-
-def _operations(node: Any, consumers: Mapping[Any, list[tuple[Any, int]]]) -> list[tuple[str, int]]:
-    """Names of the operations that meet what `node` gives, seen through views, and as which operand; synapses' own left out."""
-    found = []
-    for consumer, place in consumers.get(node, ()):
-        if getattr(consumer, "synapse", None) is not None:
-            continue
-        name = re.sub(r"Backward\d*$", "", consumer.name()).lower()
-        found += _operations(consumer, consumers) if VIEWS.match(name) else [(name, place)]
-    return found
+        if node is None:
+            return len(seen) > 1  # Of data alone there is no node, and no signal goes there.
+        if getattr(node, "synapse", None) is not None:
+            return True
+        for before, _ in node.next_functions:
+            if before not in seen:
+                seen.add(before)
+                waiting.append(before)
+    return False

@@ -91,7 +91,7 @@ def _reach(
             args, kwargs = arguments(example_input)
             y = pick(torch.func.functional_call(model, _moved(model), tuple(args), dict(kwargs)), output)
             taps = [a for a in taps if isinstance(a, Tensor) and a.requires_grad and len(a) == len(y) > 1]
-            if not taps or not y.requires_grad:
+            if not taps or not y.requires_grad or y.is_meta:
                 return None
             wide = [a.dim() > 2 and y.dim() > 1 and a.shape[1] == y.shape[1] > 1 for a in taps]
             row, column = len(y) // 2, y.shape[1] // 2 if any(wide) else None

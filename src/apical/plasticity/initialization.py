@@ -142,6 +142,9 @@ def draw_for(
         owner: a synapse, or a block named in ``at=``. init: see `draw`. shape: of the feedback.
         generator: source of randomness; of copies side by side `Streams`, so that each draws as it would alone.
         mirror: whether "weights" may look at the weights' values; sign rules, which carry no magnitudes, may not.
+
+    Raises:
+        ValueError: on the meta device.
     """
     weight = weight_of(owner)
     copies = len(generator.own) if isinstance(generator, Streams) else 1
@@ -152,6 +155,11 @@ def draw_for(
         fans = owner.fans()
         likes = weight.chunk(copies) if mirror else likes
     reference = weight if weight is not None else next(owner.parameters(), None)
+    if reference is not None and reference.is_meta:
+        raise ValueError(
+            "the model lies on the meta device, where weights have no values, so feedback can't be drawn for them; give it "
+            "values before apical.attach: model.to_empty(device=...), and a state dict or its initialization"
+        )
     device = None if reference is None else reference.device
     dtype = None if reference is None else reference.dtype
     inits = init if isinstance(init, PerCopy) else repeat(init)

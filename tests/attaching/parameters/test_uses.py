@@ -210,6 +210,23 @@ def trained(net, rule="fa", steps=2):
     return learner
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda net, h: h @ net.words.weight.t(),
+        lambda net, h: F.linear(h, net.words.weight),
+        lambda net, h: torch.einsum("bi,oi->bo", h, net.words.weight),
+        lambda net, h: torch.addmm(net.middle.bias, h, net.words.weight),
+    ],
+)
+def test_without_an_example_the_first_pass_tells_of_a_product_with_an_embedding(use):
+    with pytest.raises(
+        RuntimeError, match=r"- words: Embedding: its weight is a weight, .* in \w+ at a line .*nn\.Linear"
+    ):
+        trained(Layers(use))
+    trained(Layers(use), "bp")
+
+
 SEEN = [name for name in OUTSIDE if name not in ("data", "stacked", "elementwise")]
 
 
@@ -240,6 +257,8 @@ def test_without_an_example_the_first_pass_tells_of_a_weight_outside_of_its_laye
         lambda net, h: torch.bmm(h[None], h[None].mT)[0] @ h,
         lambda net, h: h + net.middle.bias,
         lambda net, h: h + 0 * net.middle.weight.sum(),
+        lambda net, h: h + (torch.eye(16)[: len(h)] @ net.words.weight),
+        lambda net, h: h + net.middle(net.words.weight[:1].expand(len(h), -1)),
     ],
 )
 def test_without_an_example_other_uses_are_let_through(use, rule):
