@@ -189,7 +189,9 @@ def _is_activity(node: Any) -> bool:
         node = waiting.pop()
         if node is None:
             return len(seen) > 1  # Of data alone there is no node, and no signal goes there.
-        if getattr(node, "synapse", None) is not None:
+        if (
+            getattr(node, "synapse", None) is not None or "CppNode" in node.name()
+        ):  # The synapse's own in C++ tells no more.
             return True
         for before, _ in node.next_functions:
             if before not in seen:
