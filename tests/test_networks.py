@@ -14,8 +14,20 @@ from torch import nn
 from torch.nn import functional as F
 
 import apical
-from apical.networks import ACTIVATIONS, NETWORKS, build, lansdell2020_cnn, mlp, parse_sizes, resnet20
+from apical.networks import (
+    ACTIVATIONS,
+    NETWORKS,
+    build,
+    lansdell2020_cnn,
+    mlp,
+    parse_sizes,
+    resnet18,
+    resnet20,
+    resnet50,
+    vit_s16,
+)
 from apical.networks.resnet import BasicBlock
+from apical.networks.transformer import GPT, SelfAttention
 
 CIFAR = (3, 32, 32)
 
@@ -161,6 +173,49 @@ def test_resnet_block_adds_its_branch_to_the_shortcut():
     nn.init.zeros_(halving.bn2.weight)
     torch.testing.assert_close(halving(x), torch.relu(halving.shortcut(x)))
     assert halving(x).shape == (2, 8, 3, 3)
+
+
+@pytest.mark.parametrize(("make", "counted", "widths"), [(resnet18, 18, (64, 512)), (resnet50, 50, (256, 2048))])
+def test_resnets_for_imagenet_have_the_layers_of_table_1(make, counted, widths):
+    with torch.device("meta"):
+        net = make(classes=7)
+        shapes = shapes_of(net, torch.empty(2, 3, 224, 224))
+    layers = [
+        name
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and "shortcut" not in name
+    ]
+    assert len(layers) == counted
+    sizes = [shapes[name][1:] for name in layers[:-1]]
+    assert [size[0] for size in dict.fromkeys(sizes)] == [112, 56, 28, 14, 7]
+    last = [shapes[name] for name in layers[:-1]]
+    assert max(shape[0] for shape in last if shape[1] == 56) == widths[0]
+    assert last[-1] == (widths[1], 7, 7)
+    assert net(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 7)
+
+
+def test_attention_is_the_softmax_of_products_and_a_decoder_sees_nothing_to_come():
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    layer = SelfAttention(6, 2, causal=True).double()
+    q, k, v = (part.unflatten(2, (2, 3)).transpose(1, 2) for part in layer.qkv(x).chunk(3, 2))
+    scores = (q @ k.mT / 3**0.5).masked_fill(torch.ones(5, 5, dtype=torch.bool).triu(1), -torch.inf)
+    expected = layer.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(layer(x), expected)
+    net = GPT(vocabulary=9, context=6, width=8, depth=2, heads=2)
+    assert net.head.weight is net.tokens.weight
+    tokens = torch.tensor([[1, 2, 3, 4], [1, 2, 8, 7]])
+    first, second = net(tokens)
+    torch.testing.assert_close(first[:2], second[:2])
+    assert not torch.allclose(first[2:], second[2:])
+
+
+def test_a_vision_transformer_takes_whole_patches_and_reads_its_class_token():
+    torch.manual_seed(0)
+    net = vit_s16(classes=4, size=32)
+    assert net(torch.randn(2, *CIFAR)).shape == (2, 4)
+    with pytest.raises(ValueError, match="images of 28 x 28 are not made of patches of 16 x 16"):
+        build("vit-s16", shape=(1, 28, 28), classes=10)
 
 
 @pytest.mark.parametrize("spec", ["12-8-8-10", *NETWORKS])

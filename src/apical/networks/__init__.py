@@ -1,8 +1,22 @@
-"""The papers' architectures, as plain PyTorch networks, and building one by name."""
+"""The papers' architectures and the field's yardsticks, as plain PyTorch networks, and building one by name."""
 
 from apical.networks.by_name import NETWORKS, build
 from apical.networks.cnn import lansdell2020_cnn
 from apical.networks.mlp import ACTIVATIONS, lansdell2020_mlp, mlp, parse_sizes
-from apical.networks.resnet import resnet20
+from apical.networks.resnet import resnet18, resnet20, resnet50
+from apical.networks.transformer import gpt_124m, vit_s16
 
-__all__ = ["ACTIVATIONS", "NETWORKS", "build", "lansdell2020_cnn", "lansdell2020_mlp", "mlp", "parse_sizes", "resnet20"]
+__all__ = [
+    "ACTIVATIONS",
+    "NETWORKS",
+    "build",
+    "gpt_124m",
+    "lansdell2020_cnn",
+    "lansdell2020_mlp",
+    "mlp",
+    "parse_sizes",
+    "resnet18",
+    "resnet20",
+    "resnet50",
+    "vit_s16",
+]

@@ -11,7 +11,8 @@ from torch import nn
 from apical.checks import nearest
 from apical.networks.cnn import lansdell2020_cnn
 from apical.networks.mlp import lansdell2020_mlp, mlp, parse_sizes
-from apical.networks.resnet import resnet20
+from apical.networks.resnet import resnet18, resnet20, resnet50
+from apical.networks.transformer import vit_s16
 from apical.networks.users import check, own
 
 NETWORKS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
@@ -19,6 +20,9 @@ NETWORKS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
     "lansdell2020-cnn": lambda shape, classes: lansdell2020_cnn(classes),
     "resnet20": lambda shape, classes: resnet20(classes, shape[0]),
     "resnet20-norm-after": lambda shape, classes: resnet20(classes, shape[0], "after"),
+    "resnet18": lambda shape, classes: resnet18(classes, shape[0]),
+    "resnet50": lambda shape, classes: resnet50(classes, shape[0]),
+    "vit-s16": lambda shape, classes: vit_s16(classes, shape[0], shape[1]),
 }
 """Networks by name, each made for images of a shape (C, H, W) and a number of classes."""
 
