@@ -30,7 +30,7 @@ def frozen() -> None:
 def tiny(monkeypatch) -> dict[str, Subject]:
     """Two networks that take no time, in place of the real ones."""
     monkeypatch.setattr(benchmark, "SUBJECTS", TINY)
-    monkeypatch.setattr(benchmark, "matrix_rate", lambda device: 1e9)  # seconds; test_benchmark measures it once
+    monkeypatch.setattr(benchmark, "matrix_rate", lambda device, dtype: 1e9)  # seconds; test_benchmark measures it once
     return TINY
 
 

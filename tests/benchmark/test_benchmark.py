@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from torch.nn import functional as F
 
-from apical.benchmark import BenchmarkConfig, benchmark, run, timing, training_step
+import apical
+from apical.benchmark import BenchmarkConfig, Missing, benchmark, run, timing, training_step
 from apical.benchmark.steps import PLAIN
-from apical.benchmark.subjects import SUBJECTS
+from apical.benchmark.subjects import LARGE, SUBJECTS, next_tokens
+from apical.losses import cross_entropy
 from apical.networks import mlp
 
 
@@ -49,7 +54,14 @@ def test_contenders_start_from_the_same_weights_and_see_the_same_batch(tiny, mon
     for _, state, x, y, options in everything:
         assert x is reference[2]
         assert y is reference[3]
-        assert options == {"optimizer": "SGD:momentum=0.9", "local": False, "setting": None, "mixed": False}
+        assert options == {
+            "optimizer": "SGD:momentum=0.9",
+            "criterion": cross_entropy,
+            "local": False,
+            "setting": None,
+            "mixed": False,
+            "mode": "eager",
+        }
         for key, value in reference[1].items():
             assert torch.equal(state[key], value), key
 
@@ -61,7 +73,7 @@ def test_products_of_a_step_are_counted_and_the_share_of_the_floor_follows(tiny,
     expected = 2 * 4 * (2 * 6 * 5 + 3 * 5 * 10)
     assert timing.products(training_step(model, None, x, y, optimizer="SGD")) == expected
     assert timing.matrix_rate() > 1e8
-    monkeypatch.setattr(benchmark, "matrix_rate", lambda device: 1e6)
+    monkeypatch.setattr(benchmark, "matrix_rate", lambda device, dtype: 1e6)
     for m in run(BenchmarkConfig(networks=("tiny",), rules=("fa",), seconds=0.01)):
         assert m.share == pytest.approx(1000 * 2 * 4 * (2 * 30 + 3 * 20 + 3 * 40) / 1e6 / m.timing.milliseconds)
 
@@ -91,6 +103,11 @@ def test_mixed_precision_is_a_contender_of_its_own(tiny):
         ({"seconds": 0.0}, "seconds must be positive"),
         ({"repeats": 0}, "at least 1"),
         ({"threads": 0}, "at least 1"),
+        ({"modes": ()}, "at least one"),
+        ({"modes": ("compile",)}, "modes: unknown 'compile'; did you mean 'compiled'"),
+        ({"precision": "bf16"}, "precision: unknown 'bf16'"),
+        ({"precision": "bfloat16", "mixed": True}, "leave out one of mixed and precision"),
+        ({"batch": 1}, "batch must be at least 2"),
         ({"device": "gpu"}, "device must be cpu or cuda, got 'gpu'"),
     ],
 )
@@ -117,3 +134,87 @@ def test_the_networks_are_those_the_figures_are_quoted_for():
     for name, subject in SUBJECTS.items():
         with torch.no_grad():
             assert subject.build()(torch.randn(2, *subject.shape)).shape == (2, 10), name
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_networks_take_their_batches_and_their_losses(name):
+    subject = LARGE[name]
+    with torch.device("meta"):
+        model = subject.build()
+    x, y = subject.draw(2, "meta")
+    assert subject.criterion(model(x), y).shape == (2,)
+    assert subject.units(2) == (2048 if name == "gpt-124m" else 2)
+    assert subject.unit == {"gpt-124m": "tokens", "3072-8192x3-10": "samples"}.get(name, "images")
+
+
+def test_losses_of_sequences_are_means_over_positions():
+    outputs, tokens = torch.randn(3, 5, 7), torch.randint(7, (3, 5))
+    expected = F.cross_entropy(outputs.transpose(1, 2), tokens, reduction="none").mean(1)
+    torch.testing.assert_close(next_tokens(outputs, tokens), expected)
+
+
+def test_modes_are_contests_of_their_own_against_plain_in_the_same_mode(tiny, monkeypatch):
+    made = []
+
+    def captured(step, *example):
+        made.append(("captured", tuple(one.shape for one in example)))
+        return step
+
+    monkeypatch.setattr(apical, "captured", captured, raising=False)
+    monkeypatch.setattr(torch, "compile", lambda model: made.append("compiled") or model)
+    monkeypatch.setattr(benchmark, "peak_memory", lambda make: 1.0)
+    config = BenchmarkConfig(
+        networks=("tiny",), rules=("fa", "dfa"), modes=("compiled", "captured"), seconds=1e-9, repeats=2, batch=6
+    )
+    found = run(config)
+    assert [(m.mode, m.rule) for m in found] == [
+        (mode, rule) for mode in ("compiled", "captured") for rule in (PLAIN, "fa", "dfa")
+    ]
+    # Each rule alone with plain; compiled ones are made once.
+    assert made == ["compiled"] * 4 + [("captured", ((6, 6), (6,)))] * 8
+    for m in found:
+        assert m.batch == 6
+        assert m.unit == "samples"
+        assert m.throughput == pytest.approx(6000 / m.timing.milliseconds)
+
+
+def test_captured_steps_need_the_function_that_captures(monkeypatch):
+    monkeypatch.delattr(apical, "captured", raising=False)
+    with pytest.raises(ValueError, match=r"needs apical\.captured"):
+        BenchmarkConfig(modes=("captured",))
+
+
+def test_what_can_not_be_timed_is_told_and_the_rest_is_timed(tiny, monkeypatch):
+    def step_of(model, rule, x, y, **options):
+        if rule == "dfa":
+            raise RuntimeError("out of memory " + 1000 * "!")
+        return training_step(model, rule, x, y, **options)
+
+    monkeypatch.setattr(benchmark, "training_step", step_of)
+    config = BenchmarkConfig(networks=("tiny",), rules=("dfa", "fa"), seconds=1e-9, repeats=2)
+    missing: list[Missing] = []
+    assert [m.rule for m in run(config, missing=missing)] == [PLAIN, "fa"]
+    assert missing == [Missing("tiny", "eager", "dfa", ("RuntimeError: out of memory " + 1000 * "!")[:500])]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(config)
+    # Without the plain step there is nothing to compare with.
+    monkeypatch.setattr(benchmark, "training_step", lambda *a, **k: 1 / 0)
+    missing.clear()
+    assert run(config, missing=missing) == []
+    assert missing == [Missing("tiny", "eager", PLAIN, "ZeroDivisionError: division by zero")]
+
+
+def test_bfloat16_is_a_precision_of_every_contender(tiny, monkeypatch):
+    seen = []
+
+    def build():
+        model = tiny["small"].build()
+        model[0].register_forward_hook(lambda module, args, output: seen.append((module.training, output.dtype)))
+        return model
+
+    small = dataclasses.replace(tiny["small"], build=build)
+    monkeypatch.setattr(benchmark, "SUBJECTS", {"small": small})
+    config = BenchmarkConfig(networks=("small",), rules=("fa",), precision="bfloat16", seconds=1e-9, repeats=1)
+    assert [m.rule for m in run(config)] == [PLAIN, "fa"]
+    # Only the dry run of attach, in eval mode, is in float32.
+    assert {dtype for training, dtype in seen if training} == {torch.bfloat16}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from apical.benchmark import BenchmarkConfig, Measurement, benchmark, run
+from apical.benchmark import BenchmarkConfig, Measurement, benchmark, run, training_step
 from apical.benchmark.steps import PLAIN
 from apical.benchmark.subjects import SUBJECTS
 from apical.benchmark.timing import Timing
@@ -47,13 +47,36 @@ def test_command_writes_figures_with_machine_versions_date_and_threads(tiny, tmp
     config = BenchmarkConfig(networks=("tiny",), rules=("fa", "urfb:epsilon=0.5"), seconds=1e-9, repeats=1, threads=1)
     Benchmark(config, json=tmp_path / "figures" / "here.json").run()
     written = json.loads((tmp_path / "figures" / "here.json").read_text())
-    assert set(written) >= {"machine", "threads", "date", "versions", "config", "measurements"}
+    assert set(written) >= {"machine", "threads", "date", "command", "versions", "config", "measurements"}
+    assert written["missing"] == []
     assert written["threads"] == 1
     assert written["versions"]["torch"] == torch.__version__
     assert written["config"]["rules"] == ["fa", "urfb:epsilon=0.5"]
     assert [m["rule"] for m in written["measurements"]] == [PLAIN, "fa", "urfb:epsilon=0.5"]
     assert set(written["measurements"][1]["timing"]) == {"milliseconds", "ratio", "low", "high", "rounds"}
     assert not [path for path in (tmp_path / "figures").iterdir() if path.name != "here.json"]
+
+
+def test_modes_are_columns_and_panels_and_what_is_missing_is_told(tiny, tmp_path, monkeypatch, capsys):
+    def step_of(model, rule, x, y, *, mode, **options):
+        if rule == "dfa":
+            raise RuntimeError("no [memory] left")
+        return training_step(model, rule, x, y, **options)
+
+    monkeypatch.setattr(benchmark, "training_step", step_of)
+    json_file, svg = tmp_path / "figures.json", tmp_path / "costs.svg"
+    config = BenchmarkConfig(
+        networks=("tiny",), rules=("fa", "dfa"), modes=("eager", "compiled"), seconds=1e-9, repeats=1
+    )
+    Benchmark(config, json=json_file, figure=svg).run()
+    out, told = capsys.readouterr()
+    assert "tiny, 4, compiled" in out.replace("\n", " ")
+    assert out.count(" samples/s") == 2
+    assert told.count("not timed: dfa on tiny") == 2
+    assert "no [memory] left" in told
+    missing = json.loads(json_file.read_text())["missing"]
+    assert [(one["mode"], one["rule"]) for one in missing] == [("eager", "dfa"), ("compiled", "dfa")]
+    assert all(f'id="{name}"' in svg.read_text() for name in ("tiny", "tiny, compiled", "tiny, compiled/fa"))
 
 
 def test_command_refuses_a_folder_before_timing(tmp_path, monkeypatch):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
+import apical
 from apical.attaching.attach import attach
 from apical.benchmark.timing import Maker, Step, contest
 from apical.data import ImageData
@@ -20,6 +21,9 @@ from apical.training.setup import make
 
 if TYPE_CHECKING:
     from apical.comparison.config import CompareConfig
+
+Mode = Literal["eager", "compiled", "captured"]
+"""How a step runs: as written, its model by `torch.compile`, or as one CUDA graph (`apical.captured`)."""
 
 PLAIN = "plain"
 """The name of the step that all others are compared with: plain PyTorch's backpropagation."""
@@ -37,6 +41,7 @@ def training_step(
     local: bool = False,
     setting: dict[str, bool] | None = None,
     mixed: bool = False,
+    mode: Mode = "eager",
 ) -> Step:
     """The whole step of a training loop as a function: forward, loss, backward, adapt, optimizer.
 
@@ -51,9 +56,10 @@ def training_step(
         local: update inside the backward pass (`LocalSGD`).
         setting: implementation of PyTorch's optimizer, such as {"fused": True}.
         mixed: bfloat16 autocast and, for images, channels_last.
+        mode: how the step runs.
 
     Raises:
-        ValueError: if there is no such rule or optimizer, or the optimizer can't be made.
+        ValueError: if there is no such rule or optimizer, the optimizer can't be made, or there is no `apical.captured`.
 
     >>> model, x, y = nn.Linear(4, 3), torch.randn(8, 4), torch.zeros(8, dtype=torch.long)
     >>> step = training_step(model, "fa", x, y, optimizer="SGD:momentum=0.9")
@@ -76,16 +82,31 @@ def training_step(
         with making("optimizer", optimizer, kind):
             stepper = kind(model.parameters(), **{**options, **(setting or {})})
 
-    def step() -> None:
+    call = torch.compile(model) if mode == "compiled" else model
+
+    def step(x: Tensor, y: Tensor) -> None:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=mixed):
-            loss = criterion(model(x), y).mean()
+            loss = criterion(call(x), y).mean()
         loss.backward()
         if learner is not None:
             learner.adapt(x, y, criterion)
         stepper.step()
         stepper.zero_grad()
 
-    return step
+    run = capturing()(step, x, y) if mode == "captured" else step
+    return lambda: run(x, y)
+
+
+def capturing() -> Callable[..., Callable[..., Any]]:
+    """`apical.captured`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    found = getattr(apical, "captured", None)
+    if found is None:
+        raise ValueError("mode captured needs apical.captured, which this version has not; leave it out")
+    return found
 
 
 def step_ratios(config: CompareConfig, data: ImageData, *, seconds: float = 6.0) -> dict[str, float]:

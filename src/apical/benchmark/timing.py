@@ -23,6 +23,12 @@ from torch.utils.flop_counter import FlopCounterMode
 TURN = 0.05
 """Seconds that a turn of the first contender is to last at least."""
 
+WARM = {"cpu": 2, "cuda": 4}
+"""Steps that go first wherever a contender is made: on a GPU kernels are loaded in the first, and memory settles in the next."""
+
+ERROR = 500
+"""Characters of an error that are kept; those of compilers fill pages."""
+
 Step = Callable[[], object]
 Maker = Callable[[], Step]
 
@@ -42,7 +48,16 @@ class Timing:
     rounds: int
 
 
-def contest(makers: dict[str, Maker], *, seconds: float, repeats: int = 1, device: str = "cpu") -> dict[str, Timing]:
+def contest(
+    makers: dict[str, Maker],
+    *,
+    seconds: float,
+    repeats: int = 1,
+    device: str = "cpu",
+    failed: dict[str, str] | None = None,
+    memory: dict[str, float] | None = None,
+    standing: bool = False,
+) -> dict[str, Timing]:
     """Name -> timing of contenders that take turns.
 
     Args:
@@ -50,19 +65,38 @@ def contest(makers: dict[str, Maker], *, seconds: float, repeats: int = 1, devic
         seconds: time over all contenders and repeats; more where three rounds per repeat need more.
         repeats: how many times all models are made anew.
         device: "cpu" or "cuda".
+        failed: takes the error of each contender that can't be made or fails in its first steps, and so has no timing; the
+            first one's is always raised. None: all are raised.
+        memory: takes, on a GPU, the most MiB that each contender had at once, as `peak_memory` has it on a CPU.
+        standing: whether steps take all their memory when they are made, as captured ones do.
 
     >>> found = contest({"plain": lambda: lambda: None, "other": lambda: lambda: None}, seconds=0.01)
     >>> found["plain"].ratio, found["other"].rounds >= 3
     (1.0, True)
     """
-    names = list(makers)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, list[float]] = {name: [] for name in makers}
     share = seconds / repeats
     for _ in range(repeats):
-        steps = {name: make() for name, make in makers.items()}
-        warm = [[_time(step, device), _time(step, device)] for step in steps.values()]
+        steps: dict[str, Step] = {}
+        warm: list[float] = []
+        for name in list(times):
+            try:
+                steps[name], last, peak = _warmed(makers[name], device, standing)
+            except Exception as error:
+                if failed is None or not steps:
+                    raise
+                # The error itself would hold what its frames hold.
+                failed[name] = f"{type(error).__name__}: {error}"[:ERROR]
+                del times[name]
+            else:
+                warm.append(last)
+                if memory is not None and device == "cuda":
+                    memory.setdefault(name, peak)
+            if name not in steps:
+                release(device)
+        names = list(times)
         # Not so long that fewer than some ten rounds fit.
-        length = max(1, math.ceil(min(TURN, share / (10 * len(names))) / warm[0][1]))
+        length = max(1, math.ceil(min(TURN, share / (10 * len(names))) / warm[0]))
         gc.collect()
         until, turn = time.perf_counter() + share, 0
         while turn < 3 or time.perf_counter() < until:
@@ -70,8 +104,33 @@ def contest(makers: dict[str, Maker], *, seconds: float, repeats: int = 1, devic
                 name = names[(place + turn) % len(names)]
                 times[name].append(_turn(steps[name], length, device))
             turn += 1
-    reference = times[names[0]]
+    reference = next(iter(times.values()))
     return {name: _timing(own, reference) for name, own in times.items()}
+
+
+def _warmed(make: Maker, device: str, standing: bool) -> tuple[Step, float, float]:
+    """A contender's step after its first ones, the seconds of the last, and on a GPU the most MiB that it had at once."""
+    if device == "cpu":
+        step = make()
+        return step, [_time(step, device) for _ in range(WARM[device])][-1], math.nan
+    gc.collect()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step = make()
+    _time(step, device)
+    if not standing:
+        # What was needed to choose and load kernels is gone by now.
+        torch.cuda.reset_peak_memory_stats()
+    last = [_time(step, device) for _ in range(WARM[device] - 1)][-1]
+    return step, last, (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def release(device: str) -> None:
+    """Give back the memory of what is gone; on a GPU also what PyTorch keeps for later."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _turn(step: Step, length: int, device: str) -> float:
@@ -98,8 +157,8 @@ def _timing(times: list[float], reference: list[float]) -> Timing:
     return Timing(1000 * statistics.median(times), middle, low, high, len(ratios))
 
 
-def peak_memory(make: Maker, device: str = "cpu") -> float:
-    """The most MiB alive at once in PyTorch's allocator during a contender's first three steps.
+def peak_memory(make: Maker) -> float:
+    """The most MiB alive at once in PyTorch's allocator during a contender's first three steps, on a CPU.
 
     Weights, feedback, optimizer state, gradients and activations; not the interpreter, nor what kernels keep for themselves.
 
@@ -107,12 +166,6 @@ def peak_memory(make: Maker, device: str = "cpu") -> float:
     1.0
     """
     gc.collect()
-    if device == "cuda":
-        before = torch.cuda.memory_allocated()
-        step = make()
-        torch.cuda.reset_peak_memory_stats()
-        _three(step)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
     steps: list[Step] = []
     standing, _ = _allocated(lambda: steps.append(make()))
     _, peak = _allocated(lambda: _three(steps[0]))
@@ -150,12 +203,16 @@ def products(step: Step) -> int:
     return counter.get_total_flops()
 
 
-def matrix_rate(device: str = "cpu") -> float:
+def matrix_rate(device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
     """The most floating-point operations per second that a matrix product reaches here, among large square ones."""
     rates = []
-    for side in (512, 1024, 2048):
-        a, b = torch.ones(side, side, device=device), torch.ones(side, side, device=device)
+    # A GPU is not filled by less, and its launches are not waited for one by one.
+    sides, calls = ((512, 1024, 2048), 1) if device == "cpu" else ((4096, 8192), 5)
+    source = torch.Generator(device).manual_seed(0)
+    for side in sides:
+        # Of noise: a GPU multiplies constants faster.
+        a, b = torch.randn(2, side, side, device=device, generator=source).to(dtype)
         out = torch.mm(a, b)
-        times = [_time(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device) for _ in range(9)]
+        times = [_time(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, calls) for _ in range(9)]
         rates.append(2 * side**3 / statistics.median(times))
     return max(rates)

@@ -6,6 +6,8 @@ import datetime
 import json
 import math
 import platform
+import shlex
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import tyro
 from rich.table import Table
 
 import apical
-from apical.benchmark import BenchmarkConfig, Measurement, benchmark
+from apical.benchmark import BenchmarkConfig, Measurement, Missing, benchmark
 from apical.benchmark.steps import PLAIN
 from apical.cli.terminal import console, errors
 from apical.distributed import check_alone
@@ -30,6 +32,7 @@ class Benchmark:
     Try:
       apical benchmark
       apical benchmark --networks 784-800-800-10 --rules fa dfa kp --seconds 60 --json figures.json
+      apical benchmark --device cuda --precision bfloat16 --networks resnet50 --rules fa kp --modes eager captured
     """
 
     config: tyro.conf.OmitArgPrefixes[BenchmarkConfig] = field(default_factory=BenchmarkConfig)
@@ -58,11 +61,14 @@ class Benchmark:
             return
         check_alone("a benchmark", "start it without torchrun: processes side by side would slow each other down")
         with errors.status("") as status:
-            found = benchmark.run(self.config, lambda network: status.update(f"timing {network}"))
+            missing: list[Missing] = []
+            found = benchmark.run(self.config, lambda network: status.update(f"timing {network}"), missing)
         console.print(table(found))
-        document = _document(self.config, found)
+        for one in missing:
+            errors.print(f"not timed: {one.rule} on {one.network}, {one.mode}: {one.error}", markup=False)
+        document = _document(self.config, found, missing)
         console.print(
-            f"{document['machine']}; PyTorch {torch.__version__} with {document['threads']} threads, float32, "
+            f"{document['machine']}; PyTorch {torch.__version__} with {document['threads']} threads, {self.config.precision}, "
             f"{self.config.optimizer}{', local updates against the fastest plain SGD' if self.config.local else ''}"
         )
         if self.json is not None:
@@ -71,7 +77,7 @@ class Benchmark:
             _draw(document, self.figure)
 
 
-def _document(config: BenchmarkConfig, found: list[Measurement]) -> dict[str, Any]:
+def _document(config: BenchmarkConfig, found: list[Measurement], missing: list[Missing]) -> dict[str, Any]:
     """The content of --json: the measurements, and all that they depend on."""
     from apical.machine import machine
 
@@ -79,13 +85,16 @@ def _document(config: BenchmarkConfig, found: list[Measurement]) -> dict[str, An
         "machine": machine(),
         "threads": config.threads or torch.get_num_threads(),
         "date": f"{datetime.date.today()}",
+        "command": shlex.join(["apical", *sys.argv[1:]]),
         "versions": {
             "apical": apical.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
+            "cuda": torch.version.cuda,
         },
         "config": asdict(config),
         "measurements": [m.asdict() for m in found],
+        "missing": [asdict(one) for one in missing],
     }
 
 
@@ -111,24 +120,27 @@ def table(measurements: list[Measurement]) -> Table:
 
     Peak memory's ratio stands in brackets. The row of the plain step has milliseconds, MiB, and its share of the floor.
     """
-    networks = list(dict.fromkeys(m.network for m in measurements))
+    columns = list(dict.fromkeys((m.network, m.mode) for m in measurements))
     rules = list(dict.fromkeys(m.rule for m in measurements))
     result = Table(
         title="Time of a training step / plain PyTorch backpropagation (peak memory / plain)", title_justify="left"
     )
     result.add_column("rule", style="bold")
-    for network in networks:
+    for network, mode in columns:
         batch = next(m.batch for m in measurements if m.network == network)
+        written = "" if mode == "eager" else f", {mode}"
         # Names that are cut short would look alike.
-        result.add_column(f"{network}, {batch}", justify="right", overflow="fold")
+        result.add_column(f"{network}, {batch}{written}", justify="right", overflow="fold")
     for rule in rules:
-        cells = {m.network: m for m in measurements if m.rule == rule}
-        result.add_row(rule, *(_cell(cells[network]) for network in networks), end_section=rule == PLAIN)
+        cells = {(m.network, m.mode): m for m in measurements if m.rule == rule}
+        row = (_cell(cells[column]) if column in cells else "-" for column in columns)
+        result.add_row(rule, *row, end_section=rule == PLAIN)
     return result
 
 
 def _cell(m: Measurement) -> str:
     if m.rule == PLAIN:
         share = "" if math.isnan(m.share) else f"\n{100 * m.share:.0f} % of floor"
-        return f"{m.timing.milliseconds:.2f} ms\n{m.peak_memory:.{0 if m.peak_memory >= 10 else 1}f} MiB{share}"
+        pace = "" if math.isnan(m.throughput) else f"\n{m.throughput:,.0f} {m.unit}/s"
+        return f"{m.timing.milliseconds:.2f} ms\n{m.peak_memory:.{0 if m.peak_memory >= 10 else 1}f} MiB{share}{pace}"
     return f"{m.timing.ratio:.2f} ({m.memory_ratio:.2f})"

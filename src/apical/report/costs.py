@@ -18,10 +18,11 @@ Measurement = Mapping[str, Any]
 
 
 def costs(document: Mapping[str, Any]) -> str:
-    """The picture of what `apical benchmark --json` wrote: a panel per network, a dot per rule with its quartiles.
+    """The picture of what `apical benchmark --json` wrote: a panel per network and mode, a dot per rule with its quartiles.
 
     Returns:
-        The SVG as text. A panel's group has the network's name as its id, a dot's "network/rule".
+        The SVG as text. A panel's group has the network's name as its id, with the mode unless it is eager, a dot's that
+        and "/rule".
 
     Raises:
         ValueError: if the document holds no measurements.
@@ -33,9 +34,9 @@ def costs(document: Mapping[str, Any]) -> str:
     found = document.get("measurements")
     if not found:
         raise ValueError("the file holds no measurements; give one that apical benchmark --json wrote")
-    networks = list(dict.fromkeys(m["network"] for m in found))
+    panels = list(dict.fromkeys(map(_panel_of, found)))
     rules = [rule for rule in dict.fromkeys(m["rule"] for m in found) if rule != "plain"]
-    rows = -(-len(networks) // COLUMNS)
+    rows = -(-len(panels) // COLUMNS)
     depth = PITCH * (len(rules) + 0.4)
     height = TOP + rows * (depth + BETWEEN)
     with styled():
@@ -44,13 +45,18 @@ def costs(document: Mapping[str, Any]) -> str:
         figure.text(0.025, 1 - 0.35 / height, _headline(document), fontsize=13, weight="bold")
         figure.text(0.975, 1 - 0.35 / height, "left of 1: faster", fontsize=9, color=MUTED[0], ha="right")
         figure.text(0.025, 1 - 0.56 / height, _subtitle(document), fontsize=9, color=MUTED[0])
-        for place, network in enumerate(networks):
+        for place, panel in enumerate(panels):
             down, across = divmod(place, COLUMNS)
             top = TOP + 0.3 + down * (depth + BETWEEN)
             axes = figure.add_axes((0.135 + 0.5 * across, 1 - (top + depth) / height, 0.29, depth / height))
-            own = {m["rule"]: m for m in found if m["network"] == network}
+            own = {m["rule"]: m for m in found if _panel_of(m) == panel}
             _panel(axes, own, rules, inks(rules), _limits(found))
         return svg(figure, _headline(document))
+
+
+def _panel_of(m: Measurement) -> tuple[str, str]:
+    """Network and mode; files from before there were modes hold eager steps."""
+    return m["network"], m.get("mode", "eager")
 
 
 def _headline(document: Mapping[str, Any]) -> str:
@@ -82,8 +88,10 @@ def _panel(
 ) -> None:
     """One network: a row per rule, the ratio in figures at its right end."""
     plain = own["plain"]
-    axes.set_gid(plain["network"])
-    axes.set_title(f"{plain['network']}, batch {plain['batch']}", fontsize=9.5)
+    network, mode = _panel_of(plain)
+    name = network if mode == "eager" else f"{network}, {mode}"
+    axes.set_gid(name)
+    axes.set_title(f"{name}, batch {plain['batch']}", fontsize=9.5)
     beyond = {"textcoords": "offset points", "xycoords": axes.get_yaxis_transform(), "ha": "right"}
     axes.annotate(
         f"{plain['timing']['milliseconds']:.3g} ms",
@@ -115,5 +123,5 @@ def _panel(
             alpha=0.45,
             solid_capstyle="round",
         )
-        axes.plot(timing["ratio"], place, ink.marker, color=ink.light, markersize=6, gid=f"{plain['network']}/{rule}")
+        axes.plot(timing["ratio"], place, ink.marker, color=ink.light, markersize=6, gid=f"{name}/{rule}")
         axes.annotate(f"{timing['ratio']:.2f}", (1, place), (38, 0), va="center_baseline", **beyond)
