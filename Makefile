@@ -4,10 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ZOO ?= .venv-zoo
 
-.PHONY: help setup native demo test smoke slow faults zoo lint format benchmark clean
+.PHONY: help setup native demo test smoke slow faults zoo lint format benchmark gpu-check clean
 
 help:           ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 setup: $(VENV)/.installed  ## a virtual environment with apical and its tools
 
@@ -59,6 +59,10 @@ format: setup   ## let the formatter have its way
 
 benchmark: setup  ## time a training step of every rule against plain backpropagation
 	$(BIN)/apical benchmark
+
+# A GPU machine may have no network: nothing is set up, and any Python will do that has PyTorch and benchmarks/gpu_check/requirements.txt.
+gpu-check:      ## on a machine with a GPU: every rule's correctness and the benchmark, into gpu-check.json (7 minutes)
+	PYTHONPATH=src $(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu_check --json gpu-check.json $(GPU_CHECK)
 
 clean:          ## remove what was set up; keeps runs/
 	rm -rf $(VENV) $(ZOO) .pytest_cache .ruff_cache .hypothesis

@@ -164,14 +164,23 @@ def test_modes_are_contests_of_their_own_against_plain_in_the_same_mode(tiny, mo
     monkeypatch.setattr(torch, "compile", lambda model: made.append("compiled") or model)
     monkeypatch.setattr(benchmark, "peak_memory", lambda make: 1.0)
     config = BenchmarkConfig(
-        networks=("tiny",), rules=("fa", "dfa"), modes=("compiled", "captured"), seconds=1e-9, repeats=2, batch=6
+        networks=("tiny",),
+        rules=("fa", "dfa", "bp", "usf"),
+        modes=("compiled", "captured"),
+        seconds=1e-9,
+        repeats=2,
+        batch=6,
     )
     found = run(config)
     assert [(m.mode, m.rule) for m in found] == [
-        (mode, rule) for mode in ("compiled", "captured") for rule in (PLAIN, "fa", "dfa")
+        (mode, rule) for mode in ("compiled", "captured") for rule in (PLAIN, *config.rules)
     ]
-    # Each rule alone with plain; compiled ones are made once.
-    assert made == ["compiled"] * 4 + [("captured", ((6, 6), (6,)))] * 8
+    # Compiled ones are made once, at most three at a time with plain.
+    assert made == ["compiled"] * (4 + 2) + [("captured", ((6, 6), (6,)))] * 5 * 2
+    monkeypatch.setattr(benchmark, "LARGE", tiny)
+    made.clear()
+    run(dataclasses.replace(config, modes=("captured",)))
+    assert len(made) == 2 * 4 * 2  # Each alone with plain.
     for m in found:
         assert m.batch == 6
         assert m.unit == "samples"

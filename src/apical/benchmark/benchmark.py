@@ -2,8 +2,7 @@
 
 All contenders of a network start from the same weights, see the same batch and use the same optimizer; how they are timed, see
 `timing`. The floor is the plain network's matrix products alone, at the rate of the machine's best ones in the same precision.
-Rules are compared with plain PyTorch in the same mode: eager ones all in turn, compiled and captured ones each alone with it,
-since every captured step holds its memory and compiled ones would run into Dynamo's limit of versions.
+Rules are compared with plain PyTorch in the same mode.
 """
 
 from __future__ import annotations
@@ -25,6 +24,10 @@ from apical.training.options import optimizer_of, rule_of
 
 SETTINGS = {"for-loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 """Implementations of plain SGD; the fastest one is what LocalSGD is compared with."""
+
+
+COMPILED = 3
+"""Compiled rules that take turns with the plain step: of eight versions of a model's code Dynamo makes no other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +225,10 @@ class _Contests:
         )
 
     def _groups(self, mode: Mode) -> list[dict[str, Maker]]:
-        """Contenders that take turns with each other, the plain step first."""
+        """Contenders that take turns with each other, the plain step first.
+
+        Of large networks each captured one alone with it, since every captured step holds its memory.
+        """
         config = self.config
         plain = self._fastest() if config.local else self._fused()
         makers = {PLAIN: self._maker(None, mode, plain)}
@@ -230,9 +236,14 @@ class _Contests:
         if config.mixed:
             makers[f"{PLAIN}, bfloat16"] = self._maker(None, mode, plain, mixed=True)
             makers |= {f"{rule}, bfloat16": self._maker(rule, mode, self._fused(), mixed=True) for rule in config.rules}
-        if mode == "eager":
-            return [makers]
-        return [{PLAIN: makers[PLAIN], name: maker} for name, maker in makers.items() if name != PLAIN]
+        names = [name for name in makers if name != PLAIN]
+        size = len(names)
+        if mode == "compiled":
+            size = COMPILED
+        elif mode == "captured" and self.network in LARGE:
+            size = 1
+        parts = [names[start : start + size] for start in range(0, len(names), size)]
+        return [{name: makers[name] for name in (PLAIN, *part)} for part in parts]
 
     def _contenders(self) -> int:
         """How many there are besides the plain step."""
