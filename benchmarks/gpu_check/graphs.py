@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from benchmarks.gpu_check import common
@@ -14,6 +15,8 @@ import apical
 
 COMPILED = ("fa", "kp", "usf", "dfa")
 DEPTH = 30
+UNCAPTURED = ("brsf",)
+"""Rules that make something anew at every step."""
 
 
 def checks(where: Where) -> Iterator[Check]:
@@ -49,8 +52,8 @@ def one_graph(where: Where) -> float:
     eager, model = copy.deepcopy(model).to(where.device), model.to(where.device)
     for one in (eager, model):
         common.attach(one, "fa", x)
-    # On a CPU inductor would spend a minute on C++ for as many layers.
-    call = torch.compile(model, fullgraph=True, backend="inductor" if where.device == "cuda" else "aot_eager")
+    # What breaks or multiplies graphs comes before inductor, which would take long over as many layers.
+    call = torch.compile(model, fullgraph=True, backend="aot_eager")
     for _ in range(2):
         common.gradients(model, x, y, call)
     with torch.compiler.set_stance("fail_on_recompile"):
@@ -58,8 +61,8 @@ def one_graph(where: Where) -> float:
     return distance(got, common.gradients(eager, x, y), 1e-4)
 
 
-def captured(where: Where, rule: str, *, local: bool = False) -> float:
-    """Largest difference of state after steps of which one kind was captured: none, to the bit."""
+def captured(where: Where, rule: str, *, local: bool = False) -> dict[str, Any]:
+    """Captured steps end where eager ones do, to the bit; on a GPU most are replays, unless the rule can't be captured."""
     capture = getattr(apical, "captured", None)
     if capture is None:
         raise SkipError("this version has no apical.captured")
@@ -68,8 +71,11 @@ def captured(where: Where, rule: str, *, local: bool = False) -> float:
     for way in (lambda step, *example: step, capture):
         model = chain(where).to(where.device)
         learner = common.attach(model, rule, x)
-        options = {"lr": 0.05, "momentum": 0.9}
-        optimizer = apical.LocalSGD(learner, **options) if local else torch.optim.SGD(model.parameters(), **options)
+        optimizer: torch.optim.Optimizer
+        if local:
+            optimizer = apical.LocalSGD(learner, lr=0.05, momentum=0.9)
+        else:
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, n // 3, 0.5) if local else None
 
         def step(x, y, model=model, learner=learner, optimizer=optimizer):
@@ -91,4 +97,8 @@ def captured(where: Where, rule: str, *, local: bool = False) -> float:
     assert found.keys() == expected.keys()
     off = {name: float((found[name] - value).abs().max()) for name, value in expected.items()}
     assert not any(off.values()), f"not the same bits: {off}"
-    return max(off.values())
+    replays, why = getattr(run, "replays", None), getattr(run, "why", None)
+    if where.device == "cuda" and rule not in UNCAPTURED:
+        assert why is None, f"not captured: {why}"
+        assert replays is None or replays > n // 2, f"only {replays} of {n} steps were replays"
+    return {"largest difference": max(off.values()), "replays": replays, "why": why}

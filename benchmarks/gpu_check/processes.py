@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from benchmarks.gpu_check import common
 from benchmarks.gpu_check.common import Check, Where, batch, chain, criterion, distance, state
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import apical
@@ -34,7 +34,7 @@ def processes(where: Where) -> dict[str, float]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        mp.spawn(_process, args=(port, folder, where), nprocs=2)
+        spawn(_process, args=(port, folder, where), nprocs=2)
         first, second = (torch.load(Path(folder) / f"{rank}.pt", map_location="cpu") for rank in range(2))
     found = {}
     for rule in common.RULES:

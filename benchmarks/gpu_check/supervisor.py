@@ -101,7 +101,7 @@ class Worker:
         self._listener.join(5)
         for pipe in (self._process.stdin, self._process.stdout, self._log):
             with contextlib.suppress(OSError):  # what it did not read any more
-                pipe.close()
+                pipe.close()  # type: ignore[union-attr]
 
 
 class Report:
@@ -141,6 +141,10 @@ def _told(figure: Any) -> str:
         return ", ".join([*ratios, *(f"{one['rule']} missing" for one in figure["missing"])])
     if isinstance(figure, dict) and "on the device" in figure:
         return ", ".join(f"{value:.1f} {name}" for name, value in figure.items())
+    if isinstance(figure, dict) and "replays" in figure:
+        return f"{figure['largest difference']:.3g}, {figure['replays']} replays" + (
+            f": {figure['why']}" if figure["why"] else ""
+        )
     if isinstance(figure, dict):
         figure = max((value for value in figure.values() if value is not None), default=None)
     return f"{figure:.3g}" if isinstance(figure, float) else str(figure)

@@ -187,6 +187,22 @@ def test_modes_are_contests_of_their_own_against_plain_in_the_same_mode(tiny, mo
         assert m.throughput == pytest.approx(6000 / m.timing.milliseconds)
 
 
+def test_a_step_that_is_no_graph_is_not_timed_as_one(tiny, monkeypatch):
+    class Captured:
+        def __init__(self, step, *example):
+            self.step, self.why = step, None
+
+        def __call__(self, *batch):
+            self.step(*batch)
+            self.why = "a number is read back"
+
+    monkeypatch.setattr(apical, "captured", Captured, raising=False)
+    missing: list[Missing] = []
+    config = BenchmarkConfig(networks=("tiny",), rules=("fa",), modes=("captured",), seconds=1e-9, repeats=1)
+    assert run(config, missing=missing) == []
+    assert missing[0].error == "RuntimeError: the step can't be captured: a number is read back"
+
+
 def test_captured_steps_need_the_function_that_captures(monkeypatch):
     monkeypatch.delattr(apical, "captured", raising=False)
     with pytest.raises(ValueError, match=r"needs apical\.captured"):

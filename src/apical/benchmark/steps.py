@@ -93,11 +93,19 @@ def training_step(
         stepper.step()
         stepper.zero_grad()
 
-    run = capturing()(step, x, y) if mode == "captured" else step
-    return lambda: run(x, y)
+    if mode != "captured":
+        return lambda: step(x, y)
+    run = capturing()(step, x, y)
+
+    def replay() -> None:
+        run(x, y)
+        if getattr(run, "why", None) is not None:
+            raise RuntimeError(f"the step can't be captured: {run.why}")
+
+    return replay
 
 
-def capturing() -> Callable[..., Callable[..., Any]]:
+def capturing() -> Callable[..., Any]:
     """`apical.captured`.
 
     Raises:

@@ -26,6 +26,9 @@ TURN = 0.05
 WARM = {"cpu": 2, "cuda": 4}
 """Steps that go first wherever a contender is made: on a GPU kernels are loaded in the first, and memory settles in the next."""
 
+CAPTURING = 4
+"""Steps more that go first where they are captured: only after some is there a graph."""
+
 ERROR = 500
 """Characters of an error that are kept; those of compilers fill pages."""
 
@@ -68,7 +71,7 @@ def contest(
         failed: takes the error of each contender that can't be made or fails in its first steps, and so has no timing; the
             first one's is always raised. None: all are raised.
         memory: takes, on a GPU, the most MiB that each contender had at once, as `peak_memory` has it on a CPU.
-        standing: whether steps take all their memory when they are made, as captured ones do.
+        standing: whether steps are captured ones, which take their memory once and keep it.
 
     >>> found = contest({"plain": lambda: lambda: None, "other": lambda: lambda: None}, seconds=0.01)
     >>> found["plain"].ratio, found["other"].rounds >= 3
@@ -122,7 +125,8 @@ def _warmed(make: Maker, device: str, standing: bool) -> tuple[Step, float, floa
     if not standing:
         # What was needed to choose and load kernels is gone by now.
         torch.cuda.reset_peak_memory_stats()
-    last = [_time(step, device) for _ in range(WARM[device] - 1)][-1]
+    more = WARM[device] - 1 + CAPTURING * standing
+    last = [_time(step, device) for _ in range(more)][-1]
     return step, last, (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
