@@ -21,7 +21,7 @@ from benchmarks.gpu_check import graphs, learning, phases, processes, timing
 from benchmarks.gpu_check.common import Check, SkipError, Where
 
 import apical
-from apical.training.machine import machine
+from apical.machine import machine
 
 
 def all_checks(where: Where) -> dict[str, Check]:

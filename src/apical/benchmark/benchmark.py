@@ -39,7 +39,7 @@ class BenchmarkConfig:
 
     >>> BenchmarkConfig(networks=("resnet-20",))
     Traceback (most recent call last):
-    ValueError: unknown network 'resnet-20' to benchmark; did you mean 'resnet20'?
+    ValueError: unknown network 'resnet-20' to benchmark; did you mean 'resnet20' or 'resnet50' or 'resnet18'?
     """
 
     networks: tuple[str, ...] = tuple(SUBJECTS)
