@@ -100,6 +100,74 @@ def test_turns_of_short_steps_are_long_and_do_not_count_the_first(clock):
     assert len(after) == found["plain"].rounds * 12
 
 
+class Gpu:
+    """A GPU's memory, and when it was waited for."""
+
+    def __init__(self) -> None:
+        self.allocated, self.peak, self.calls = 0, 0, []
+
+    def take(self, mib: int) -> None:
+        self.allocated += mib * 2**20
+        self.peak = max(self.peak, self.allocated)
+
+    def synchronize(self) -> None:
+        self.calls.append("wait")
+
+    def memory_allocated(self) -> int:
+        return self.allocated
+
+    def max_memory_allocated(self) -> int:
+        return self.peak
+
+    def reset_peak_memory_stats(self) -> None:
+        self.peak = self.allocated
+
+    def empty_cache(self) -> None:
+        self.calls.append("empty")
+
+
+@pytest.mark.parametrize("standing", [False, True])
+def test_on_a_gpu_memory_is_that_of_the_steps_that_warm_up_and_turns_are_waited_for(clock, monkeypatch, standing):
+    gpu = Gpu()
+    for name in ("synchronize", "memory_allocated", "max_memory_allocated", "reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, getattr(gpu, name))
+
+    def maker(weights, activities):
+        def make():
+            gpu.take(weights)
+            steps = []
+
+            def step():
+                steps.append(1)
+                gpu.calls.append("step")
+                clock.now += 1.0
+                # The first one chooses kernels. One that is captured takes its memory at the fifth.
+                here = 900 if steps == [1] and not standing else activities * (not standing or len(steps) == 5)
+                gpu.take(here)
+                gpu.take(-here)
+
+            return step
+
+        return make
+
+    def broken():
+        gpu.take(10**6)
+        gpu.take(-(10**6))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    makers = {"plain": maker(10, 50), "broken": broken, "other": maker(20, 70)}
+    memory, failed = {}, {}
+    found = contest(makers, seconds=1e-9, device="cuda", failed=failed, memory=memory, standing=standing)
+    assert failed == {"broken": "OutOfMemoryError: CUDA out of memory"}
+    assert list(found) == ["plain", "other"]
+    # Another contender's weights are there, and count as its own alone.
+    assert memory == {"plain": 60.0, "other": 90.0}
+    warm = 8 if standing else 4
+    assert gpu.calls.count("step") == 2 * (warm + 3)
+    assert gpu.calls.count("empty") == 1
+    assert gpu.calls[-6:] == ["wait", "step", "wait"] * 2
+
+
 def test_peak_memory_counts_what_is_alive_at_once():
     mib = 2**18  # float32 values in a MiB.
 
