@@ -49,7 +49,7 @@ OPTIONS = {
     "audit": "rule data network activation loss seed",
     "rules": "",
     "report": "picture",
-    "benchmark": "networks rules seconds repeats threads optimizer device mixed local json figure read",
+    "benchmark": "networks rules batch modes precision seconds repeats threads optimizer device mixed local json figure read",
     "papers": "pages",
     "reproduce": "seeds first-seed scale only data folder resume using overwrite publish",
 }
