@@ -8,6 +8,7 @@ import math
 import platform
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from apical.benchmark import BenchmarkConfig, Measurement, Missing, benchmark
 from apical.benchmark.steps import PLAIN
 from apical.cli.terminal import console, errors
 from apical.distributed import check_alone
+from apical.synapses.native.building import BuildError, build, library, wanted
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Benchmark:
             return
         check_alone("a benchmark", "start it without torchrun: processes side by side would slow each other down")
         with errors.status("") as status:
+            _built(status.update)
             missing: list[Missing] = []
             found = benchmark.run(self.config, lambda network: status.update(f"timing {network}"), missing)
         console.print(table(found))
@@ -69,12 +72,23 @@ class Benchmark:
         document = _document(self.config, found, missing)
         console.print(
             f"{document['machine']}; PyTorch {torch.__version__} with {document['threads']} threads, {self.config.precision}, "
+            f"{'with' if document['native'] else 'without'} the synapses' node in C++, "
             f"{self.config.optimizer}{', local updates against the fastest plain SGD' if self.config.local else ''}"
         )
         if self.json is not None:
             write_json(self.json, document)
         if self.figure is not None:
             _draw(document, self.figure)
+
+
+def _built(update: Callable[[str], None]) -> None:
+    """The synapses' node in C++ is timed, where it can be built."""
+    if wanted() and library() is None:
+        update("building the synapses' node in C++, once on this machine (half a minute)")
+        try:
+            build()
+        except BuildError as error:
+            errors.print(f"timed without the synapses' node in C++: {error}", markup=False)
 
 
 def _document(config: BenchmarkConfig, found: list[Measurement], missing: list[Missing]) -> dict[str, Any]:
@@ -85,6 +99,7 @@ def _document(config: BenchmarkConfig, found: list[Measurement], missing: list[M
         "machine": machine(),
         "threads": config.threads or torch.get_num_threads(),
         "date": f"{datetime.date.today()}",
+        "native": library() is not None,
         "command": shlex.join(["apical", *sys.argv[1:]]),
         "versions": {
             "apical": apical.__version__,
