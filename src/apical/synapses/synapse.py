@@ -192,7 +192,7 @@ class Synapse(Keeper):
         if thinned is not None:
             weight = thinned
         x, geometry = self.prepare(x, *args)
-        if not torch.compiler.is_compiling() and self.native is not False:
+        if not torch.compiler.is_compiling() and self.native is not False and self.circuit.updater is None:
             y = native.call(self, x, weight, bias, feedback, geometry)  # type: ignore[arg-type]
             if y is not None:
                 return y

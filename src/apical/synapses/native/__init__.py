@@ -37,14 +37,14 @@ def tell(synapse: Synapse, name: str, value: Any) -> None:
 def call(
     synapse: Synapse, x: Tensor, weight: Tensor, bias: Tensor | None, feedback: Tensor | None, geometry: Geometry
 ) -> Tensor | None:
-    """The output of a synapse's call, with the node that carries its rule; None where Python's has to."""
+    """The output of a synapse's call that no optimizer waits for, with the node that carries its rule; None: Python's has to."""
     built = library()
     if built is None:
         return None
     circuit, settings = synapse.circuit, synapse.native
     if settings is None:
         settings = synapse.native = _settle(synapse, built)
-    if settings is False or circuit.updater is not None or circuit.record is not None or type(x) is not Tensor:
+    if settings is False or circuit.record is not None or type(x) is not Tensor:
         return None
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return None
