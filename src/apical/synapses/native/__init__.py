@@ -38,6 +38,8 @@ def call(
     synapse: Synapse, x: Tensor, weight: Tensor, bias: Tensor | None, feedback: Tensor | None, geometry: Geometry
 ) -> Tensor | None:
     """The output of a synapse's call that no optimizer waits for, with the node that carries its rule; None: Python's has to."""
+    if torch.compiler.is_compiling():  # Code around a graph break is compiled function by function.
+        return None
     built = library()
     if built is None:
         return None
@@ -55,6 +57,8 @@ def call(
 
 def broadcast(output: Tensor, taps: Sequence[Tensor], Ds: Sequence[Tensor]) -> Tensor | None:
     """The model's output with the node that brings its error e to taps [N, features] as e D; None where Python's has to."""
+    if torch.compiler.is_compiling():
+        return None
     built = library()
     if built is None or type(output) is not Tensor or any(D.requires_grad or D.dim() != 2 for D in Ds):
         return None
