@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import apical
 from execution.common import IMAGES, attach, same
 from learning import RULES, gradients
-from networks import ConvolutionParts, LinearParts, X, dynamo
+from networks import ConvolutionParts, LinearParts, X, Y, dynamo
 
 
 def compiled_like_eager(rule: str, backend: str, make=LinearParts, x: Tensor = X, **tolerance) -> None:
@@ -55,3 +56,49 @@ def test_other_rules_compiled(rule):
 @pytest.mark.slow
 def test_inductor_learns_as_eager():
     compiled_like_eager("fa", "inductor", rtol=1e-4, atol=1e-6)
+
+
+def deep(n: int = 30) -> nn.Sequential:
+    """More synapses than Dynamo makes code for before it gives up."""
+    torch.manual_seed(0)
+    layers = [[nn.Linear(4, 4), nn.Tanh()] for _ in range(n - 1)]
+    return nn.Sequential(*(one for pair in layers for one in pair), nn.Linear(4, 3))
+
+
+def one_graph(rule: str, backend: str) -> None:
+    """Four steps of a compiled network and of an eager one: no graph break, no second graph, equal gradients."""
+    torch.compiler.reset()
+    counters.clear()
+    eager, model = deep(), deep()
+    learners = [attach(one, rule, shown=True) for one in (eager, model)]
+    calls = [eager, torch.compile(model, backend=backend, fullgraph=True)]
+    optimizers = [torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.9) for one in (eager, model)]
+    for _ in range(4):
+        found = [gradients(one, call=call) for one, call in zip((eager, model), calls, strict=True)]
+        same(found[1], found[0], rtol=1e-5, atol=1e-5)
+        for learner, optimizer in zip(learners, optimizers, strict=True):
+            learner.adapt(X, Y, nn.CrossEntropyLoss(reduction="none"))
+            optimizer.step()
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 1
+    torch.compiler.reset()
+
+
+@dynamo
+def test_a_deep_network_is_one_graph_that_is_made_once():
+    one_graph("kp", "aot_eager")
+
+
+@dynamo
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "rule", ["bp", "fa", "usf", "frsf", "frfb", "matched", "urfb", "wm", "np", "sg", "reinforce", "shallow"]
+)
+def test_so_it_is_under_every_other_rule(rule):
+    one_graph(rule, "aot_eager")
+
+
+@dynamo
+@pytest.mark.slow
+def test_so_it_is_by_inductor():
+    one_graph("kp", "inductor")
