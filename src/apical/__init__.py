@@ -2,6 +2,7 @@
 
 from apical.attaching.attach import attach, learner_of
 from apical.attaching.connectivity import Connectivity
+from apical.capture.step import captured
 from apical.learner import Learner
 from apical.measures.alignment import SynapseAlignment, alignment
 from apical.measures.audit import AuditReport, audit
@@ -61,6 +62,7 @@ __all__ = [
     "alignment",
     "attach",
     "audit",
+    "captured",
     "learner_of",
     "register_synapse",
     "replicate",

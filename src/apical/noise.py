@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from apical import capturing
+
 Distribution = Literal["gaussian", "uniform", "rademacher"]
 
 
@@ -65,9 +67,12 @@ class Supply:
         self.generator, self.device, self.dtype = generator, device, dtype
         sizes = list(sizes)
         self.pool: Tensor | None = None
-        # On the CPU, so that a GPU is not waited for.
-        self._offsets = random.Random(generator.initial_seed())
         if sum(sizes) > POOL:
+            capturing.hinder(
+                f"a phase takes {sum(sizes):,} numbers, more than {POOL:,}, from a pool at offsets that Python draws"
+            )
+            # On the CPU, so that a GPU is not waited for.
+            self._offsets = random.Random(generator.initial_seed())
             self.pool = fill(self._empty((max(POOL, *sizes),)), distribution, generator)
 
     def take(self, shape: torch.Size) -> tuple[Tensor, Tensor | None]:

@@ -18,13 +18,14 @@ PACKAGE = ROOT / "src" / "apical"
 TESTS = ROOT / "tests"
 
 FLOORS = [
+    "capturing",
     "checks citations distributed files losses nested noise per_copy step_hooks",
     "synapses data",
     "plasticity composites",
     "pathways",
     "phases rules",
     "learner networks",
-    "attaching measures optim",
+    "attaching capture measures optim",
     "replicas",
     "__init__",  # the front door of the library: the laboratory may come in by it, as users do
     "training machine",

@@ -8,20 +8,21 @@ Where that pass can't be used (another batch, compiled code, a loss other than t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from apical.nested import pick, run, tensors
+from apical import capturing
+from apical.nested import pick, run
 from apical.pathways.checkpointing import recomputing
 from apical.phases.backpropagation import backpropagating
 from apical.phases.conditions import casting
 from apical.phases.isolation import learning, unchanged
 from apical.phases.noisy_pass import Perturb, perturbing
-from apical.phases.recording import Pass, Recorder
+from apical.phases.recording import Pass, Recorder, another, same
 
 if TYPE_CHECKING:
     from apical.learner import Learner
@@ -33,7 +34,7 @@ class CleanPass:
 
     Attributes:
         losses: of the clean pass [N]; of copies side by side [N, copies]. errors: their gradient at the output [N, outputs].
-        scale: what the errors in `calls` were multiplied with: a loss averaged over the batch has 1/N.
+        scale: what the errors in `calls` were multiplied with: a loss averaged over the batch has 1/N. On a GPU a number there.
         calls: place and number of the call -> what went through there.
     """
 
@@ -41,6 +42,7 @@ class CleanPass:
         self.learner, self.inputs, self.targets, self.criterion = learner, inputs, targets, criterion
         recorder = learner.phases.recorder
         assert recorder is not None
+        self._recorder = recorder
         found = recorder.heard
         self._cut = learner.phases.cuts
         if self._cut and recorder.newest is not None:
@@ -50,16 +52,21 @@ class CleanPass:
                     "there was no backward pass since the weights moved, and the noisy pass can't be compared with one before; "
                     "call adapt between backward() and the optimizer's step"
                 )
-            if _another(found, inputs):
+            if another(found, inputs):
                 raise RuntimeError(
                     "adapt got another batch than the one that was backpropagated, so the noisy pass can't be compared with it; "
                     "give it the batch of the last backward pass"
                 )
         whole = self._cut or all(s.computed or s.weight.requires_grad for s in learner.synapses.values())
-        found = found if found is not None and _same(found, inputs) else None
+        found = found if found is not None and same(found, inputs) else None
         _check_way(recorder, found)
         if whole and found is not None:
-            self._take(found)
+            if not recorder.alike:
+                capturing.hinder("the loss is no multiple of the criterion's: adapt makes a clean pass of its own")
+            look = not (capturing.tried() and recorder.alike)
+            self._take(found, look)
+            if look:
+                recorder.alike = self.scale is not None
         else:
             self._make_own_pass()
         if self.scale is None:
@@ -77,9 +84,9 @@ class CleanPass:
     @property
     def finite(self) -> bool:
         """Whether losses and errors are finite numbers."""
-        return self.scale is None or math.isfinite(self.scale)
+        return self.scale is None or isinstance(self.scale, Tensor) or math.isfinite(self.scale)
 
-    def _take(self, found: Pass) -> None:
+    def _take(self, found: Pass, look: bool = True) -> None:
         self.taken, self.calls = found, found.calls
         assert found.output is not None
         with torch.enable_grad(), found.conditions.casting():
@@ -88,12 +95,14 @@ class CleanPass:
             (errors,) = torch.autograd.grad(losses.sum(), output)
         self.output, self.losses, self.errors = output.detach(), losses.detach(), errors
         assert found.error is not None
-        self.scale = _scale(found.error, errors)
+        self.scale: float | Tensor | None = _scale(found.error, errors, look)
 
     def _make_own_pass(self) -> None:
         """Take a pass that is made here, without a trace in gradients, statistics or random state."""
-        learner, recorder = self.learner, self.learner.phases.recorder
-        assert recorder is not None
+        learner, recorder = self.learner, self._recorder
+        capturing.hinder(
+            "adapt makes a clean pass of its own, as weights are frozen or the loop's pass is of another batch"
+        )
         with learner.phases.casting():
             heard, conditions = recorder.heard, recorder.conditions()
         # Frozen layers carry errors as well; but only those that learn may get gradients out of "reinforce".
@@ -195,11 +204,9 @@ class CleanPass:
 
     def cuts(self) -> dict[tuple[str, int], Tensor]:
         """Place and number of the call -> activity, with the graph of what lies before it, for the scalar pathway."""
-        recorder = self.learner.phases.recorder
-        assert recorder is not None
         if not self.taken.bypassed:
             return self.taken.cuts
-        with self._again(), torch.enable_grad(), recorder.recording() as passes:
+        with self._again(), torch.enable_grad(), self._recorder.recording() as passes:
             self._output()
         return passes[0].cuts
 
@@ -242,18 +249,23 @@ def _check_way(recorder: Recorder, found: Pass | None) -> None:
         )
 
 
-def _scale(heard: Tensor, errors: Tensor) -> float | None:
-    """S such that `heard` is s times `errors`; None if there is no such number, nan if one of them is not finite."""
+def _scale(heard: Tensor, errors: Tensor, look: bool) -> float | Tensor | None:
+    """S such that `heard` is s times `errors`; None if there is no such number, nan if one of them is not finite.
+
+    On a GPU it stays there, and one wait tells all. Without a look, as where a graph is to be made, it is taken for granted.
+    """
     a, b = heard.flatten().double(), errors.flatten().double()
-    power, lengths = float(b @ b), float(a @ a)
-    if not (math.isfinite(power) and math.isfinite(lengths)):
+    power = b @ b
+    nothing = power == 0  # Then it is 1.
+    scale = (a @ b + nothing) / (power + nothing)
+    if not look:
+        return scale
+    square, product, rest, s = torch.stack([power, a @ a, (a - scale * b).norm(), scale]).tolist()
+    if not (math.isfinite(square) and math.isfinite(product)):
         return math.nan
-    if power == 0:
-        return 1.0 if not bool(a.any()) else None
-    scale = float(a @ b) / power
-    rest = float((a - scale * b).norm())
     coarse = heard.dtype in (torch.bfloat16, torch.float16)
-    return scale if scale > 0 and rest <= (5e-2 if coarse else 1e-3) * lengths**0.5 else None
+    fits = not product if square == 0 else s > 0 and rest <= (5e-2 if coarse else 1e-3) * product**0.5
+    return (s if heard.is_cpu else scale) if fits else None
 
 
 def _factor(heard: Sequence[Tensor], own: Sequence[Tensor]) -> float | None:
@@ -268,28 +280,3 @@ def _factor(heard: Sequence[Tensor], own: Sequence[Tensor]) -> float | None:
     if lengths == (0, 0):
         return 1.0
     return lengths[0] / lengths[1] if float(a @ b) > 0.5 * lengths[0] * lengths[1] else None
-
-
-def _same(found: Pass, inputs: Any) -> bool:
-    """Whether the pass was made with `inputs`, or with tensors equal to them."""
-    if isinstance(inputs, Mapping):
-        own = {**found.kwargs}
-        return not found.args and own.keys() == inputs.keys() and all(_equal(own[key], inputs[key]) for key in own)
-    given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    return not found.kwargs and len(given) == len(found.args) and all(map(_equal, given, found.args))
-
-
-def _another(found: Pass, inputs: Any) -> bool:
-    """Whether the pass was made with another batch than `inputs`, however the two are given: with other values."""
-    own, given = tensors((*found.args, *found.kwargs.values())), tensors(inputs)
-    if [(t.shape[1:], t.dtype, t.device) for t in own] != [(t.shape[1:], t.dtype, t.device) for t in given]:
-        return False  # Given in another form, about which values say nothing.
-    return not all(map(_equal, own, given))
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    both = isinstance(a, Tensor) and isinstance(b, Tensor)
-    # A batch that is brought to the device twice is two tensors.
-    return both and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from apical import capturing
 from apical.phases.module_state import Held, State, held_buffers
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class RandomState:
 
     def __init__(self, devices: Iterable[int]) -> None:
         self.cpu = torch.get_rng_state()
-        self.cuda = [(device, torch.cuda.get_rng_state(device)) for device in devices]
+        # A GPU's can't be asked for while a graph is captured, which is of steps that draw nothing there and pass again.
+        self.cuda = [] if capturing.going_on() else [(device, torch.cuda.get_rng_state(device)) for device in devices]
 
     def restore(self) -> None:
         """Let random numbers go on as from the moment when this was made."""
@@ -151,7 +153,9 @@ class Watch:
         self._phases += 1
         modules = list(self.model.modules())
         seen = modules, [(module.training, len(vars(module))) for module in modules]
-        self._looks = seen != self._seen or not self._phases & (self._phases - 1)
+        # To look is to read values, which nobody may where a graph is to be made.
+        doubtful = not self._phases & (self._phases - 1) and not capturing.tried()
+        self._looks = seen != self._seen or doubtful
         self._seen = seen
         if self._looks:
             self._sort()

@@ -40,9 +40,13 @@ class Estimate:
         """The gradient in full [N, *features]."""
         return self.values if self.factors is None else self.values * self.factors
 
-    def taken_from(self, signal: Tensor, scale: float = 1.0, *, own: bool = False) -> Tensor:
+    def taken_from(self, signal: Tensor, scale: float | Tensor = 1.0, *, own: bool = False) -> Tensor:
         """The difference signal - scale * estimate, in one pass over memory; own: into the signal's."""
         out = signal if own else None
+        if isinstance(scale, Tensor):
+            scale = scale.to(signal.dtype)
+            factors = scale if self.factors is None else self.factors * scale
+            return torch.addcmul(signal, self.values, factors, value=-1, out=out)
         if self.factors is None:
             return torch.sub(signal, self.values, alpha=scale, out=out)
         return torch.addcmul(signal, self.values, self.factors, value=-scale, out=out)

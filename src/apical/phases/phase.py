@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from apical import distributed
+from apical import capturing, distributed
 from apical.nested import over_tensors, pick, run, tensors
 from apical.noise import Distribution, Supplies, Supply
-from apical.per_copy import Streams
 from apical.phases.clean_pass import CleanPass
 from apical.phases.isolation import RandomState, cuda_devices, unchanged
 from apical.phases.noisy_pass import Estimate, Place, estimates, perturbing
@@ -74,14 +73,8 @@ class Phase:
         self.device = weight.device
         self.dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
         self.world = distributed.world()
-        rank = distributed.rank() if self.world > 1 else 0
-        # Drawn by all processes alike, so that the learner's own stream stays common.
-        source = learner.generator
-        self.generators = [
-            torch.Generator(self.device).manual_seed(
-                int(torch.randint(2**62, (), generator=one, device=one.device)) + rank
-            )
-            for one in (source.own if isinstance(source, Streams) else (source,))
+        self.generators = capturing.streams(learner) or [
+            torch.Generator(self.device).manual_seed(seed) for seed in learner.phases.seeds()
         ]
 
     @property

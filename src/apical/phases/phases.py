@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from apical import distributed
 from apical.nested import input_of
 from apical.pathways.base import Pathway
 from apical.pathways.checkpointing import recomputing
 from apical.pathways.direct import Direct
+from apical.per_copy import Streams
 from apical.phases.conditions import casting, casts
 from apical.phases.isolation import Watch
 from apical.phases.listening import listens
@@ -122,6 +124,20 @@ class Phases:
                 parameter.grad = None
             if self.learner.circuit.updater is not None:
                 self.learner.circuit.updater.drop()
+
+    @property
+    def warming(self) -> bool:
+        """Whether the next phase still drops all gradients."""
+        return self.learns and self.adapted < max((part.warmup for part, _ in self.parts()), default=0)
+
+    def seeds(self) -> list[int]:
+        """Seeds of one phase's noise, drawn from the learner's generator: one for each of the copies side by side.
+
+        Drawn by all processes alike, so that the learner's own stream stays common; each then has its own.
+        """
+        source, rank = self.learner.generator, distributed.rank()
+        own = source.own if isinstance(source, Streams) else (source,)
+        return [int(torch.randint(2**62, (), generator=one, device=one.device)) + rank for one in own]
 
     def learn(self, inputs: Any, targets: Any, criterion: Criterion, parts: list[Part] | None = None) -> None:
         """One phase of some parts, or all, from the pass before or one of its own."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from apical.nested import input_of, pick
+from apical import capturing
+from apical.nested import input_of, pick, tensors
 from apical.pathways.checkpointing import graph_comes_later, recomputing, refuse_second
 from apical.phases.conditions import Conditions, statistics_of
 from apical.phases.isolation import cuda_devices
@@ -150,6 +151,8 @@ class Recorder:
         learner.circuit.record = self.astray
         self.checked = False
         """Whether this model has been seen to give the same output under the same conditions."""
+        self.alike = True
+        """Whether the loop's loss was a multiple of the criterion's when that was looked at."""
         self.coupled: dict[object, bool] = {}
         """Kind of a criterion -> whether losses of samples depend on other samples (see `apical.phases.noisy_pass.coupled`)."""
         model = learner.model
@@ -250,3 +253,29 @@ class Recorder:
         if current is not None and mixes and not compiling() and current.mine:
             found = statistics_of(input_of(args, kwargs), output)
             current.conditions.normalized.setdefault(module, []).append(found)
+
+
+def same(found: Pass, inputs: Any) -> bool:
+    """Whether the pass was made with `inputs`, or with tensors equal to them."""
+    if isinstance(inputs, Mapping):
+        own = {**found.kwargs}
+        return not found.args and own.keys() == inputs.keys() and all(_equal(own[key], inputs[key]) for key in own)
+    given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    return not found.kwargs and len(given) == len(found.args) and all(map(_equal, given, found.args))
+
+
+def another(found: Pass, inputs: Any) -> bool:
+    """Whether the pass was made with another batch than `inputs`, however the two are given: with other values."""
+    own, given = tensors((*found.args, *found.kwargs.values())), tensors(inputs)
+    if [(t.shape[1:], t.dtype, t.device) for t in own] != [(t.shape[1:], t.dtype, t.device) for t in given]:
+        return False  # Given in another form, about which values say nothing.
+    return not all(map(_equal, own, given))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    both = isinstance(a, Tensor) and isinstance(b, Tensor)
+    # A batch that is brought to the device twice is two tensors.
+    capturing.hinder("adapt is given another tensor than the model was, so that their values have to be compared")
+    return both and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)

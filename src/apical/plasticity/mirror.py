@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from apical import capturing
 from apical.checks import check_fields, number
 from apical.noise import Distribution, check_distribution, check_noise, fill
 from apical.per_copy import PER_COPY, PerCopy, spread
@@ -106,7 +107,12 @@ class Mirror(Stored, Phased):
 
     @override
     def adapt(self, phase: Phase) -> None:
-        sites = phase.sites[phase.count % 2 :: 2] if self.alternate and len(phase.sites) > 1 else phase.sites
+        sites = phase.sites
+        if self.alternate and len(sites) > 1:
+            capturing.hinder(
+                "the weight mirror takes every second layer by turns (alternate=True), which a graph can't"
+            )
+            sites = sites[phase.count % 2 :: 2]
         rows = self.batch or max(phase.rows, 2 if self.baseline == "batch-mean" else 1)
         for _ in range(self.batches):
             pool: Tensor | None = None

@@ -170,7 +170,9 @@ class Regression(Stored, Phased):
         # e^T (e D - lambda^), in the order that never makes the prediction e D.
         return [torch.sub(gram @ site.feedback.to(phase.dtype).flatten(1), cross).view(site.feedback.shape)]
 
-    def _gradient(self, phase: Phase, site: Site, call: Call, delta: Tensor, target: Estimate, scale: float) -> Tensor:
+    def _gradient(
+        self, phase: Phase, site: Site, call: Call, delta: Tensor, target: Estimate, scale: float | Tensor
+    ) -> Tensor:
         synapse = site.synapse
         heard, own = call.signal, False
         if heard is not None and heard.shape == target.values.shape:

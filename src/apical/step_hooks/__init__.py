@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from apical.step_hooks import held, masks, missed
+from apical.step_hooks import everywhere, held, masks, missed
 
 if TYPE_CHECKING:
     from apical.learner import Learner
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def watch(learner: Learner) -> None:
     """Look after `learner` at every step of an optimizer that holds its parameters."""
+    everywhere.learners.add(learner)
     if any(rule.trains for rule in learner.rules.values()):
         held.watch(learner)
     if learner.sparse:

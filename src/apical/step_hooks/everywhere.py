@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.nn import Parameter
 from torch.optim.optimizer import (
@@ -14,11 +15,17 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+if TYPE_CHECKING:
+    from apical.learner import Learner
+
 Hook = Callable[[Optimizer, Any, Any], None]
 
 _before: dict[Hook, Any] = {}
 _after: dict[Hook, Any] = {}
 """Hooks, with what would take them away."""
+
+learners: weakref.WeakSet[Learner] = weakref.WeakSet()
+"""All learners there are, attached or not."""
 
 
 def before(hook: Hook) -> None:
