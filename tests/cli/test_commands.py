@@ -44,8 +44,8 @@ RECIPE = (
     "input-noise activation-noise test-every align-every checkpoint-every precision memory-format accelerator"
 )
 OPTIONS = {
-    "compare": f"{RECIPE} rules seeds first-seed replicas folder resume overwrite time-steps",
-    "train": f"{RECIPE} rule seed folder resume overwrite",
+    "compare": f"{RECIPE} rules seeds first-seed replicas folder resume overwrite time-steps captured",
+    "train": f"{RECIPE} rule seed folder resume overwrite captured",
     "audit": "rule data network activation loss seed",
     "rules": "",
     "report": "picture",

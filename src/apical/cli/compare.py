@@ -45,11 +45,14 @@ class Compare:
     folder: Path | None = None
     """Where to leave everything. None: a new folder under runs/."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Finish the comparison in this folder; every other option but --time-steps is read from it."""
+    """Finish the comparison in this folder; every other option but --time-steps and --captured is read from it."""
     overwrite: bool = False
     """Delete the files of the comparison in --folder first, if there is one; others in it stay."""
     time_steps: bool = True
     """Measure each rule's time per step against plain backpropagation when all runs are done (seconds)."""
+
+    captured: bool = True
+    """On a GPU, take each step as one CUDA graph where that can be: the same numbers, sooner."""
 
     def run(self) -> None:
         """Compare."""
@@ -75,6 +78,7 @@ class Compare:
                     command=command_line(),
                     announce=lambda rule, seeds: watch(display, f"{rule}, {_named(seeds)}"),
                     time_steps=step_ratios if self.time_steps else None,
+                    captured=self.captured,
                 )
         except Interrupted as error:
             error.args = (f"the comparison can be resumed: apical compare --resume {folder}",)

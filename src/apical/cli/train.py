@@ -44,6 +44,9 @@ class Train:
     overwrite: bool = False
     """Delete the files of the run in --folder first, if there is one; others in it stay."""
 
+    captured: bool = True
+    """On a GPU, take each step as one CUDA graph where that can be: the same numbers, sooner."""
+
     def run(self) -> None:
         """Train."""
         from apical.training.train import train
@@ -61,7 +64,12 @@ class Train:
             watcher = watch(display, f"{config.rule}, seed {config.seed}")
             try:
                 result = train(
-                    config, folder, resume=self.resume is not None, overwrite=self.overwrite, watcher=watcher
+                    config,
+                    folder,
+                    resume=self.resume is not None,
+                    overwrite=self.overwrite,
+                    watcher=watcher,
+                    captured=self.captured,
                 )
             except Interrupted as error:
                 error.args = (f"{error}: apical train --resume {folder}",)

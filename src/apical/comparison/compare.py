@@ -44,6 +44,7 @@ def compare(
     command: str | None = None,
     announce: Announce | None = None,
     time_steps: Callable[[CompareConfig, ImageData], dict[str, float]] | None = None,
+    captured: bool = True,
 ) -> dict[str, Any]:
     """Train every rule from every seed, and leave `comparison.json` in `folder` with one run folder per rule and seed.
 
@@ -56,6 +57,7 @@ def compare(
         overwrite: delete an earlier comparison in `folder`, once all else is known to be right.
         command: the command to show beside the results. announce: gives each run's watcher.
         time_steps: gives each rule's time per step as a ratio to plain backpropagation, measured when all runs are done.
+        captured: on a GPU, take steps as CUDA graphs where that can be (see `apical.captured`).
 
     Returns:
         What comparison.json holds.
@@ -88,7 +90,7 @@ def compare(
         with home.held(overwrite and home.has_run):
             home.start(_plain(config), overwrite=overwrite, more=_left, seal=True)
     with home.held():
-        comparison = _compared(config, home, data, together, announce)
+        comparison = _compared(config, home, data, together, announce, captured)
         comparison["command"] = command or comparison["command"]
         ratios = time_steps(config, data) if time_steps else {}
         rows = [table.row(config, rule, home.path, comparison["runs"], data, ratios.get(rule)) for rule in config.rules]
@@ -99,7 +101,12 @@ def compare(
 
 
 def _compared(
-    config: CompareConfig, home: RunFolder, data: ImageData, together: list[str], announce: Announce | None
+    config: CompareConfig,
+    home: RunFolder,
+    data: ImageData,
+    together: list[str],
+    announce: Announce | None,
+    captured: bool,
 ) -> dict[str, Any]:
     """All runs, and what comparison.json says of how they were made."""
     seeds = range(config.first_seed, config.first_seed + config.seeds)
@@ -107,11 +114,11 @@ def _compared(
     together = [rule for rule in config.rules if _goes_together(config, rule, home.path, rule in together)]
     found = {}
     for rule in together:
-        found |= _run_together(config, rule, home.path, data, announce)
+        found |= _run_together(config, rule, home.path, data, announce, captured)
     for seed in seeds:
         for rule in config.rules:
             if rule not in together:
-                found[rule, seed] = _run(config.run(rule, seed), home.path, data, announce)
+                found[rule, seed] = _run(config.run(rule, seed), home.path, data, announce, captured)
     runs = [found[rule, seed] for seed in seeds for rule in config.rules]
     return {
         "format": 1,
@@ -150,7 +157,7 @@ def _goes_together(config: CompareConfig, rule: str, home: Path, chosen: bool) -
 
 
 def _run_together(
-    config: CompareConfig, rule: str, home: Path, data: ImageData, announce: Announce | None
+    config: CompareConfig, rule: str, home: Path, data: ImageData, announce: Announce | None, captured: bool
 ) -> dict[tuple[str, int], dict[str, Any]]:
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     places = {seed: _place(rule, seed) for seed in seeds}
@@ -160,6 +167,7 @@ def _run_together(
         [RunFolder(home / place) for place in places.values()],
         data=data,
         watcher=announce(rule, seeds) if announce else None,
+        captured=captured,
     )
     lines = RunFolder(home / _place(rule)).measured or {}
     return {
@@ -168,11 +176,11 @@ def _run_together(
     }
 
 
-def _run(config: TrainConfig, home: Path, data: ImageData, announce: Announce | None) -> dict[str, Any]:
+def _run(config: TrainConfig, home: Path, data: ImageData, announce: Announce | None, captured: bool) -> dict[str, Any]:
     place = _place(config.rule, config.seed)
-    watcher = announce(config.rule, [config.seed]) if announce else None
+    resume, watcher = RunFolder(home / place).has_run, announce(config.rule, [config.seed]) if announce else None
     try:
-        train(config, home / place, data=data, resume=RunFolder(home / place).has_run, watcher=watcher)
+        train(config, home / place, data=data, resume=resume, watcher=watcher, captured=captured)
     except NonFiniteLossError as error:
         return _record(config.rule, config.seed, home, place, str(error), RunFolder(home / place).metrics.sha256)
     return _record(config.rule, config.seed, home, place)

@@ -145,20 +145,23 @@ class OneNetwork(Networks):
 
     learner: Learner
 
-    def __init__(self, config: TrainConfig, data: ImageData) -> None:
+    def __init__(self, config: TrainConfig, data: ImageData, *, captured: bool = True) -> None:
         self.configs, self.seed = [config], config.seed
 
         def build(rule: Rule) -> nn.Module:
             model, self.learner = make(config, rule, config.seed, data)
             return model
 
-        self.engine = Engine(config, build)
+        self.engine = Engine(config, build, captured=captured)
         self.noise = NoisyInput(config.input_noise) if config.input_noise else nn.Identity()
 
     @override
     def learn(self, x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> Tensor:
         x = self.noise(x.to(self.engine.dtype))
         self.engine.net.train()
+        return self.engine.learn(self._step, x, y, check)
+
+    def _step(self, x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> Tensor:
         losses = self.engine.criterion(self.engine.outputs(x), y)
         loss = self.engine.mean(losses)
         check(loss.detach()[None])

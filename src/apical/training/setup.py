@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from apical.attaching.attach import attach
 from apical.attaching.connectivity import Connectivity
+from apical.capture.cuda import graphs_for
+from apical.capture.step import Captured
 from apical.data import ImageData
 from apical.distributed import started
 from apical.learner import Learner
@@ -21,6 +23,9 @@ from apical.rules import Rule
 from apical.synapses.registry import synapse_type
 from apical.training.config import Recipe, TrainConfig
 from apical.training.options import making, optimizer_of, rule_of, scheduler_of
+
+Step = Callable[[Tensor, Tensor, Callable[[Tensor], None]], Tensor]
+"""step(x, y, check) -> losses summed over the batch; it gives `check` the mean losses before it learns from them."""
 
 REHEARSED = 1000
 """Epochs of a schedule that are tried before a run, the last one among them."""
@@ -56,13 +61,14 @@ class Engine:
     Args:
         config: of the run; of several side by side, the first one's.
         build: makes the module to train, given the rule, when Fabric knows which process this is.
+        captured: whether steps are CUDA graphs where they can be.
 
     Attributes:
         net: the module as Fabric calls it. dtype: of its weights, and so of its input.
         rows: samples of the present step's batch, in all processes together; None before the first step.
     """
 
-    def __init__(self, config: TrainConfig, build: Callable[[Rule], nn.Module]) -> None:
+    def __init__(self, config: TrainConfig, build: Callable[[Rule], nn.Module], *, captured: bool = True) -> None:
         rule = rule_of(config.rule)
         self.fabric = make_fabric(config, rule)
         self.fabric.launch()
@@ -73,7 +79,11 @@ class Engine:
         self.scheduler = make_scheduler(config, optimizer)
         self.criterion = LOSSES[config.loss]
         self.rows: int | None = None
-        self._seed = config.seed
+        self._seed, self._batch = config.seed, config.batch
+        # Scaled losses are looked at in every step.
+        alone = self.fabric.world_size == 1 and config.precision != "16-mixed"
+        self._graphs = graphs_for(self.fabric.device) if captured and alone else None
+        self._captured: Captured | None = None
         torch.manual_seed(self.global_seed(config.seed))
 
     def global_seed(self, seed: int) -> int:
@@ -103,6 +113,22 @@ class Engine:
         if self.rows is None or len(losses) * world == self.rows:
             return losses.mean()
         return losses.sum() * (world / self.rows)
+
+    def learn(self, step: Step, x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> Tensor:
+        """What `step` gives on a batch; on a GPU by a graph, after which `check` sees the mean losses."""
+        if self._graphs is None or self.rows != self._batch:
+            return step(x, y, check)
+        if self._captured is None:
+
+            def whole(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+                means: list[Tensor] = []
+                sums = step(x, y, means.append)
+                return sums, means[0]
+
+            self._captured = Captured(whole, (x, y), self._graphs, tells=False)
+        sums, means = self._captured(x, y)
+        check(means)
+        return sums
 
     def step(self) -> None:
         """Take the optimizer's step, and clear the gradients."""

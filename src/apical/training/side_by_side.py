@@ -35,6 +35,7 @@ def train_together(
     *,
     data: ImageData,
     watcher: Watcher | None = None,
+    captured: bool = True,
 ) -> dict[int, str]:
     """Train runs that differ in their seeds only, in one pass, or go on with them where they were stopped.
 
@@ -45,6 +46,7 @@ def train_together(
     Args:
         configs: one for each run. runs: their folders.
         folder: for what they have in common: checkpoints, until all runs are done, and which runs failed.
+        captured: on a GPU, take steps as CUDA graphs where that can be.
 
     Returns:
         Seed -> why the run failed.
@@ -60,7 +62,7 @@ def train_together(
     if folder.result is not None and _lost(folder.result, configs, runs):
         folder.unfinish()
     if folder.result is None:
-        session = Session(SideBySide(configs, data), data, [run.metrics for run in runs])
+        session = Session(SideBySide(configs, data, captured=captured), data, [run.metrics for run in runs])
         # Beyond a checkpoint, a run that is not there would lack what was measured before.
         state, seals = folder.restore_all() if again and all(run.has_run for run in runs) else (None, None)
         if state is not None:
@@ -112,7 +114,7 @@ class SideBySide(Networks):
     singles: list[Learner]
     replicas: Replicas
 
-    def __init__(self, configs: Sequence[TrainConfig], data: ImageData) -> None:
+    def __init__(self, configs: Sequence[TrainConfig], data: ImageData, *, captured: bool = True) -> None:
         self.configs, self.seed = list(configs), [config.seed for config in configs]
 
         def build(rule: Rule) -> nn.Module:
@@ -121,7 +123,7 @@ class SideBySide(Networks):
             self.replicas = copies_of([model for model, _ in made], data)
             return self.replicas.model
 
-        self.engine = Engine(self.configs[0], build)
+        self.engine = Engine(self.configs[0], build, captured=captured)
         self.learner = learner_of(self.replicas)
         weight = next(self.replicas.model.parameters())
         for single in self.singles:
@@ -135,6 +137,9 @@ class SideBySide(Networks):
     def learn(self, x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> Tensor:
         x = x.to(self.engine.dtype)
         self.engine.net.train()
+        return self.engine.learn(self._step, x, y, check)
+
+    def _step(self, x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> Tensor:
         outputs = self._forward(x)
         losses = self.engine.criterion(outputs.flatten(0, 1), y.t().flatten()).view(outputs.shape[:2])
         means = losses.mean(0)

@@ -1,0 +1,76 @@
+"""Runs take their steps by a graph where there can be one, and are the same runs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from apical.comparison import compare
+from apical.training import CompareConfig, TrainConfig, train
+from apical.training import checkpoint as checkpoints
+from capture.emulated import Emulated
+from training.runs import DIGITS
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The graphs of all runs, as if these were on a GPU."""
+    made: list[Emulated] = []
+
+    def graphs_for(device):
+        made.append(Emulated())
+        return made[-1]
+
+    monkeypatch.setattr("apical.training.setup.graphs_for", graphs_for)
+    return made
+
+
+def state(folder):
+    found = checkpoints.load(folder / "checkpoint" / "last.ckpt")
+    return {key: value for key, value in found.items() if key != "seconds"}
+
+
+def alike(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
+    return all(map(alike, a, b)) if isinstance(a, list) else a == b
+
+
+CONFIG = TrainConfig(network="64-20-10", epochs=3, scheduler="StepLR:step_size=1,gamma=0.5", test_every=20)
+
+
+@pytest.mark.parametrize("options", [{"rule": "kp"}, {"rule": "np"}, {"rule": "wm", "input_noise": 0.1}])
+def test_a_run_by_a_graph_is_the_run(tmp_path, graphs, options):
+    config = TrainConfig(**{**CONFIG.asdict(), **options})
+    result = train(config, tmp_path / "graph", data=DIGITS)
+    expected = train(config, tmp_path / "eager", data=DIGITS, captured=False)
+    (only,) = graphs
+    # One graph for each learning rate; the last batch of an epoch is smaller.
+    assert (only.recorded, only.replayed) == (3, 3 * 22 - 3)
+    assert result["predictions"] == expected["predictions"]
+    assert alike(state(tmp_path / "graph"), state(tmp_path / "eager"))
+    assert json.loads((tmp_path / "graph" / "config.json").read_text()) == config.asdict()
+
+
+def test_what_cannot_be_captured_runs_as_it_is_and_says_nothing(tmp_path, graphs):
+    config = TrainConfig(rule="brsf", network="64-20-10", epochs=1)
+    train(config, tmp_path / "run", data=DIGITS)
+    assert [one.recorded for one in graphs] == [0]
+
+
+def test_mixed_precision_is_captured(graphs, tmp_path):
+    config = TrainConfig(network="64-20-10", epochs=1, precision="bf16-mixed")
+    train(config, tmp_path / "run", data=DIGITS)
+    assert [one.recorded for one in graphs] == [1]
+
+
+def test_comparisons_have_one_graph_for_all_seeds_of_a_rule(tmp_path, graphs):
+    config = CompareConfig(rules=("bp", "wm"), seeds=2, epochs=2, network="64-20-10")
+    found = compare(config, tmp_path / "graph", data=DIGITS)
+    assert [one.recorded for one in graphs] == [1, 1]
+    expected = compare(config, tmp_path / "eager", data=DIGITS, captured=False)
+    assert [row["test_error_mean"] for row in found["table"]] == [row["test_error_mean"] for row in expected["table"]]
