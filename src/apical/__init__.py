@@ -2,7 +2,7 @@
 
 from apical.attaching.attach import attach, learner_of
 from apical.attaching.connectivity import Connectivity
-from apical.capture.step import captured
+from apical.cuda_graphs.step import captured
 from apical.learner import Learner
 from apical.measures.alignment import SynapseAlignment, alignment
 from apical.measures.audit import AuditReport, audit

@@ -25,7 +25,7 @@ FLOORS = [
     "pathways",
     "phases rules",
     "learner networks",
-    "attaching capture measures optim",
+    "attaching cuda_graphs measures optim",
     "replicas",
     "__init__",  # the front door of the library: the laboratory may come in by it, as users do
     "training machine",

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from apical.attaching.attach import attach
 from apical.attaching.connectivity import Connectivity
-from apical.capture.cuda import graphs_for
-from apical.capture.step import Captured
+from apical.cuda_graphs.cuda import graphs_for
+from apical.cuda_graphs.step import Captured
 from apical.data import ImageData
 from apical.distributed import started
 from apical.learner import Learner

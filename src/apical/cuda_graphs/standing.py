@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apical.capture.seen import Seen
+from apical.cuda_graphs.seen import Seen
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils import _pytree as trees
 
 from apical import capturing
-from apical.capture.cuda import Graphs, graphs_for
-from apical.capture.graph import Graph, apart, generators, sow
-from apical.capture.seen import Kept, Seen
-from apical.capture.standing import Standing
+from apical.cuda_graphs.cuda import Graphs, graphs_for
+from apical.cuda_graphs.graph import Graph, apart, generators, sow
+from apical.cuda_graphs.seen import Kept, Seen
+from apical.cuda_graphs.standing import Standing
 from apical.distributed import world
 from apical.learner import Learner
 

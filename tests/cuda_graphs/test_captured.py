@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import apical
-from apical.capture.step import FEW, Captured
-from capture.emulated import Emulated
+from apical.cuda_graphs.step import FEW, Captured
 from comparison import equal
+from cuda_graphs.emulated import Emulated
 from learning import RULES, attach
 from networks import X, Y, plain_chain, seed
 

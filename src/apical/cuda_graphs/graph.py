@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as trees
 
-from apical.capture.seen import Seen
-from apical.capture.standing import Standing
+from apical.cuda_graphs.seen import Seen
+from apical.cuda_graphs.standing import Standing
 from apical.learner import Learner
 from apical.per_copy import Streams
 

@@ -10,7 +10,7 @@ import torch
 from apical.comparison import compare
 from apical.training import CompareConfig, TrainConfig, train
 from apical.training import checkpoint as checkpoints
-from capture.emulated import Emulated
+from cuda_graphs.emulated import Emulated
 from training.runs import DIGITS
 
 
