@@ -22,7 +22,7 @@ from apical.attaching.by_module import Rules, rules_of, still_there
 from apical.attaching.dry_run import Shown, check_wiring, dry_run
 from apical.composites import unfuse
 from apical.nested import first_rows
-from apical.phases.backpropagation import backpropagating
+from apical.phases.conditions import backpropagating
 from apical.phases.phases import Phases
 from apical.rules import Rule
 from apical.synapses.registry import meet, synapse_type

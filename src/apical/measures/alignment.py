@@ -16,7 +16,7 @@ from apical.measures import tensors
 from apical.measures.replay import losses_of, replaying
 from apical.nested import input_of
 from apical.pathways import Direct
-from apical.phases.backpropagation import backpropagating
+from apical.phases.conditions import backpropagating
 from apical.phases.isolation import weights_preserved
 from apical.synapses.synapse import Synapse
 

@@ -65,7 +65,7 @@ class WholePass:
         self.thread = 0
         """Who has opened the pass; 0: compiled code, which can't tell."""
         self.muted = 0
-        """Thread whose passes are none that learn, as while `apical.phases.backpropagation` goes through the synapses."""
+        """Thread whose passes are none that learn, as while `apical.phases.conditions` goes through the synapses."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "open": False}

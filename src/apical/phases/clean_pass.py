@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from apical import capturing
 from apical.nested import pick, run
 from apical.pathways.checkpointing import recomputing
-from apical.phases.backpropagation import backpropagating
-from apical.phases.conditions import casting
+from apical.phases.conditions import backpropagating, casting
 from apical.phases.isolation import learning, unchanged
 from apical.phases.noisy_pass import Perturb, perturbing
 from apical.phases.recording import Pass, Recorder, another, same

@@ -1,4 +1,4 @@
-"""The conditions that a pass is made under: random state, autocast, and the statistics of its batch normalizations."""
+"""The conditions that a pass is made under: random state, autocast, statistics of batch normalizations, how errors go back."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from threading import get_ident
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from apical.pathways.checkpointing import recomputing
+from apical.pathways.layer_wise import LayerWise
 from apical.phases.isolation import RandomState
+from apical.plasticity.transport import Transport
+from apical.synapses.circuit import Connection
+
+if TYPE_CHECKING:
+    from apical.learner import Learner
 
 
 def casts(kind: str) -> torch.dtype | None:
@@ -131,3 +137,35 @@ def statistics_of(x: Tensor, output: Tensor) -> Statistics:
     x = x.detach() if x.dtype == torch.float64 else x.detach().float()
     variance, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
     return Statistics(mean, variance)
+
+
+_ROLE: dict[str, Any] = {
+    "pathway": LayerWise(),
+    "plasticity": Transport(),
+    "connection": Connection(),
+    "whole_pass": None,
+    "sends_back": True,
+    "native": False,
+}
+"""Attributes by which a synapse sends its error back through its own weights."""
+
+
+@contextmanager
+def backpropagating(learner: Learner) -> Iterator[None]:
+    """While open, the model teaches its synapses by backpropagation through all its weights."""
+    # By way of dictionaries: a phase does this every step, and nn.Module's assignment is slow enough to show.
+    held = [(vars(s), {name: vars(s)[name] for name in _ROLE if name in vars(s)}) for s in learner.synapses.values()]
+    muted = [one.muted for one in learner.passes]
+    for one in learner.passes:
+        one.muted = get_ident()
+    try:
+        for own, _ in held:
+            own.update(_ROLE)
+        yield
+    finally:
+        for one, before in zip(learner.passes, muted, strict=True):
+            one.muted = before
+        for own, before in held:
+            own.update(before)
+            for name in _ROLE.keys() - before.keys():
+                del own[name]

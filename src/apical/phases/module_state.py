@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from apical.phases.hooks import Hooks
 from apical.synapses.storage import CURRENT, MASKS, names_kept
 from apical.synapses.synapse import Synapse
 
@@ -35,8 +36,9 @@ class State:
     """What some owners hold, as it is now; `restore` puts it back, as often as it is called.
 
     Owners then have the same attributes, buffers, submodules and parameters again: the same objects, with the values they had
-    (but for parameters). What they hold is followed; not so hooks, iterators, files, attributes of classes, elements of lists of
-    more than a thousand, and what functions keep. What a plasticity keeps, and what makes a synapse one, is left alone.
+    (but for parameters), and no hooks of their own that are new. What they hold is followed; not so iterators, files, attributes
+    of classes, elements of lists of more than a thousand, and what functions keep. What a plasticity keeps, and what makes a
+    synapse one, is left alone.
 
     Args:
         modules: all of a model's.
@@ -46,7 +48,7 @@ class State:
 
     def __init__(self, modules: Iterable[nn.Module], owners: Iterable[Any], watched: Iterable[nn.Module] = ()) -> None:
         self._modules = list(modules)
-        self._places: list[tuple[Any, Held | _Names | _Source]] = []
+        self._places: list[tuple[Any, Held | _Names | _Source | Hooks]] = []
         self._weights: set[int] | None = None
         self._waiting: list[Any] = []
         # A registered module is an owner by itself, or not held at all.
@@ -144,6 +146,8 @@ class State:
         own, kept, held = _OWN_OF_SYNAPSES if isinstance(module, Synapse) else _OWN, _kept(module), vars(module)
         places = [_Names(held, own), *(_Names(held[name], kept) for name in ("_buffers", "_modules", "_parameters"))]
         self._places += [(self._owner, place) for place in places]
+        if not self._lightly:
+            self._places.append((self._owner, Hooks(module)))
         return places[0].before, places[1].before
 
     def _tensor(self, tensor: Tensor) -> None:

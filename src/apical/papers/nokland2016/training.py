@@ -21,7 +21,7 @@ from apical.networks.mlp import ACTIVATIONS
 from apical.papers.course import course
 from apical.papers.experiment import Experiment, Task, given
 from apical.papers.record import Curve
-from apical.phases.backpropagation import backpropagating
+from apical.phases.conditions import backpropagating
 from apical.replicas.replicas import Replicas
 
 BATCH = 64
