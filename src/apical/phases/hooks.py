@@ -6,6 +6,7 @@ pass would bring a second set of them, and every hidden state twice.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -45,5 +46,7 @@ class Hooks:
 
 def _library(hook: Any) -> bool:
     """Whether a hook is PyTorch's or apical's, who know why it is there."""
+    while isinstance(hook, partial):
+        hook = hook.func
     where = getattr(hook, "__module__", None) or type(hook).__module__
     return where.partition(".")[0] in ("torch", "apical")
