@@ -1,4 +1,4 @@
-"""Figures of the campaign, shown at its end."""
+"""Figures of the campaign, shown at its end; here, where the process that hands out the tests sees it too."""
 
 from __future__ import annotations
 
