@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -152,6 +153,7 @@ def on_two_ranks(learn: Callable[..., object], folder: Path, *arguments: object)
 
 def _on_a_rank(rank: int, port: int, folder: Path, learn: Callable[..., object], arguments: tuple) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # What is imported is no garbage to search.
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
     torch.save(learn(rank, *arguments), folder / f"{rank}.pt")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 _PEER = re.compile(r"gloo|NCCL|by peer|Broken pipe|TCPStore", re.IGNORECASE)
 
@@ -73,6 +76,49 @@ def check_alone(what: str, way_out: str) -> None:
     count = max(world(), started())
     if count > 1:
         raise ValueError(f"{what} works in one process, and {count} were started together; {way_out}")
+
+
+def in_shards(tensor: object) -> bool:
+    """Whether a tensor lies in shards on several processes, as those of `fully_shard` do."""
+    return hasattr(tensor, "device_mesh")
+
+
+def parts_in_shards(model: nn.Module) -> list[str]:
+    """Names of the modules within `model` that fully_shard was called on."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # Imported by whoever has sharded.
+    if fsdp is None:
+        return []
+    return [name for name, module in model.named_modules() if name and isinstance(module, fsdp.FSDPModule)]
+
+
+def refuse_shards(model: nn.Module) -> None:
+    """Raise a ValueError if parameters of a model that is to be attached lie in shards."""
+    found = [name for name, parameter in model.named_parameters() if in_shards(parameter)]
+    if found:
+        raise ValueError(
+            f"parameters of the model lie in shards already ({', '.join(found[:3])}{', ...' if found[3:] else ''}); call "
+            "apical.attach first and fully_shard after it, which then shards feedback that learns with the weights as well"
+        )
+
+
+def refuse_wrapped(model: nn.Module, rule: str) -> None:
+    """Raise a ValueError if a wrapper holds the model that would not average gradients of parameters that are to come."""
+    if together() and _wrapped(model):
+        gc.collect()  # One that is let go of may still be there.
+        if _wrapped(model):
+            raise ValueError(
+                f"rule '{rule}' adds parameters, feedback that learns, and this model lies in a DistributedDataParallel made "
+                "before, which would not average their gradients; call apical.attach on the plain model, and wrap it after that"
+            )
+
+
+def _wrapped(model: nn.Module) -> bool:
+    kinds: list[type] = [DistributedDataParallel]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    # What holds a class: its objects, of which PyTorch keeps no list, and a few others.
+    wrappers = [one for one in gc.get_referrers(*kinds) if issubclass(type(one), DistributedDataParallel)]
+    return any(one in model.modules() or model in one.modules() for one in wrappers)
 
 
 @contextmanager

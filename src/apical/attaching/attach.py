@@ -18,6 +18,7 @@ from apical.attaching.samples import check_samples
 from apical.attaching.surgery import Surgery
 from apical.attaching.ties import of_ties
 from apical.composites import unfuse
+from apical.distributed import refuse_shards, refuse_wrapped
 from apical.learner import Learner
 from apical.nested import Which
 from apical.per_copy import copies_in, streams
@@ -101,6 +102,7 @@ def attach(
             rule, example_input=example_input, at=at, generator=generator, output=output, connectivity=connectivity
         )
     faults.refuse_attached(model)
+    refuse_shards(model)
     meet(model)
     undo = unfuse(model)
     try:
@@ -123,6 +125,8 @@ def _attach(
 ) -> Learner:
     """Attach a model whose composite layers are taken apart; `undo` puts them together again."""
     rules = _checked(model, rule, example_input, at)
+    if trained := next((one.name for one in rules.values() if one.trains), None):
+        refuse_wrapped(model, trained)
     shares = connections.connectivities_of(connectivity, [*rules, *(at or ())])
     connections.check(model, rules, shares)
     if generator is not None and not isinstance(generator, torch.Generator):

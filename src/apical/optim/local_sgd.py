@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from torch.optim.sgd import sgd
 
 from apical.checks import number
-from apical.distributed import world
 from apical.learner import Learner, as_learner
+from apical.optim.ownership import refuse_processes
 from apical.optim.updates import Updates
 from apical.step_hooks import missed
 from apical.step_hooks.everywhere import others
@@ -42,7 +42,7 @@ class LocalSGD(Optimizer):
 
     Raises:
         ValueError: for a value out of range. TypeError: for anything else than a learner, as the model.
-        RuntimeError: under torch.distributed with several processes.
+        RuntimeError: under torch.distributed with several processes, here or, if they meet later, in the first forward pass.
 
     >>> import apical, torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
@@ -69,11 +69,7 @@ class LocalSGD(Optimizer):
         number("dampening", dampening)  # Of either sign, as in torch.optim.SGD.
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError(f"nesterov needs a momentum above 0 and no dampening, got {momentum!r} and {dampening!r}")
-        if world() > 1:
-            raise RuntimeError(
-                "LocalSGD applies updates before they could be averaged over processes; use torch.optim.SGD under "
-                "DistributedDataParallel"
-            )
+        refuse_processes()
         as_learner(learner)
         defaults = {
             "lr": lr,

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from apical.distributed import world
+
 if TYPE_CHECKING:
     from apical.optim.updates import Updates
 
@@ -31,6 +33,7 @@ class Pass:
     __slots__ = ("_moves", "_task", "_updates", "beyond")
 
     def __init__(self, updates: Updates) -> None:
+        refuse_processes()  # Here as well, for groups that are made after the optimizer.
         self._updates, self._task = updates, -1
         self.beyond = self._moves = False
 
@@ -111,6 +114,15 @@ def made_within(x: Tensor, synapses: Container[Any], parameters: Container[int])
                 seen.add(before)
                 waiting.append(before)
     return True
+
+
+def refuse_processes() -> None:
+    """Raise a RuntimeError under torch.distributed with several processes."""
+    if world() > 1:
+        raise RuntimeError(
+            "LocalSGD applies updates before they could be averaged over processes; use torch.optim.SGD under "
+            "DistributedDataParallel"
+        )
 
 
 def refuse_second(label: str) -> NoReturn:

@@ -221,7 +221,8 @@ class Updates:
                 if weight.grad is not None or (site.bias is not None and bias is not None and bias.grad is not None):
                     raise RuntimeError(
                         f"the weights of '{site.synapse.label}' got a gradient besides their synapse's own update (from a "
-                        "penalty on weights?), and LocalSGD can't add the two; use its weight_decay, or torch.optim.SGD"
+                        "penalty on weights, or DistributedDataParallel?), and LocalSGD can't add the two; use its "
+                        "weight_decay, or torch.optim.SGD"
                     )
                 if site.waiting:
                     with torch.no_grad():
