@@ -226,6 +226,7 @@ class Learner:
         Raises:
             ValueError: for what can't be attached, each with a way out; the learner is then as it was. Also if a direct rule
                 has no example, if the learner is detached, or for several copies side by side.
+            RuntimeError: after fully_shard.
 
         >>> import apical, torch
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
@@ -236,6 +237,7 @@ class Learner:
         True
         """
         self.require_synapses()
+        self.circuit.require_whole("learner.refresh", "change the model and refresh before fully_shard")
         if self.surgery is not None:
             self.surgery.refresh(example_input)
 

@@ -59,7 +59,7 @@ def alone(tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_parameters_in_shards_learn_as_whole_ones(rule, each, alone):
     if rule == "kp-direct" and each:
-        pytest.skip("the output's error comes before the layers' shards are together; PyTorch says so")
+        pytest.skip("the output's error comes before the layers' shards are together; `test_shards` has what is said")
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from apical.learner import Criterion, Learner, as_attached
 from apical.measures import tensors
-from apical.measures.replay import losses_of, replaying
+from apical.measures.replay import losses_of, replaying, require_whole
 from apical.nested import input_of
 from apical.pathways import Direct
 from apical.phases.conditions import backpropagating
@@ -95,6 +95,7 @@ def alignment(learner: Learner, inputs: Any, targets: Any, criterion: Criterion)
     (['0', '2'], 0.0)
     """
     as_attached(learner)
+    require_whole(learner, "apical.alignment")
     with weights_preserved(learner.model), replaying(learner, (inputs, targets)) as again, torch.enable_grad():
         calls = _deltas(learner, inputs, targets, criterion)
         again()

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from apical.learner import Criterion, Learner, as_attached
 from apical.measures.blindness import blind
 from apical.measures.poison import Poison, Values, untied, zeros_filled
-from apical.measures.replay import alone, own_parameters, owners_of_weights, replaying
+from apical.measures.replay import alone, own_parameters, owners_of_weights, replaying, require_whole
 from apical.measures.trial import Trial, differ
 from apical.nested import Arguments, input_of, with_input
 from apical.phases.isolation import weights_preserved
@@ -121,6 +121,7 @@ def audit(learner: Learner | nn.Module, inputs: Any, targets: Any, criterion: Cr
     2  weights
     """
     learner = _by_hand(learner) if isinstance(learner, nn.Module) else as_attached(learner)
+    require_whole(learner, "apical.audit")
     with (
         alone(learner),
         learner.circuit.unwatched(),

@@ -22,6 +22,15 @@ Again = Callable[[], None]
 """again(): puts all that a pass changes back to where it was, for the next one under equal conditions."""
 
 
+def require_whole(learner: Learner, what: str) -> None:
+    """Raise a RuntimeError if the model's weights lie in shards, so that they can't be measured."""
+    learner.circuit.require_whole(
+        what,
+        "gather them (torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True) and load them into "
+        "a model that is attached alike, to measure that one",
+    )
+
+
 @contextmanager
 def replaying(learner: Learner, batch: Any = (), *, phases: bool = False) -> Iterator[Again]:
     """While open, passes may be made at will; afterwards everything but weights is as before.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from typing_extensions import override
 
+from apical.distributed import in_shards
 from apical.nested import Which, pick, substitute
 from apical.pathways.base import WholePass
 from apical.pathways.checkpointing import graph_comes_later
@@ -248,6 +249,12 @@ class Taps(WholePass):
                 raise RuntimeError(
                     f"the model's output has {outputs} values per sample, but the direct feedback of '{tap.label}' was made "
                     f"for {tap.outputs}; attach with an example_input of the size you train on"
+                )
+            feedback = tap.owner._parameters.get("feedback")
+            if feedback is not None and in_shards(feedback):
+                raise RuntimeError(
+                    f"the output's error comes to the feedback of '{tap.label}' before its shards are together; call fully_shard "
+                    "on the whole model alone, or on its parts with reshard_after_forward=False"
                 )
 
     def edges(self, taps: Sequence[Tap]) -> tuple[list[FusedTap], list[Any]]:

@@ -80,7 +80,7 @@ class Phases:
         """Put the hooks on the learner's model that phases need."""
         handles: list[RemovableHandle] = []
         if self.learns:
-            handles.append(self.learner.model.register_forward_pre_hook(self._see_autocast))
+            handles.append(self.learner.model.register_forward_pre_hook(self._see))
         for synapse in self.learner.synapses.values():
             if isinstance(synapse.plasticity, Phased) and not listens(synapse.plasticity):
                 handles.append(_Meeting(synapse, self.met).handle)
@@ -114,6 +114,7 @@ class Phases:
         """One call of `Learner.adapt`: a phase of all parts; while some of them warm up, no weight gets a gradient."""
         if not self.adapted:
             missed.came(self.learner)
+        self._require_whole()
         parts = self.parts()
         if not parts:
             return
@@ -163,6 +164,13 @@ class Phases:
         if self.recorder is not None:
             self.recorder.checked = False
 
+    def _require_whole(self) -> None:
+        if (circuit := self.learner.circuit).sharded:  # First, as this is asked in every pass.
+            circuit.require_whole(
+                f"learner.adapt, by which rule '{self.learner.name}' learns,",
+                "use DistributedDataParallel, or a rule without a phase, as 'kp'",
+            )
+
     @property
     def device_type(self) -> str:
         """The kind of device on which the model lies: "cpu" or "cuda"."""
@@ -175,8 +183,10 @@ class Phases:
         """While open, autocast is as it was in the newest pass that learns."""
         return casting(self.device_type, self._autocast)
 
-    def _see_autocast(self, module: nn.Module, args: Any) -> None:
+    def _see(self, module: nn.Module, args: Any) -> None:
+        """Pre-hook of the model."""
         if not compiling() and torch.is_grad_enabled() and not recomputing():
+            self._require_whole()
             self._autocast = casts(self.device_type)
 
     @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from apical.step_hooks import everywhere
@@ -33,6 +33,17 @@ def watch(learner: Learner) -> None:
     everywhere.after(_mask)
 
 
+def like(mask: Tensor, tensor: Tensor) -> Tensor:
+    """A mask that is whole on every process, in shards where the tensor is that it is to be multiplied with."""
+    mesh = getattr(tensor, "device_mesh", None)
+    if mesh is None:
+        return mask
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(tensor, DTensor)
+    return distribute_tensor(mask, mesh, tensor.placements, src_data_rank=None)
+
+
 @torch.no_grad()
 def _mask(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Set what the optimizer has moved to zero where its mask has a zero."""
@@ -45,7 +56,7 @@ def _mask(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         mask = None if owner is None else owner._buffers.get(f"{name}_mask")
         parameter = None if owner is None else owner._parameters.get(name)
         if mask is not None and parameter is not None:
-            parameter.mul_(mask)
+            parameter.mul_(like(mask, parameter))
 
 
 def _masked_in(ids: set[int]) -> Iterator[tuple[weakref.ref[nn.Module], str]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.synapses.memory import Recycler
+from apical.synapses.storage import make_alike
 from apical.synapses.ties import settle_ties
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ class Circuit:
         home: where they belong; found by a weak reference, for the graph of a pass holds this by each of them.
         watched: whether passes look if the model was changed.
         suspected: whether something was put into the model since passes looked; compiled code asks for no more.
+        sharded: names of those whose weights fully_shard has put in shards.
         emptied: names of those whose feedback has lost its values (`nn.Module.to_empty`).
     """
 
@@ -158,6 +160,7 @@ class Circuit:
         self._flag: Any = None
         self.home: Callable[[], Home | None] = _nowhere
         self.watched, self.suspected = True, False
+        self.sharded: set[str] = set()
         self.emptied: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -165,7 +168,7 @@ class Circuit:
         return {"memory": self.memory, "suspected": self.suspected, "emptied": self.emptied}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.record, self.updater, self.watched = None, None, True
+        self.record, self.updater, self.watched, self.sharded = None, None, True, set()
         self.memory, self.suspected, self.emptied = (
             state["memory"],
             state.get("suspected", False),
@@ -250,10 +253,21 @@ class Circuit:
         self.emptied.add(label)
         self._suspect()
 
-    def settle(self, synapse: Synapse) -> None:
-        """Take in that a synapse was given other weights."""
-        settle_ties(synapse, self.synapses)
-        self._suspect()
+    def settle(self, synapse: Synapse, sharded: bool) -> None:
+        """Take in that a synapse was given other weights; or shards of its own."""
+        if not sharded:
+            settle_ties(synapse, self.synapses)
+            self._suspect()
+        elif synapse.label not in self.sharded:
+            self.sharded.add(synapse.label)
+            make_alike(synapse)
+
+    def require_whole(self, what: str, way_out: str) -> None:
+        """Raise a RuntimeError if weights lie in shards: `what` needs whole ones."""
+        if self.sharded:
+            raise RuntimeError(
+                f"{what} needs whole weights on every process, and fully_shard has put them in shards; {way_out}"
+            )
 
     def _suspect(self) -> None:
         home = self.home()

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from apical.distributed import in_shards
+from apical.step_hooks.masks import like
 from apical.synapses.transformed import transforming
 
 if TYPE_CHECKING:
@@ -132,7 +134,21 @@ def release(owner: nn.Module) -> None:
 
 def sharding(owner: nn.Module, name: str, value: Any) -> bool:
     """Whether `value` takes a parameter's place on its owner because fully_shard puts its shards and its whole there by turns."""
-    return hasattr(value, "device_mesh") or hasattr(owner._parameters.get(name), "device_mesh")
+    now = owner._parameters.get(name)
+    return now is not None and isinstance(value, nn.Parameter) and (in_shards(value) or in_shards(now))
+
+
+def make_alike(owner: nn.Module) -> None:
+    """Give all processes that hold shards of the owner's weights the feedback and masks of the first one.
+
+    DistributedDataParallel does so with all buffers, fully_shard with none.
+    """
+    mesh = getattr(owner._parameters.get("weight"), "device_mesh", None)
+    for group in () if mesh is None else mesh.get_all_groups():
+        for name in (*names_kept(owner), *MASKS):
+            tensor = owner._buffers.get(name)
+            if tensor is not None and not tensor.is_meta:
+                torch.distributed.broadcast(tensor, group=group, group_src=0)
 
 
 def check_mask(owner: nn.Module, name: str, value: Any) -> None:
@@ -146,7 +162,7 @@ def check_mask(owner: nn.Module, name: str, value: Any) -> None:
 def _multiply_unseen(tensor: Tensor, mask: Tensor) -> None:
     """Multiply in place, without a trace in autograd. Function transforms allow of no such thing."""
     if not torch._C._are_functorch_transforms_active():
-        tensor.data.mul_(mask)
+        tensor.data.mul_(like(mask, tensor))
 
 
 def mask_feedback(owner: nn.Module) -> None:
@@ -225,7 +241,7 @@ class Keeper(nn.Module):
         missing_keys += [key for key in missing if key.removeprefix(prefix) not in own]
         if (mask := self._buffers.get("weight_mask")) is not None:
             with torch.no_grad():
-                self.weight.mul_(mask)
+                self.weight.mul_(like(mask, self.weight))
         mask_feedback(self)
         held = {prefix + name for name in own if kept(self, name) is not None}
         if held <= state_dict.keys():
@@ -272,3 +288,12 @@ def check_feedback(label: str, value: Any, current: Tensor | None) -> None:
         raise TypeError(f"feedback of '{label}' must be a tensor, got {value!r}")
     if value.shape != current.shape:
         raise ValueError(f"feedback of '{label}' has shape {list(current.shape)}, got {list(value.shape)}")
+    if in_shards(current) and not in_shards(value):
+        raise ValueError(
+            f"feedback of '{label}' lies in shards, and a whole tensor was given; set it before fully_shard, or give "
+            "torch.distributed.tensor.distribute_tensor(value, feedback.device_mesh, feedback.placements)"
+        )
+    if in_shards(value) and not in_shards(current):
+        raise ValueError(
+            f"feedback of '{label}' is whole on every process, and shards were given; give value.full_tensor()"
+        )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from apical.step_hooks.masks import like
 from apical.synapses import native
 from apical.synapses.function import SynapseFunction, apply
 from apical.synapses.storage import (
@@ -134,12 +135,12 @@ class Synapse(Keeper):
                 f"feedback of plasticity '{self.plasticity.name}' is computed from the weights; it can't be set"
             )
         mask = self._buffers.get("feedback_mask")
-        assign(self, value if mask is None else value.detach().to(mask.device) * mask)
+        assign(self, value if mask is None else value.detach().to(mask.device) * like(mask, value))
 
     def __setattr__(self, name: str, value: Any) -> None:
         # nn.Module would register a Parameter under this name instead of handing it to the property.
         if name == "feedback":
-            if self._parameters.get(name) is not None and sharding(self, name, value):
+            if sharding(self, name, value):
                 self._parameters[name] = value
             else:
                 Synapse.feedback.__set__(self, value)
@@ -154,8 +155,8 @@ class Synapse(Keeper):
             native.tell(self, name, value)
         if name == "plasticity":
             self.connection = value.connection(self)
-        elif name == "weight" and "circuit" in vars(self) and not sharded:
-            self.circuit.settle(self)
+        elif name == "weight" and "circuit" in vars(self):
+            self.circuit.settle(self, sharded)
 
     def __prepare_scriptable__(self) -> Synapse:
         # torch.jit.script asks every module for what is to be compiled in its place.
