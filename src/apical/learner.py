@@ -245,7 +245,11 @@ class Learner:
         """Give the plain model back: its layers' own classes, no feedback, no hooks. Weights stay as learned.
 
         Absent connections (see `Connectivity`) stay at zero until the plain model is trained: nothing holds them any more.
+
+        Raises:
+            RuntimeError: after fully_shard, which would go on putting feedback there.
         """
+        self.circuit.require_whole("learner.detach", "load a full state dict into the plain model, with strict=False")
         while self.undo:
             self.undo.pop()()
         self.synapses, self.blocks, self.passes, self.phases.recorder = {}, {}, [], None

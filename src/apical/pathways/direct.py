@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from typing_extensions import override
 
+from apical.distributed import parts_in_shards
 from apical.pathways.base import Pathway, asked_by_the_model
 from apical.pathways.taps import Taps
 from apical.synapses.storage import mask_feedback
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from apical.learner import Learner
     from apical.plasticity.base import Plasticity
+    from apical.synapses.circuit import Circuit
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,28 @@ class Direct(Pathway):
             if synapse.pathway == self:
                 synapse.whole_pass = taps
                 handles += taps.follow_synapse(synapse)
+        if learner.blocks:
+            whole = WholeAtOnce(
+                learner.circuit, "with at=[...], the graph of a part that is sharded may end before its output"
+            )
+            handles.append(learner.model.register_forward_pre_hook(whole))
         for name, block in learner.blocks.items():
             handles.append(block.register_forward_hook(_BlockTap(taps, name, learner.rule.plasticity, block)))
         return handles
+
+
+class WholeAtOnce:
+    """Pre-hook of a model: refuses parts of it whose shards fully_shard brings together one after another."""
+
+    def __init__(self, circuit: Circuit, why: str) -> None:
+        self.circuit, self.why = circuit, why
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        """Raise a RuntimeError if there are such parts."""
+        if self.circuit.sharded and torch.is_grad_enabled() and (parts := parts_in_shards(module)):
+            raise RuntimeError(
+                f"{self.why}, and fully_shard was called on {', '.join(map(repr, parts))}, too; call it on the whole model alone"
+            )
 
 
 class _BlockTap:

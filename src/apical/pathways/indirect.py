@@ -12,8 +12,7 @@ from torch.autograd import Function
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from typing_extensions import override
 
-from apical.distributed import parts_in_shards
-from apical.pathways.direct import Direct
+from apical.pathways.direct import Direct, WholeAtOnce
 from apical.pathways.signals import OutputError, carry
 from apical.pathways.taps import FusedTap, Tap, Taps
 from apical.synapses.function import apply
@@ -46,6 +45,11 @@ class Indirect(Direct):
         x, feedback = super().enter(synapse, x)
         # The chain has to hold through frozen synapses as well.
         return x.requires_grad_(x.is_floating_point()), feedback
+
+    @override
+    def install(self, learner: Learner) -> Iterable[RemovableHandle]:
+        whole = WholeAtOnce(learner.circuit, "an indirect signal goes through the weights of all layers at once")
+        return [*super().install(learner), learner.model.register_forward_pre_hook(whole)]
 
     @override
     def taps(self, learner: Learner) -> Taps:
@@ -93,12 +97,6 @@ class Chain(Taps):
     @override
     def finish(self, module: nn.Module, output: Any) -> Any:
         self.last = None
-        first = self.taps[0].owner if self.taps else None
-        if isinstance(first, Synapse) and first.circuit.sharded and (parts := parts_in_shards(module)):
-            raise RuntimeError(
-                f"an indirect signal goes through the weights of all layers at once, and the shards of {', '.join(parts)} come "
-                "together one after another; call fully_shard on the whole model alone"
-            )
         return super().finish(module, output)
 
     @override

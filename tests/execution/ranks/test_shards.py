@@ -81,13 +81,17 @@ def refusals(rank: int) -> dict[str, str]:
         shard(model, each=True)
         said[f"{rule}, each"] = told(lambda model=model: model(x))
     model = LinearParts(dtype=torch.float64)
+    apical.attach(model, "dfa", example_input=X.double(), at=["second"])
+    shard(model, each=True)
+    said["at, each"] = told(lambda: model(x))
+    model = LinearParts(dtype=torch.float64)
     shard(model)
     said["late"] = told(lambda: attach(model, "fa"))
     model, learner = made("fa")
     shard(model)
     said["alignment"] = told(lambda: apical.alignment(learner, x, y, cross_entropy))
     said["audit"] = told(lambda: apical.audit(learner, x, y, cross_entropy))
-    said["refresh"] = told(learner.refresh)
+    said["refresh"], said["detach"] = told(learner.refresh), told(learner.detach)
     with torch.no_grad():
         said["evaluated"] = told(lambda: model(x))
     return said
@@ -158,12 +162,16 @@ def test_what_shards_cannot_do_is_refused_with_a_way_out(ranks):
         for rule in PHASED:
             assert f"learner.adapt, by which rule '{rule}' learns, needs whole weights" in said[rule]
             assert "use DistributedDataParallel, or a rule without a phase" in said[rule]
-        assert "call fully_shard on the whole model alone" in said["ifa, each"]
+        for part in ("ifa, each", "at, each"):
+            assert (
+                "fully_shard was called on 'first', 'second', 'third', 'head', too; call it on the whole" in said[part]
+            )
         assert "or on its parts with reshard_after_forward=False" in said["kp-direct, each"]
         assert "call apical.attach first and fully_shard after it" in said["late"]
         for measure in ("alignment", "audit"):
             assert f"apical.{measure} needs whole weights" in said[measure]
         assert "change the model and refresh before fully_shard" in said["refresh"]
+        assert "load a full state dict into the plain model" in said["detach"]
         assert said["evaluated"] == "nothing"
 
 
