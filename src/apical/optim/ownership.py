@@ -33,7 +33,6 @@ class Pass:
     __slots__ = ("_moves", "_task", "_updates", "beyond")
 
     def __init__(self, updates: Updates) -> None:
-        refuse_processes()  # Here as well, for groups that are made after the optimizer.
         self._updates, self._task = updates, -1
         self.beyond = self._moves = False
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from apical.optim.ownership import Pass, claimed, made_within, refuse_infinite, scaled
+from apical.optim.ownership import Pass, claimed, made_within, refuse_infinite, refuse_processes, scaled
 from apical.optim.shared_velocity import join, part
 from apical.optim.site import Site
 from apical.optim.spent import Spent, spendable, takers
@@ -124,6 +124,7 @@ class Updates:
         return here
 
     def _regroup(self, groups: list[dict[str, Any]]) -> None:
+        refuse_processes()  # In the first pass, for groups of processes that were made after the optimizer.
         held = {id(p): group for group in groups for p in group["params"]}
         self._held = set(held)
         found = {one: group for one, group in held.items() if one not in self.tied}
