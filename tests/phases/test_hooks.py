@@ -58,7 +58,7 @@ def test_hooks_that_the_first_pass_installs_are_there_once(rule, kind):
     model(X)
 
 
-def test_a_hook_that_goes_in_a_pass_stays_away_and_one_of_before_stays():
+def test_a_hook_that_goes_at_its_first_call_is_there_for_the_users_own():
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
     seen = []
 
@@ -69,6 +69,9 @@ def test_a_hook_that_goes_in_a_pass_stays_away_and_one_of_before_stays():
     handle = model.register_forward_pre_hook(once)
     model[0].register_forward_hook(lambda *_: seen.append(2))
     apical.attach(model, "fa", example_input=X)
+    seen.clear()
+    model(X)
+    assert seen == [1, 2]
     seen.clear()
     model(X)
     assert seen == [2]

@@ -17,31 +17,40 @@ _OPTIONS = tuple(name for name in vars(nn.Module()) if "_hooks_" in name)
 
 
 class Hooks:
-    """The hooks of one module, as they are now; `restore` takes those away that the model's code has added."""
+    """The hooks of one module, as they are now; `restore` puts back what the model's code has added or taken away."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.before = {name: frozenset(vars(module)[name]) for name in _KINDS if vars(module).get(name)}
+        self.before = {name: dict(vars(module)[name]) for name in (*_KINDS, *_OPTIONS) if vars(module).get(name)}
 
-    def _added(self) -> list[tuple[str, int]]:
+    def _apart(self) -> list[tuple[str, int]]:
+        """Dictionary and number of hooks that were not there, or are not any more."""
         own = vars(self.module)
         return [
             (name, number)
             for name in _KINDS
-            for number, hook in (own.get(name) or {}).items()
-            if number not in self.before.get(name, ()) and not _library(hook)
+            for one, other in [(own.get(name) or {}, self.before.get(name, {}))]
+            for number in one.keys() ^ other.keys()
+            if not _library(one.get(number) or other[number])
         ]
 
     def changed(self) -> bool:
         """Whether there are such."""
-        return bool(self._added())
+        return bool(self._apart())
 
     def restore(self) -> None:
-        """Take them away."""
+        """Take those away that are new, and put those back that are gone, where they were."""
         own = vars(self.module)
-        for name, number in self._added():
+        for name, number in self._apart():
             for one in (name, *(other for other in _OPTIONS if other.startswith(name))):
-                own[one].pop(number, None)
+                held, before = own[one], self.before.get(one, {})
+                if number in held:
+                    del held[number]
+                elif number in before:
+                    order = [*before, *(other for other in held if other not in before)]
+                    kept = {**held, number: before[number]}
+                    held.clear()
+                    held.update((other, kept[other]) for other in order if other in kept)
 
 
 def _library(hook: Any) -> bool:

@@ -51,7 +51,7 @@ def _count(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         _counted[learner], _waiting[learner] = weakref.ref(optimizer), steps + 1
         if steps < 2 and not learner.adapted:
             continue
-        del _waiting[learner]
+        _waiting.pop(learner, None)
         if not learner.adapted and learner.phases.learns and learner.phases.parts():
             warnings.warn(
                 f"rule '{learner.name}' has a phase of its own, which was in none of three steps: call "

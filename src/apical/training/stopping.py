@@ -49,7 +49,8 @@ def stoppable() -> Iterator[Callable[[], bool]]:
         try:
             yield lambda: bool(asked)
         except Interrupted as error:
-            error.status = 128 + asked[0]
+            if asked:
+                error.status = 128 + asked[0]
             raise
 
 
@@ -62,7 +63,8 @@ def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
         yield
     finally:
         for number, one in before.items():
-            signal.signal(number, one)
+            if one is not None:  # None: a handler that Python did not set.
+                signal.signal(number, one)
 
 
 def ignore() -> None:

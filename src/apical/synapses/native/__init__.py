@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from apical.synapses.native.building import library
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 OPERATIONS = {"forward", "prepare", "transmit", "feed_back", "hebbian", "respond"}
 """What the node does of a synapse: a class that does one of these in another way has none."""
+_PLAIN = (Tensor, nn.Parameter)
 TOLD = {"plasticity", "pathway", "sends_back", "sparse", "large"}
 """Attributes of a synapse on which its settings depend."""
 
@@ -46,11 +47,14 @@ def call(
     circuit, settings = synapse.circuit, synapse.native
     if settings is None:
         settings = synapse.native = _settle(synapse, built)
-    if settings is False or circuit.record is not None or type(x) is not Tensor:
+    if settings is False or circuit.record is not None or type(x) is not Tensor or type(weight) not in _PLAIN:
         return None
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return None
-    if "transmit" in vars(synapse):  # As while an audit says what products are made of.
+    own = vars(synapse)
+    if "transmit" in own or "respond" in own or "feed_back" in own or "hebbian" in own:  # As while an audit goes on.
+        return None
+    if torch._C._len_torch_function_stack():
         return None
     return settings.call(x, weight, bias, feedback, geometry)
 

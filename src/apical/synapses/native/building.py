@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from apical.files import cache_folder
+from apical.files import cache_folder, write_text
 
 SOURCE = Path(__file__).with_name("node.cpp")
 _NAME = "apical_node"
@@ -36,7 +36,13 @@ def wanted() -> bool:
 
 def place() -> Path:
     """Where the library belongs that goes with this source, PyTorch and Python; there need be none."""
-    facts = (SOURCE.read_text(), torch.__version__, torch.version.git_version, sys.version, sysconfig.get_platform())
+    facts = (
+        SOURCE.read_text(encoding="utf-8"),
+        torch.__version__,
+        torch.version.git_version,
+        sys.version,
+        sysconfig.get_platform(),
+    )
     return cache_folder() / "native" / hashlib.sha256(repr(facts).encode()).hexdigest()[:16] / f"{_NAME}.so"
 
 
@@ -47,8 +53,8 @@ def library() -> Any | None:
         return None
     try:
         path = place()
-        return _load(path) if path.is_file() else None
-    except (OSError, ImportError):
+        return _load(path) if _whole(path) else None
+    except (OSError, ImportError, RuntimeError):  # The last where there is no home for a cache.
         return None
 
 
@@ -58,8 +64,11 @@ def build() -> Path:
     Raises:
         BuildError: without a compiler or Python's headers, or where it fails.
     """
-    path = place()
-    if path.is_file():
+    try:
+        path = place()
+    except RuntimeError as error:
+        raise BuildError(f"there is no place for it: {error} Name a folder in $APICAL_CACHE") from error
+    if _whole(path):
         return path
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
     if compiler is None or sys.platform == "win32":
@@ -68,7 +77,7 @@ def build() -> Path:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        if not path.is_file():
+        if not _whole(path):
             made = path.with_suffix(f".{os.getpid()}")
             try:
                 done = subprocess.run(
@@ -78,6 +87,7 @@ def build() -> Path:
                     told = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[-300:])
                     raise BuildError(f"{compiler} can't build the synapses' node: {told}")
                 _load(made)
+                write_text(_sum(path), _checksum(made))
                 made.replace(path)
             except subprocess.TimeoutExpired as error:
                 raise BuildError(f"{compiler} was not done after {_SECONDS} s") from error
@@ -87,6 +97,19 @@ def build() -> Path:
                 made.unlink(missing_ok=True)
     library.cache_clear()
     return path
+
+
+def _sum(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _whole(path: Path) -> bool:
+    """Whether the library is there as it was built: one that is cut short would end every process that loads it."""
+    return path.is_file() and _sum(path).is_file() and _sum(path).read_text(encoding="utf-8") == _checksum(path)
 
 
 def _command(compiler: str, path: Path) -> list[str]:

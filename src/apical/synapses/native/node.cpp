@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -119,12 +120,14 @@ struct Learn : torch::autograd::Node {
   std::shared_ptr<Settings> settings;
   Geometry geometry;
   std::vector<int64_t> shape, weight;  // Of the input and of the weights, for a convolution.
+  at::MemoryFormat format = at::MemoryFormat::Contiguous;  // Of the weights.
   torch::autograd::SavedVariable x, feedback;
   bool beside = false, released = false;
 
   std::string name() const override { return "Learn"; }
 
   void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
     x.reset_data();
     feedback.reset_data();
     released = true;
@@ -132,12 +135,14 @@ struct Learn : torch::autograd::Node {
 
   torch::autograd::variable_list apply(torch::autograd::variable_list&& deltas) override {
     if (at::GradMode::is_enabled()) throw std::runtime_error(settings->second);
+    const std::lock_guard<std::mutex> lock(mutex_);  // Several threads may go through one graph.
     TORCH_CHECK(!released, torch::autograd::ERR_BACKWARD_TWICE);
     if (settings->busy->now && !beside) fail(*settings, true);
-    const Tensor& delta = deltas[0];
-    if (!delta.defined()) return torch::autograd::variable_list(4);
-    const bool need_weight = task_should_compute_output(1), need_bias = task_should_compute_output(2);
-    const bool need_feedback = settings->follows && settings->sends_back && need_weight && task_should_compute_output(3);
+    const Tensor delta = deltas[0].defined() ? deltas[0] : input_metadata(0).zeros_like();
+    // Feedback follows weights that learn, whether their own gradient is asked for or not.
+    const bool need_feedback =
+        settings->follows && settings->sends_back && next_edge(1).is_valid() && task_should_compute_output(3);
+    const bool need_weight = task_should_compute_output(1) || need_feedback, need_bias = task_should_compute_output(2);
     // What was changed since is refused, whether it is needed or not.
     const Tensor kept = x.unpack(), back = feedback.unpack();
     torch::autograd::variable_list found(4);
@@ -149,8 +154,14 @@ struct Learn : torch::autograd::Node {
       }
       std::tie(found[0], found[1], found[2]) = settings->linear ? by_linear(kept, delta, B, need_weight, need_bias)
                                                                 : by_convolution(kept, delta, B, need_weight, need_bias);
-      if (settings->gain != 1 && found[0].defined()) found[0].mul_(settings->gain);
+      if (settings->gain != 1 && found[0].defined()) {
+        // As a number of Python's, which low precision does not round.
+        const Tensor gain = c10::scalar_to_tensor(settings->gain);
+        gain.unsafeGetTensorImpl()->set_wrapped_number(true);
+        found[0].mul_(gain);
+      }
       if (need_feedback) found[3] = found[1];
+      if (!task_should_compute_output(1)) found[1] = Tensor();
     } catch (const std::exception&) {
       fail(*settings, false);  // Shapes that no longer fit have a better reason than the product's.
       throw;
@@ -162,7 +173,7 @@ struct Learn : torch::autograd::Node {
     if (!need_weight && !need_bias && !given.defined()) return {};
     // Only shapes are read where a product is masked out, so an empty tensor stands in for x or B.
     const Tensor input = kept.defined() ? kept : at::empty(shape, delta.options());
-    const Tensor B = given.defined() ? given : at::empty(weight, delta.options());
+    const Tensor B = given.defined() ? given : at::empty(weight, delta.options(), format);
     auto [signal, made, bias] = at::convolution_backward(
         delta, input, B, at::IntArrayRef({delta.size(1)}), geometry.stride, geometry.padding, geometry.dilation,
         geometry.transposed, geometry.output_padding, geometry.groups, {given.defined(), need_weight, need_bias});
@@ -216,6 +227,8 @@ std::optional<Tensor> learn(
     const std::shared_ptr<Settings>& settings, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
     const std::optional<Tensor>& feedback, const py::tuple& geometry) {
   if (!plain(x) || !plain(weight) || c10::impl::dispatch_mode_enabled()) return std::nullopt;
+  // Of views whose dimensions don't fold, another kernel would be chosen here.
+  if (settings->linear && x.dim() > 2 && !x.is_contiguous()) return std::nullopt;
   if (x.scalar_type() != at::kDouble && at::autocast::is_autocast_enabled(x.device().type())) return std::nullopt;
   const Geometry g = read(geometry);
   py::gil_scoped_release free;
@@ -238,6 +251,7 @@ std::optional<Tensor> learn(
     node->geometry = g;
     node->shape = x.sizes().vec();
     node->weight = weight.sizes().vec();
+    node->format = weight.suggest_memory_format();
   }
   torch::autograd::set_history(y, node);
   return y;
