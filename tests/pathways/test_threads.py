@@ -346,3 +346,21 @@ def test_evaluations_at_any_moment(rule):
     equal(learned, trained(rule, steps=10)[0])
     assert found
     assert not [error for error in found if isinstance(error, Exception)]
+
+
+@pytest.mark.parametrize("example", [None, X])
+def test_the_first_pass_leaves_hooks_that_another_thread_may_be_walking_through(example):
+    model = net()
+    apical.attach(model, "fa", example_input=example)
+    begun, over = threading.Event(), threading.Event()
+    other = threading.Thread(target=lambda: (begun.set(), over.wait(10)))
+    other.start()
+    begun.wait(10)
+    walk = iter(model._forward_hooks.items())  # As PyTorch does when a pass fails.
+    try:
+        for _ in range(2):
+            model(X).sum().backward()
+        assert len(list(walk)) == len(model._forward_hooks)
+    finally:
+        over.set()
+        other.join()

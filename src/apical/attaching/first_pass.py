@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from threading import get_ident
+from threading import active_count, get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,7 +36,7 @@ class FirstPass:
         self.learner = learner
         self.signal: dict[str, bool] = {}
         self.thread = 0
-        self.copied = False
+        self.copied = self.done = False
         model = learner.model
         # `start` first: a model that is one synapse has both pre-hooks.
         self.handles = [model.register_forward_pre_hook(self.start)]
@@ -59,25 +59,27 @@ class FirstPass:
 
     def start(self, module: nn.Module, args: Any) -> None:
         """Pre-hook of the model."""
-        if torch.is_grad_enabled() and not compiling():
+        if torch.is_grad_enabled() and not compiling() and not self.done:
             self.signal, self.thread = {}, get_ident()
 
     def see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """Pre-hook of every synapse; without kwargs, called in one thread after another one has removed it."""
-        if not torch.is_grad_enabled() or compiling() or self.thread != get_ident():
+        if self.done or not torch.is_grad_enabled() or compiling() or self.thread != get_ident():
             return
         if kwargs is not None and (args or kwargs):
             self.signal[module.label] = self.signal.get(module.label, False) or input_of(args, kwargs).requires_grad
 
     def finish(self, module: nn.Module, args: Any, output: Any) -> None:
         """Hook of the model: decide, and leave."""
-        if not self.signal or not self._learns() or self.thread != get_ident():
+        if self.done or not self.signal or not self._learns() or self.thread != get_ident():
             return
         for name, leaves in self.signal.items():
             if not leaves:
                 self.learner.synapses[name].silence(copied=self.copied)
-        for handle in self.handles:
-            handle.remove()
+        self.done = True
+        if active_count() == 1:  # Else another thread may be walking through the model's hooks.
+            for handle in self.handles:
+                handle.remove()
 
 
 VIEWS = re.compile(
@@ -95,13 +97,15 @@ class FirstLook:
     """
 
     def __init__(self, learner: Learner) -> None:
-        self.learner, self.passed = learner, False
-        """Whether a pass in eval mode was looked at, too."""
+        self.learner, self.passed, self.done = learner, False, False
+        """Whether a pass was looked at, if only in eval mode; and whether one in training mode was."""
         self.handle = learner.model.register_forward_hook(self.finish)
 
     def finish(self, module: nn.Module, args: Any, output: Any) -> None:
         """Hook of the model: refuse, or leave."""
-        if compiling() or transforming() or self.learner.circuit.busy or (self.passed and not module.training):
+        if self.done or compiling() or transforming() or self.learner.circuit.busy:
+            return
+        if self.passed and not module.training:
             return
         nodes = [one.grad_fn for one in tensors(output) if one.grad_fn is not None]
         if not nodes:
@@ -113,8 +117,9 @@ class FirstLook:
                 + "\n".join(f"- {one}" for one in faults.sentences(found))
             )
         self.passed = True
-        if module.training:
-            self.handle.remove()
+        self.done = module.training
+        if self.done and active_count() == 1:
+            self.handle.remove()  # Else another thread may be walking through the model's hooks.
 
     def _found(self, graph: _Graph) -> dict[str, str]:
         learner, found, covered = self.learner, {}, set()
