@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from threading import active_count, get_ident
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +18,7 @@ from apical.attaching.ties import follows, parted
 from apical.attaching.uses import ADDING, PRODUCT, Use
 from apical.distributed import together
 from apical.nested import input_of, tensors
+from apical.pathways.checkpointing import contested
 from apical.plasticity import Transport
 from apical.synapses.transformed import compiling, transforming
 
@@ -36,7 +37,7 @@ class FirstPass:
         self.learner = learner
         self.signal: dict[str, bool] = {}
         self.thread = 0
-        self.copied = self.done = False
+        self.copied = False
         model = learner.model
         # `start` first: a model that is one synapse has both pre-hooks.
         self.handles = [model.register_forward_pre_hook(self.start)]
@@ -59,27 +60,25 @@ class FirstPass:
 
     def start(self, module: nn.Module, args: Any) -> None:
         """Pre-hook of the model."""
-        if torch.is_grad_enabled() and not compiling() and not self.done:
+        if torch.is_grad_enabled() and not compiling():
             self.signal, self.thread = {}, get_ident()
 
     def see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """Pre-hook of every synapse; without kwargs, called in one thread after another one has removed it."""
-        if self.done or not torch.is_grad_enabled() or compiling() or self.thread != get_ident():
+        if not torch.is_grad_enabled() or compiling() or self.thread != get_ident():
             return
         if kwargs is not None and (args or kwargs):
             self.signal[module.label] = self.signal.get(module.label, False) or input_of(args, kwargs).requires_grad
 
     def finish(self, module: nn.Module, args: Any, output: Any) -> None:
         """Hook of the model: decide, and leave."""
-        if self.done or not self.signal or not self._learns() or self.thread != get_ident():
+        if not self.signal or not self._learns() or self.thread != get_ident():
             return
         for name, leaves in self.signal.items():
             if not leaves:
                 self.learner.synapses[name].silence(copied=self.copied)
-        self.done = True
-        if active_count() == 1:  # Else another thread may be walking through the model's hooks.
-            for handle in self.handles:
-                handle.remove()
+        for handle in self.handles:
+            handle.remove()
 
 
 VIEWS = re.compile(
@@ -118,8 +117,8 @@ class FirstLook:
             )
         self.passed = True
         self.done = module.training
-        if self.done and active_count() == 1:
-            self.handle.remove()  # Else another thread may be walking through the model's hooks.
+        if self.done and module not in contested:
+            self.handle.remove()
 
     def _found(self, graph: _Graph) -> dict[str, str]:
         learner, found, covered = self.learner, {}, set()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import weakref
 from threading import get_ident
 from types import FrameType
 
@@ -25,6 +26,10 @@ def recomputing() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+contested: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Models at which a thread was refused while another was inside: as it leaves it may be walking through the model's hooks."""
+
+
 def refuse_second(module: nn.Module, thread: int) -> None:
     """Raise a RuntimeError if a module is called while `thread` is inside a forward pass of it; 0 stands for this thread.
 
@@ -32,6 +37,7 @@ def refuse_second(module: nn.Module, thread: int) -> None:
     """
     if thread not in (0, get_ident()):
         if _calls(module, sys._current_frames().get(thread)):
+            contested.add(module)
             raise RuntimeError(
                 f"{type(module).__name__} was called with gradients while another thread is inside a forward pass of it that "
                 f"learns; {ONE_THREAD}"
