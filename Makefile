@@ -11,12 +11,12 @@ help:           ## what can be made
 
 setup: $(VENV)/.installed  ## a virtual environment with apical and its tools
 
-# torch first and alone: what comes after finds it there and does not look for another build. Python compiles what it imports.
+# torch first and alone: what comes after finds it there and does not look for another build.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "apical needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 native: setup   ## build the synapses' node in C++ (half a minute of a compiler), which all later processes use: small networks step faster
@@ -43,9 +43,9 @@ zoo: $(ZOO)/.installed  ## networks of torchvision, timm, transformers and snnTo
 # Of torchvision the Python code alone is needed: its wheel asks for a build of torch that need not be the one that is here.
 $(ZOO)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(ZOO)
-	$(ZOO)/bin/pip install --quiet --no-compile --constraint constraints.txt torch
-	$(ZOO)/bin/pip install --quiet --no-compile --constraint constraints.txt --no-deps torchvision timm snntorch
-	$(ZOO)/bin/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]' transformers safetensors
+	$(ZOO)/bin/pip install --quiet --constraint constraints.txt torch
+	$(ZOO)/bin/pip install --quiet --constraint constraints.txt --no-deps torchvision timm snntorch
+	$(ZOO)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]' transformers safetensors
 	@touch $@
 
 lint: setup     ## linter, formatter, type checker
