@@ -194,8 +194,8 @@ def _is_activity(node: Any) -> bool:
         if node is None:
             return len(seen) > 1  # Of data alone there is no node, and no signal goes there.
         if (
-            getattr(node, "synapse", None) is not None or "CppNode" in node.name()
-        ):  # The synapse's own in C++ tells no more.
+            getattr(node, "synapse", None) is not None or node.name() == "Learn"
+        ):  # As the synapse's node is named in C++.
             return True
         for before, _ in node.next_functions:
             if before not in seen:

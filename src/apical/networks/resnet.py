@@ -81,13 +81,8 @@ def resnet18(classes: int = 1000, channels: int = 3) -> nn.Sequential:
     ...     sum(p.numel() for p in resnet18().parameters())
     11689512
     """
-    blocks: list[nn.Module] = []
-    before = 64
-    for stage, width in enumerate((64, 128, 256, 512)):
-        for number in range(2):
-            blocks.append(BasicBlock(before, width, 2 if stage and not number else 1))
-            before = width
-    return _for_large_images(blocks, before, classes, channels)
+    blocks, maps = _stages(BasicBlock, (2, 2, 2, 2), 1)
+    return _for_large_images(blocks, maps, classes, channels)
 
 
 def resnet50(classes: int = 1000, channels: int = 3) -> nn.Sequential:
@@ -103,13 +98,22 @@ def resnet50(classes: int = 1000, channels: int = 3) -> nn.Sequential:
     ...     sum(p.numel() for p in resnet50().parameters())
     25557032
     """
+    blocks, maps = _stages(Bottleneck, (3, 4, 6, 3), 4)
+    return _for_large_images(blocks, maps, classes, channels)
+
+
+def _stages(
+    block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...], growth: int
+) -> tuple[list[nn.Module], int]:
+    """Blocks of stages of widths 64, 128, ..., with outputs `growth` times as wide; and how many maps the last one gives."""
     blocks: list[nn.Module] = []
     before = 64
-    for stage, (width, depth) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3))):
+    for stage, depth in enumerate(depths):
+        width = 64 * 2**stage
         for number in range(depth):
-            blocks.append(Bottleneck(before, width, 2 if stage and not number else 1))
-            before = 4 * width
-    return _for_large_images(blocks, before, classes, channels)
+            blocks.append(block(before, width, 2 if stage and not number else 1))
+            before = growth * width
+    return blocks, before
 
 
 def _for_large_images(blocks: list[nn.Module], width: int, classes: int, channels: int) -> nn.Sequential:
