@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import apical
 from apical.losses import cross_entropy
+from apical.pathways.base import WholePass
 from comparison import equal
 from networks import seed
 
@@ -363,3 +364,43 @@ def test_the_first_pass_leaves_a_hook_that_a_refused_thread_may_be_walking_throu
     model[2].call = lambda: meanwhile(model)
     model(X).sum().backward()
     assert len(list(walks[0])) == len(model._forward_hooks) - 1
+
+
+class Slow(WholePass):
+    """Lets another thread go to work between the look whether a pass is open and what then comes."""
+
+    meanwhile = None
+
+    @property
+    def open(self) -> bool:
+        found, meanwhile, self.meanwhile = self._open, self.meanwhile, None
+        if meanwhile is not None and not found:
+            meanwhile()
+        return found
+
+    @open.setter
+    def open(self, value: bool) -> None:
+        self._open = value
+
+
+def test_of_two_threads_that_begin_at_the_same_moment_one_is_refused():
+    model, found = nn.Sequential(nn.Linear(6, 3), nn.Identity()), []
+    one = Slow("something is drawn for all")
+    one.follow(model)
+
+    def call() -> None:
+        try:
+            found.append(model(OTHER))
+        except RuntimeError as error:
+            found.append(str(error))
+
+    other = threading.Thread(target=call)
+    model[1].register_forward_hook(lambda *_: other.join(20) if threading.current_thread() is not other else None)
+
+    def meanwhile() -> None:
+        other.start()
+        other.join(0.2)  # It waits for its turn.
+
+    one.meanwhile = meanwhile
+    model(X)
+    assert "another thread" in found[0]

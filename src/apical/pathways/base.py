@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from apical.pathways.checkpointing import recomputing, refuse_second
+from apical.pathways.checkpointing import opening, recomputing, refuse_second
 from apical.synapses.circuit import ONE_THREAD
 
 if TYPE_CHECKING:
@@ -93,10 +93,18 @@ class WholePass:
                     f"the model; {ONE_THREAD}"
                 )
             return
+        if torch.compiler.is_dynamo_compiling():
+            self._take(module, 0)
+        else:
+            with opening:
+                self._take(module, get_ident())
+        self.start()
+
+    def _take(self, module: nn.Module, thread: int) -> None:
         if self.open:
             refuse_second(module, self.thread)
-        self.open, self.thread = True, 0 if torch.compiler.is_dynamo_compiling() else get_ident()
-        self.start()
+        # In this order, for a thread that was refused asks in `end` whose the open pass is.
+        self.thread, self.open = thread, True
 
     def end(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Close the pass; a hook of the model, which also runs when the pass has failed, with None for the output."""

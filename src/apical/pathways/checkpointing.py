@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import sys
 import weakref
-from threading import get_ident
+from threading import RLock, get_ident
 from types import FrameType
 
 import torch
@@ -25,6 +25,9 @@ def recomputing() -> bool:
     """Whether a backward pass is going on, so that a forward pass is one that checkpointing computes again."""
     return torch._C._current_graph_task_id() != -1
 
+
+opening = RLock()
+"""Held while a pass of a model is opened: of two threads that come at the same moment, one has to find the other's."""
 
 contested: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Models at which a thread was refused while another was inside: as it leaves it may be walking through the model's hooks."""

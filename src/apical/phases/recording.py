@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from apical import capturing
 from apical.nested import input_of, pick, tensors
-from apical.pathways.checkpointing import graph_comes_later, recomputing, refuse_second
+from apical.pathways.checkpointing import graph_comes_later, opening, recomputing, refuse_second
 from apical.phases.conditions import Conditions, statistics_of
 from apical.phases.isolation import cuda_devices
 from apical.phases.listening import Astray, Listeners
@@ -180,10 +180,11 @@ class Recorder:
         circuit = self.learner.circuit
         if circuit.busy and not circuit.mine:
             return  # Its first synapse refuses the call.
-        if self._open is not None:
-            refuse_second(module, self._open.thread)
-        self._passes += 1
-        self._open = Pass(args, kwargs, self.conditions(), self.listeners, number=self._passes)
+        with opening:
+            if self._open is not None:
+                refuse_second(module, self._open.thread)
+            self._passes += 1
+            self._open = Pass(args, kwargs, self.conditions(), self.listeners, number=self._passes)
         circuit.record = self._open
 
     def conditions(self) -> Conditions:
