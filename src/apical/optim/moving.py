@@ -55,6 +55,12 @@ def move(
     parameter.add_(velocity, alpha=-lr)
 
 
+def follow(feedback: nn.Parameter, weight: nn.Parameter, group: Group, states: State) -> None:
+    """Move feedback by the velocity by which the weights have moved, which from now on is both's."""
+    velocity = states[feedback]["momentum_buffer"] = states[weight]["momentum_buffer"]
+    feedback.add_(velocity, alpha=-group["lr"])
+
+
 def _add(
     target: Tensor,
     beta: float,

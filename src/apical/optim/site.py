@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from apical.optim.moving import move
+from apical.optim import moving
 from apical.optim.shared_velocity import part, shares
 from apical.plasticity.base import Trained
 
 if TYPE_CHECKING:
+    from apical.optim.batched import Batched
     from apical.optim.shared_velocity import Group, State
     from apical.synapses.synapse import Synapse
 
@@ -51,9 +52,13 @@ class Site:
         for parameter in self.spends:
             parameter.__class__ = nn.Parameter
 
-    def apply(self, groups: Mapping[int, Group], state: State) -> None:
-        """Move the synapse by what has come. groups: the options of each parameter, by its id."""
+    def apply(self, groups: Mapping[int, Group], state: State, batch: Batched | None = None) -> None:
+        """Move the synapse by what has come, or, with a `batch`, let it be moved with others.
+
+        groups: the options of each parameter, by its id.
+        """
         synapse, waiting = self.synapse, self.waiting
+        move, follow = (moving.move, moving.follow) if batch is None else (batch.move, batch.follow)
         own = synapse._parameters
         weight, feedback = own["weight"], own.get("feedback")
         assert weight is not None
@@ -78,8 +83,7 @@ class Site:
                 move(feedback, groups[id(feedback)], state, synapse, delta, x, own_product, back)
         move(weight, groups[id(weight)], state, synapse, delta, x, product, forth)
         if feedback is not None and together:
-            velocity = state[feedback]["momentum_buffer"] = state[weight]["momentum_buffer"]
-            feedback.add_(velocity, alpha=-groups[id(feedback)]["lr"])
+            follow(feedback, weight, groups[id(feedback)], state)
         if self.bias is not None:
             bias = own["bias"]
             assert bias is not None

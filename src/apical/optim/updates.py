@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from apical.optim.batched import Batched, pays
 from apical.optim.ownership import Pass, claimed, made_within, refuse_infinite, refuse_processes, scaled
 from apical.optim.shared_velocity import join, part
 from apical.optim.site import Site
@@ -49,6 +50,9 @@ class Updates:
         """Whether a loss's gradient is yet to be looked at, and whether scalers were looked for."""
         self._state: State = {}
         """The optimizer's, as the newest backward pass has found it."""
+        self._batched = Batched()
+        self._batch: Batched | None = None
+        """Where updates wait for others, in the newest backward pass; None: each is made when it comes."""
         self.open = False
         """Whether anything has come since the last step."""
         self._rates: list[Any] | None = None
@@ -157,6 +161,7 @@ class Updates:
         if optimizer.param_groups[0] is not self._seen[0]:
             self._regroup(optimizer.param_groups)
         self._state = optimizer.state
+        self._batch = self._batched if self._movable and pays(self._movable[0]) else None
         if self.ordinary or (beyond and not self.meant) or claimed(self._movable):
             return False
         if not self._looked:
@@ -195,7 +200,9 @@ class Updates:
         if site.expected <= 0 and not self.waits:
             if self._rates is None:
                 self._rates = list(map(_rate, self._seen))
-            site.apply(self._groups, self._state)
+            site.apply(self._groups, self._state, self._batch)
+            if self._batch is not None and self._batch.full:
+                self._batch.flush(self._state)
             site.done = True
         for parameter in site.spends:
             parameter.__class__ = Spent
@@ -227,13 +234,17 @@ class Updates:
                     )
                 if site.waiting:
                     with torch.no_grad():
-                        site.apply(self._groups, self.optimizer.state)
+                        site.apply(self._groups, self.optimizer.state, self._batch)
             site.reset()
+        if self._batch is not None:
+            with torch.no_grad():
+                self._batch.flush(self.optimizer.state)
         self._rates, self._state, self.open = None, {}, False
 
     def drop(self) -> None:
         """Let go of what waits, without learning from it."""
         self._rates, self.open = None, False
+        self._batched.clear()
         for site in self.sites.values():
             site.restore()
             site.reset()
