@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
-
-from apical import capturing
 
 Distribution = Literal["gaussian", "uniform", "rademacher"]
 
@@ -20,6 +17,10 @@ DISTRIBUTIONS: tuple[Distribution, ...] = ("gaussian", "uniform", "rademacher")
 
 POOL = 1 << 20
 """Numbers beyond which a phase draws a pool and serves every place from it: drawing costs more than a layer's products."""
+APART = 7919
+"""Cache lines between the slices of two places that come one after the other; a prime, so that few places have the same one."""
+AT_ONCE = 32
+"""Places whose signs are drawn together: each draw is a launch or three."""
 
 
 def fill(tensor: Tensor, distribution: Distribution, generator: torch.Generator, sd: float = 1.0) -> Tensor:
@@ -46,8 +47,8 @@ def check_distribution(value: object) -> None:
 class Supply:
     """Noise for many places of one pass.
 
-    Small amounts are drawn anew for every place. Large ones come from one pool, of which each place takes a slice at a random
-    offset, times a random sign per sample: independent within a place, uncorrelated between places, so that every estimate
+    Small amounts are drawn anew for every place. Large ones come from one pool, of which each place takes a slice at an offset of
+    its own, times a random sign per sample: independent within a place, uncorrelated between places, so that every estimate
     that multiplies noise with noise keeps its expectation.
 
     Args:
@@ -67,26 +68,50 @@ class Supply:
         self.generator, self.device, self.dtype = generator, device, dtype
         sizes = list(sizes)
         self.pool: Tensor | None = None
+        self._signs: list[Tensor] = []
+        self._taken = 0
         if sum(sizes) > POOL:
-            capturing.hinder(
-                f"a phase takes {sum(sizes):,} numbers, more than {POOL:,}, from a pool at offsets that Python draws"
-            )
-            # On the CPU, so that a GPU is not waited for.
-            self._offsets = random.Random(generator.initial_seed())
-            self.pool = fill(self._empty((max(POOL, *sizes),)), distribution, generator)
+            self.pool = fill(self._empty(max(POOL, *sizes)), distribution, generator)
 
     def take(self, shape: torch.Size) -> tuple[Tensor, Tensor | None]:
         """Values of `shape` [N, *features] and, where they come from the pool, signs [N, 1, ...] to multiply them with."""
-        if self.pool is None or shape.numel() > len(self.pool):
-            return fill(self._empty(shape), self.distribution, self.generator), None
-        room = len(self.pool) - shape.numel() + 1
-        # Whole cache lines, so that vectorized kernels stay on their fast path.
-        start = self._offsets.randrange((room + 15) // 16) * 16
-        signs = fill(self._empty((shape[0], *[1] * (len(shape) - 1))), "rademacher", self.generator)
-        return self.pool[start : start + shape.numel()].view(shape), signs
+        size = shape.numel()
+        if self.pool is None or size > len(self.pool):
+            return fill(self._empty(*shape), self.distribution, self.generator), None
+        # Whole cache lines, so that vectorized kernels stay on their fast path; always the same ones, as a CUDA graph has them.
+        lines = (len(self.pool) - size + 1 + 15) // 16
+        start = self._taken * APART % lines * 16
+        self._taken += 1
+        return self.pool[start : start + size].view(shape), self._sign(shape)
 
-    def _empty(self, shape: Iterable[int]) -> Tensor:
-        return torch.empty(tuple(shape), device=self.device, dtype=self.dtype)
+    def _sign(self, shape: torch.Size) -> Tensor:
+        """Signs [N, 1, ...], of many that are drawn at once."""
+        if not self._signs or len(self._signs[-1]) != shape[0]:
+            self._signs = list(fill(self._empty(AT_ONCE, shape[0]), "rademacher", self.generator))
+        return self._signs.pop().view(shape[0], *[1] * (len(shape) - 1))
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, device=self.device, dtype=self.dtype)
+
+
+def shaped(flat: Tensor, shape: torch.Size, like: Tensor | None) -> Tensor:
+    """A flat tensor as one of `shape`, with channels last in memory where `like` has them: arithmetic between layouts is slow."""
+    if like is None or len(shape) != like.dim() or not channels_last(like):
+        return flat.view(shape)
+    return flat.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+
+
+def channels_last(tensor: Tensor) -> bool:
+    """Whether images, volumes or their kernels have their channels last in memory.
+
+    By strides alone, as kernels decide: of a kernel of one position `is_contiguous` says that it is everything.
+    """
+    return (
+        tensor.dim() in (4, 5)
+        and tensor.shape[1] > 1
+        and tensor.stride(1) == 1
+        and tensor.stride(-1) == tensor.shape[1]
+    )
 
 
 class Supplies:

@@ -281,9 +281,10 @@ def test_a_phase_does_not_pass_again_what_the_graph_would_draw_anew():
     assert "a phase passes the batch again, and the model draws random numbers (dropout)" in str(graph.why)
 
 
-def test_a_pool_of_noise_is_not_captured(monkeypatch):
+@pytest.mark.parametrize("rule", ["np", "reinforce"])
+def test_a_pool_of_noise_is_drawn_in_the_graph(rule, monkeypatch):
     monkeypatch.setattr("apical.noise.POOL", 16)
-    like_the_step(Loop("np"), Loop("np"), "from a pool at offsets that Python draws")
+    side_by_side(Loop(rule), Loop(rule), BATCHES[:12])
 
 
 class Breaks(Emulated):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.nested import Arguments, input_of, with_input
-from apical.noise import Distribution
+from apical.noise import Distribution, shaped
 
 if TYPE_CHECKING:
     from apical.learner import Learner
@@ -38,18 +38,17 @@ class Estimate:
     @property
     def tensor(self) -> Tensor:
         """The gradient in full [N, *features]."""
-        return self.values if self.factors is None else self.values * self.factors
+        return self.values if self.factors is None else self.values * self.factors.to(self.values.dtype)
 
     def taken_from(self, signal: Tensor, scale: float | Tensor = 1.0, *, own: bool = False) -> Tensor:
         """The difference signal - scale * estimate, in one pass over memory; own: into the signal's."""
         out = signal if own else None
         if isinstance(scale, Tensor):
-            scale = scale.to(signal.dtype)
-            factors = scale if self.factors is None else self.factors * scale
-            return torch.addcmul(signal, self.values, factors, value=-1, out=out)
+            factors = scale if self.factors is None else self.factors * scale.to(self.factors.dtype)
+            return torch.addcmul(signal, self.values, factors.to(signal.dtype), value=-1, out=out)
         if self.factors is None:
             return torch.sub(signal, self.values, alpha=scale, out=out)
-        return torch.addcmul(signal, self.values, self.factors, value=-scale, out=out)
+        return torch.addcmul(signal, self.values, self.factors.to(signal.dtype), value=-scale, out=out)
 
 
 def estimates(
@@ -79,12 +78,14 @@ def estimates(
                 "the first dimension throughout"
             )
         values, signs = supply.take(activity.shape)
+        values = shaped(values.reshape(-1), activity.shape, activity)
         drawn[place, call] = values, signs
         noisy = (
             torch.add(activity, values, alpha=c) if signs is None else torch.addcmul(activity, values, signs, value=c)
         )
         return noisy.to(activity.dtype)
 
+    # A difference of losses, which is small, so in full.
     change = (clean.perturbed(add) - clean.losses).to(phase.dtype) / c
     if coupled(clean, list(dict.fromkeys(place for place, _ in drawn))):
         # A sample's noise shows in other samples' losses too: only their sum has the whole gradient.

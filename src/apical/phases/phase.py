@@ -56,7 +56,8 @@ class Phase:
 
     Attributes:
         learner: whose feedback learns. sites: places of the part at work. count: how many calls came before.
-        device, dtype: of what is computed; float32 at least.
+        device, dtype: of what is computed; float32 at least. fast: the dtype of what is as large as activities, where the loop's
+            own pass is fine with bfloat16.
         generators: one for each of the copies that lie side by side, on the model's device, seeded anew for this call; other
             ones on every process of a distributed training.
         world: how many processes learn together.
@@ -72,6 +73,8 @@ class Phase:
         weight = next(learner.model.parameters())
         self.device = weight.device
         self.dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
+        # Not float16, in which squares of errors vanish.
+        self.fast = torch.bfloat16 if torch.bfloat16 in (weight.dtype, learner.phases.autocast) else self.dtype
         self.world = distributed.world()
         self.generators = capturing.streams(learner) or [
             torch.Generator(self.device).manual_seed(seed) for seed in learner.phases.seeds()
@@ -125,9 +128,7 @@ class Phase:
 
     def true_gradients(self, places: list[str], sink: Callable[[Place, Estimate], None]) -> None:
         """Backpropagate the losses' sum: sink((name, call), its gradient there through that place alone), as it comes."""
-        self.clean.true_signals(
-            places, lambda place, call, signal: sink((place, call), Estimate(signal.to(self.dtype)))
-        )
+        self.clean.true_signals(places, lambda place, call, signal: sink((place, call), Estimate(signal.to(self.fast))))
 
     def features(self, site: Site) -> torch.Size | None:
         """Shape of the activity at a site, without the batch; None if neither this batch nor one before it gets there.
@@ -192,7 +193,7 @@ class Phase:
         """Noise for places that take so many numbers each."""
         share = [size // len(self.generators) for size in sizes]
         own = [
-            Supply(distribution, share, generator=one, device=self.device, dtype=self.dtype) for one in self.generators
+            Supply(distribution, share, generator=one, device=self.device, dtype=self.fast) for one in self.generators
         ]
         return own[0] if len(own) == 1 else Supplies(own)
 

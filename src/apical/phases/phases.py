@@ -179,6 +179,11 @@ class Phases:
         assert weight is not None
         return weight.device.type
 
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """What autocast turned values into in the newest pass that learns; None where it was off."""
+        return self._autocast
+
     def casting(self) -> AbstractContextManager[Any]:
         """While open, autocast is as it was in the newest pass that learns."""
         return casting(self.device_type, self._autocast)

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from apical import capturing
 from apical.checks import check_fields, number
-from apical.noise import Distribution, check_distribution, check_noise, fill
+from apical.noise import Distribution, check_distribution, check_noise, fill, shaped
 from apical.per_copy import PER_COPY, PerCopy, spread
 from apical.plasticity.base import Phased, Stored
 from apical.plasticity.initialization import Init
@@ -128,7 +128,11 @@ class Mirror(Stored, Phased):
                 # One pool for all: what two layers learn from equal noise is not compared with each other.
                 if pool is None or pool.shape[1] < size:
                     pool = self._pool(phase, size)
-                z = pool[:, :size].view(copies, rows, shape[0] // copies, *shape[1:]).transpose(0, 1).flatten(1, 2)
+                if copies == 1:
+                    kernels = None if site.direct else site.synapse.weight_now
+                    z = shaped(pool[0, :size], torch.Size((rows, *shape)), kernels)
+                else:
+                    z = pool[:, :size].view(copies, rows, -1, *shape[1:]).transpose(0, 1).flatten(1, 2)
                 products.append(self._by_output(phase, site, z) if site.direct else self._by_synapse(site, z, geometry))
                 if phase.world == 1:
                     self._learn(site, *products.pop())
@@ -142,7 +146,7 @@ class Mirror(Stored, Phased):
 
     def _pool(self, phase: Phase, size: int) -> Tensor:
         """Noise [copies, size], drawn for each copy from its own generator."""
-        pool = torch.empty(len(phase.generators), size, device=phase.device, dtype=phase.dtype)
+        pool = torch.empty(len(phase.generators), size, device=phase.device, dtype=phase.fast)
         scales = self.noise if isinstance(self.noise, PerCopy) else repeat(self.noise)
         for part, generator, scale in zip(pool, phase.generators, scales, strict=False):
             fill(part, self.distribution, generator, scale)

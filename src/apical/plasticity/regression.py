@@ -148,15 +148,16 @@ class Regression(Stored, Phased):
             return []
         scale = phase.clean.scale
         assert scale is not None
-        delta = call.delta.to(phase.dtype)
         if self.solver == "ridge":
-            n, delta, wanted = _copies(site.owner), delta.flatten(0, -2) / scale, target.tensor.flatten(0, -2)
+            delta, wanted = (t.to(phase.dtype).flatten(0, -2) for t in (call.delta, target.tensor))
+            n, delta = _copies(site.owner), delta / scale
             if n == 1:
                 return [delta.t() @ delta, delta.t() @ wanted]
             errors, targets = (t.unflatten(1, (n, -1)).transpose(0, 1) for t in (delta, wanted))
             return [torch.bmm(errors.mT, one).flatten(0, 1) for one in (errors, targets)]
         # Both e~ and e~ B are as the loop's loss scaled them, so the target is scaled too, and the product twice.
-        product = self._gradient(phase, site, call, delta, target, scale).div_(scale**2)
+        product = self._gradient(phase, site, call, call.delta.to(phase.fast), target, scale).to(phase.dtype)
+        product = product.div_(scale**2)
         call.delta = call.signal = None  # As large as the activities, and not needed again.
         return [product]
 
@@ -164,7 +165,8 @@ class Regression(Stored, Phased):
         errors = phase.clean.errors.flatten(1).to(phase.dtype)
         # Factors, one a sample, go to the smaller side of the product.
         weighed = errors if target.factors is None else errors * target.factors.flatten(1)
-        gram, cross = errors.t() @ errors, weighed.t() @ target.values.flatten(1)
+        gram = errors.t() @ errors
+        cross = (weighed.t().to(target.values.dtype) @ target.values.flatten(1)).to(phase.dtype)
         if self.solver == "ridge":
             return [gram, cross]
         # e^T (e D - lambda^), in the order that never makes the prediction e D.
@@ -176,12 +178,12 @@ class Regression(Stored, Phased):
         synapse = site.synapse
         heard, own = call.signal, False
         if heard is not None and heard.shape == target.values.shape:
-            signal, geometry = heard.to(phase.dtype), call.geometry
+            signal, geometry = heard.to(phase.fast), call.geometry
             # Gradients are handed on without a copy, so somebody else may still hold this one.
             own = signal is heard and signal.is_contiguous() and not in_use(heard)
         else:
             # The layer pads its input itself, so what the backward pass had is larger than the activity.
-            signal, geometry = synapse.feed_back(delta, site.feedback.to(phase.dtype), target.values.shape), ()
+            signal, geometry = synapse.feed_back(delta, site.feedback.to(phase.fast), target.values.shape), ()
         return synapse.hebbian(target.taken_from(signal, scale, own=own), delta, geometry)
 
     def _learn(self, phase: Phase, site: Site, sums: list[Tensor], rows: float) -> None:

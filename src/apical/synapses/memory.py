@@ -1,4 +1,4 @@
-"""Memory for large results of a backward pass, used again once nobody holds them.
+"""Memory: its format, and blocks for large results of a backward pass, used again once nobody holds them.
 
 A C library gives large blocks back to the system at once, so every step would touch fresh pages; on a CPU that costs about
 as much as the sums that fill them. Held here, a block serves the next step, provided that its last user has let go of it.
@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from apical.noise import channels_last
 
 SMALLEST = 1 << 24
 """Bytes below which the C library's own reuse does as well."""
@@ -38,6 +40,13 @@ class Recycler:
             blocks[:] = [*blocks[1 - BLOCKS :], block]
         # An alias: who holds it, or a view of it, keeps the storage's count up.
         return block.detach()
+
+
+def laid_out_as(weight: Tensor | None, tensor: Tensor) -> Tensor:
+    """The tensor in the weights' memory format, if it has their shape: kernels and optimizers else turn one round every time."""
+    if weight is None or weight.shape != tensor.shape or not channels_last(weight):
+        return tensor
+    return torch.empty_like(weight, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def in_use(block: Tensor) -> bool:

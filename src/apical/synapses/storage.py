@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from apical.distributed import in_shards
 from apical.step_hooks.masks import like
+from apical.synapses.memory import laid_out_as
 from apical.synapses.transformed import transforming
 
 if TYPE_CHECKING:
@@ -40,17 +41,17 @@ def keep(owner: nn.Module, name: str, tensor: Tensor, *, trained: bool = False) 
     """Store `tensor` on its owner as `owner.name`, in the owner's state dict too.
 
     Args:
-        owner: a synapse or a block. name: "feedback", or another name for what feedback is computed from.
-        tensor: the values. trained: as an `nn.Parameter` that the user's optimizer moves, instead of a buffer. It stands still
-            as long as the owner's weights are frozen.
+        owner: a synapse or a block. name: "feedback", or another name for what feedback is computed from. tensor: the values.
+        trained: as a parameter that the user's optimizer moves, instead of a buffer. It stands still while the weights do.
 
     >>> layer = nn.Linear(2, 3)
     >>> keep(layer, "feedback", torch.zeros(3, 2))
     >>> sorted(layer.state_dict())
     ['bias', 'feedback', 'weight']
     """
+    weight = weight_of(owner)
+    tensor = laid_out_as(weight, tensor)
     if trained:
-        weight = weight_of(owner)
         owner._parameters[name] = nn.Parameter(tensor, requires_grad=True if weight is None else weight.requires_grad)
     else:
         owner._buffers[name] = tensor
