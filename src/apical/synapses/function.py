@@ -44,7 +44,10 @@ class SynapseFunction(Function):
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             # Cast by hand: autocast's own cache would keep casts that were made without a graph.
             dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+            cast = weight.to(dtype)
+            if synapse.connection.signs and dtype == torch.bfloat16 and feedback is not None and not synapse.sparse:
+                feedback = cast  # The same signs, in half the memory; of float16 small ones would be 0.
+            x, weight, bias = x.to(dtype), cast, None if bias is None else bias.to(dtype)
         ctx.save_for_backward(x if need_weight else None, feedback if need_x else None)
         ctx.call = None if record is None else record.call(synapse)
         ctx.synapse, ctx.geometry, ctx.shape = synapse, geometry, x.shape
@@ -63,6 +66,7 @@ class SynapseFunction(Function):
         x, feedback = ctx.saved_tensors
         synapse: Synapse = ctx.synapse
         connection = synapse.connection
+        gain = connection.gain
         if synapse.circuit.busy and not ctx.beside:
             synapse.circuit.refuse("the backward pass came to", synapse.label)
         need_feedback = need_feedback and synapse.sends_back  # The first pass may have shown that none is needed.
@@ -72,13 +76,20 @@ class SynapseFunction(Function):
             elif feedback is not None:
                 if connection.resolve is not None:
                     feedback = synapse.resolved(feedback)
+                if (
+                    delta.is_cuda
+                    and gain != 1
+                    and connection.resolve is not None
+                    and feedback.numel() < ctx.shape.numel()
+                ):
+                    feedback, gain = feedback.mul_(gain), 1.0  # A pass over less memory than over the signal.
                 if feedback.dtype != delta.dtype:
                     feedback = feedback.to(delta.dtype)
             # A product that can be added to the weights in place is not made here.
             makes = need_weight and (updater is None or not (synapse.fuses and delta.dim() == 2))
             signal, product, bias = synapse.respond(x, delta, feedback, ctx.shape, ctx.geometry, makes, need_bias)
-            if connection.gain != 1 and signal is not None:
-                signal = signal.mul_(connection.gain)
+            if gain != 1 and signal is not None:
+                signal = signal.mul_(gain)
             if updater is not None:
                 # After the signal, which belongs to the weights as they were.
                 bias = updater.take(synapse, x, delta, product, bias, need_feedback)

@@ -12,6 +12,8 @@ from typing_extensions import override
 from apical.synapses.products import affine, product
 from apical.synapses.synapse import Synapse
 
+HALVES = (torch.bfloat16, torch.float16)
+
 
 class LinearSynapse(Synapse, nn.Linear):
     """`nn.Linear` with any leading dimensions: x [*, in], y [*, out], W and B [out, in].
@@ -42,13 +44,19 @@ class LinearSynapse(Synapse, nn.Linear):
 
     @override
     def add_hebbian(self, target, x, delta, beta, alpha):
-        target.addmm_(delta.t(), x, beta=beta, alpha=alpha)
+        if target.dtype == x.dtype:
+            target.addmm_(delta.t(), x, beta=beta, alpha=alpha)
+        else:
+            target.mul_(beta).add_(self.hebbian(x, delta), alpha=alpha)
 
     @override
     def hebbian(self, x: Float[Tensor, "*n i"], delta: Float[Tensor, "*n o"], geometry=()) -> Float[Tensor, "o i"]:
         if x.dim() != 2:
             x, delta = x.reshape(-1, x.shape[-1]), delta.reshape(-1, delta.shape[-1])
+        weight = self.weight_now
+        if x.is_cuda and x.dtype in HALVES and weight.dtype == torch.float32 and not torch.compiler.is_compiling():
+            # As autograd would cast it afterwards, in a pass over memory that takes as long as the product.
+            return torch.mm(delta.t(), x, out_dtype=torch.float32)
         if not self.large:
             return product(delta.t(), x)
-        weight = self.weight_now
         return torch.mm(delta.t(), x, out=self.memory("product", weight) if x.dtype == weight.dtype else None)
