@@ -54,9 +54,12 @@ class Counted:
 
         return Counting()
 
-    def broadcast(self, *arguments):
+    def tap(self, *arguments):
+        return self.found.tap(*arguments)
+
+    def join(self, *arguments):
         self.calls += 1
-        return self.found.broadcast(*arguments)
+        return self.found.join(*arguments)
 
 
 def dense():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,6 +67,10 @@ class FusedTap(Tap):
 
     x: Tensor | None
     D: Tensor | None
+
+
+Swift = tuple[Synapse, Tensor, Tensor]
+"""What a `FusedTap` of a synapse is made of, where C++ can do with that: the synapse, x and D."""
 
 
 class _Enter(Function):
@@ -139,13 +144,15 @@ class Taps(WholePass):
     def __init__(self, name: str, output: Which, copies: int) -> None:
         super().__init__(f"a {name} teaching signal comes from the output of the whole model")
         self.name, self.output, self.copies = name, output, copies
-        self.taps: list[Tap] = []
+        self.taps: list[Tap | Swift] = []
         self.error = OutputError(copies)
+        self.swift: Any = None
+        """What leaves and joins taps in C++, in a pass that is an ordinary one."""
         self.transformed = self.exporting = False
         """Whether the pass is made under a function transform, or to be exported."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "taps": [], "error": OutputError(self.copies)}
+        return {**super().__getstate__(), "taps": [], "error": OutputError(self.copies), "swift": None}
 
     def follow_synapse(self, synapse: Synapse) -> Iterable[RemovableHandle]:
         """Put hooks on a synapse that has taps here."""
@@ -155,6 +162,20 @@ class Taps(WholePass):
     def start(self) -> None:
         self.taps, self.error = [], OutputError(self.copies)
         self.transformed, self.exporting = transforming(), torch.compiler.is_exporting()
+        self.swift = None if self.transformed or self.exporting or self.copies > 1 else native.taps()
+
+    def cut(self, synapse: Synapse, x: Tensor) -> Tensor | None:
+        """The activity at a synapse, cut from its graph and left as a tap in a few calls; None where `leave` has to do it."""
+        if self.swift is None or not self.open or self.thread != get_ident() or type(x) is not Tensor:
+            return None
+        weight = synapse._parameters.get("weight")
+        if not (synapse.fuses and synapse.sends_back) or weight is None or not weight.requires_grad:
+            return None
+        D = synapse.plasticity.keeps(synapse)
+        x_cut = None if D is None else self.swift.tap(x, D, SMALL)
+        if x_cut is not None:
+            self.taps.append((synapse, x, D))
+        return x_cut
 
     def leave(self, owner: nn.Module, label: str, plasticity: Plasticity, x: Tensor) -> None:
         """Leave x, the activity at `owner`, as a tap."""
@@ -219,22 +240,25 @@ class Taps(WholePass):
     @override
     def finish(self, module: nn.Module, output: Any) -> Any:
         """The model's output, with the tensor that carries the error connected to every tap."""
-        taps, self.taps = self.taps, []
-        if not taps or output is None:  # None: the forward pass raised an error.
+        left, self.taps = self.taps, []
+        if not left or output is None:  # None: the forward pass raised an error.
             return output
         tensor = pick(output, self.output)
+        if self.swift is not None and type(tensor) is Tensor and all(type(one) is tuple for one in left):
+            joined = self.swift.join(tensor, left)
+            if joined is not None:
+                return joined if tensor is output else substitute(output, tensor, joined)
+        taps = [self._whole(*one) if isinstance(one, tuple) else one for one in left]
         self._check(taps, tensor)
         if self.exporting:
             return substitute(output, tensor, exported_output(tensor, taps, self.name)) if module.training else output
         fused, edges = self.edges(taps)
         if self.transformed:
             return substitute(output, tensor, Spread.apply(tensor, fused, self.copies, *edges))
-        joined = None
-        if len(edges) == 2 * len(fused) and self.copies == 1 and not torch.compiler.is_compiling():
-            joined = native.broadcast(tensor, edges[: len(fused)], edges[len(fused) :])
-        if joined is None:
-            joined = apply(_Broadcast)(tensor, self.error, fused, *edges)
-        return substitute(output, tensor, joined)
+        return substitute(output, tensor, apply(_Broadcast)(tensor, self.error, fused, *edges))
+
+    def _whole(self, owner: Synapse, x: Tensor, D: Tensor) -> FusedTap:
+        return FusedTap(owner, owner.label, x.shape[0], D.shape[0] * self.copies, owner.plasticity, x, D)
 
     def _check(self, taps: Sequence[Tap], output: Tensor) -> None:
         rows = output.shape[0]

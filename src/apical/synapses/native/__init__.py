@@ -7,7 +7,6 @@ passes that are recorded for a phase, for feedback with arithmetic of its own, u
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -59,14 +58,9 @@ def call(
     return settings.call(x, weight, bias, feedback, geometry)
 
 
-def broadcast(output: Tensor, taps: Sequence[Tensor], Ds: Sequence[Tensor]) -> Tensor | None:
-    """The model's output with the node that brings its error e to taps [N, features] as e D; None where Python's has to."""
-    if torch.compiler.is_compiling():
-        return None
-    built = library()
-    if built is None or type(output) is not Tensor or any(D.requires_grad or D.dim() != 2 for D in Ds):
-        return None
-    return built.broadcast(output, taps, Ds)
+def taps() -> Any | None:
+    """What leaves and joins the taps of an ordinary step; None where Python has to: `tap(x, D, most)`, `join(output, taps)`."""
+    return None if torch.compiler.is_compiling() or torch._C._len_torch_function_stack() else library()
 
 
 def _settle(synapse: Synapse, built: Any) -> Any | Literal[False]:

@@ -182,21 +182,28 @@ struct Learn : torch::autograd::Node {
 };
 
 // Identity on a network's output, whose backward brings e D to every tap (apical/pathways/taps.py, where all taps are fused).
-struct Broadcast : torch::autograd::Function<Broadcast> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& output, at::TensorList taps, at::TensorList Ds) {
-    ctx->save_for_backward(Ds.vec());
-    return output.clone();  // Not a view: the model's output may be changed in place.
+struct Broadcast : torch::autograd::Node {
+  std::vector<torch::autograd::SavedVariable> feedback;
+  bool released = false;
+
+  std::string name() const override { return "Broadcast"; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& D : feedback) D.reset_data();
+    released = true;
   }
 
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list errors) {
-    const Tensor& e = errors[0];
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& errors) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    TORCH_CHECK(!released, torch::autograd::ERR_BACKWARD_TWICE);
+    const Tensor e = errors[0].defined() ? errors[0] : input_metadata(0).zeros_like();
     const Tensor rows = e.dim() > 1 ? e.flatten(1) : e.unsqueeze(1);
-    const auto Ds = ctx->get_saved_variables();
     torch::autograd::variable_list signals{e};
-    for (const Tensor& D : Ds) {
+    for (const auto& kept : feedback) {
+      const Tensor D = kept.unpack();
       signals.push_back(product(rows, D.scalar_type() == e.scalar_type() ? D : D.to(e.scalar_type())));
     }
-    signals.resize(1 + 2 * Ds.size());
     return signals;
   }
 };
@@ -257,12 +264,38 @@ std::optional<Tensor> learn(
   return y;
 }
 
-std::optional<Tensor> broadcast(const Tensor& output, const std::vector<Tensor>& taps, const std::vector<Tensor>& Ds) {
-  if (!plain(output) || c10::impl::dispatch_mode_enabled() || at::autocast::is_autocast_enabled(output.device().type())) {
-    return std::nullopt;
+// Whether nothing but a tensor's own kernels has to hear of an operation on it.
+bool ordinary(const Tensor& x) {
+  return plain(x) && !c10::impl::dispatch_mode_enabled() && !at::autocast::is_autocast_enabled(x.device().type());
+}
+
+// Activity x cut from its graph, where the signal e D at it may be made together with the output's error; none elsewhere.
+std::optional<Tensor> tap(const Tensor& x, const Tensor& D, int64_t most) {
+  const bool joins = x.dim() == 2 && D.dim() == 2 && x.size(1) == D.size(1) && x.numel() <= most && x.requires_grad() &&
+      !D.requires_grad() && ordinary(x) && plain(D);
+  return joins ? std::optional(x.detach()) : std::nullopt;
+}
+
+// The output with edges to all taps: tuples that end in an activity and its feedback. None where a shape is not as it should be.
+std::optional<Tensor> join(const Tensor& output, const py::list& taps) {
+  if (!ordinary(output) || output.dim() == 0 || output.size(0) == 0) return std::nullopt;
+  const auto node = fresh<Broadcast>();
+  node->add_next_edge(torch::autograd::impl::gradient_edge(output));
+  for (const py::handle one : taps) {
+    const auto tuple = py::reinterpret_borrow<py::tuple>(one);
+    const Tensor &x = THPVariable_Unpack(tuple[1].ptr()), &D = THPVariable_Unpack(tuple[2].ptr());
+    if (x.size(0) != output.size(0) || D.size(0) * output.size(0) != output.numel()) return std::nullopt;
+    node->add_next_edge(torch::autograd::impl::gradient_edge(x));
+    node->feedback.emplace_back(D, false);
   }
-  py::gil_scoped_release free;
-  return Broadcast::apply(output, at::TensorList(taps), at::TensorList(Ds));
+  Tensor joined;
+  {
+    py::gil_scoped_release free;
+    at::AutoDispatchBelowADInplaceOrView below;
+    joined = output.clone();  // Not a view: the model's output may be changed in place.
+  }
+  torch::autograd::set_history(joined, node);
+  return joined;
 }
 
 }  // namespace
@@ -289,5 +322,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def("call", &learn)
       // Copies of a synapse, and those that are read from a file, find their own.
       .def("__reduce__", [](const Settings&) { return py::make_tuple(py::type::of(py::none()), py::tuple()); });
-  module.def("broadcast", &broadcast);
+  module.def("tap", &tap);
+  module.def("join", &join);
 }
