@@ -77,8 +77,8 @@ def convolutional():
     )
 
 
-def learned(network, x, rule, mode, steps=3):
-    """Outputs and parameters after some steps, with the node in C++ or without."""
+def learned(network, x, rule, mode, steps=3, half=None):
+    """Outputs and parameters after some steps, with the node in C++ or without; half: what autocast turns values into."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("APICAL_NATIVE", mode)
         building.library.cache_clear()
@@ -89,7 +89,8 @@ def learned(network, x, rule, mode, steps=3):
         outputs = []
         for _ in range(steps):
             optimizer.zero_grad()
-            outputs.append(model(x))
+            with torch.autocast("cpu", half, enabled=half is not None):
+                outputs.append(model(x))
             outputs[-1].square().mean().backward()
             optimizer.step()
     building.library.cache_clear()
@@ -105,6 +106,26 @@ def test_what_is_learned_is_equal_to_the_bit(network, shape, rule):
         x = torch.randn(shape, dtype=dtype)
         for here, there in zip(learned(network, x, rule, "on"), learned(network, x, rule, "off"), strict=True):
             assert torch.equal(here, there)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("network", "shape"), [(dense, (32, 70)), (dense, (2, 3, 70)), (convolutional, (4, 2, 8, 8))])
+def test_under_autocast_too(network, shape, rule, half, monkeypatch, built):
+    if rule == "dfa" and len(shape) == 3:
+        pytest.skip("a direct signal is one for each sample")
+    x = torch.randn(shape)
+    here, there = learned(network, x, rule, "on", half=half), learned(network, x, rule, "off", half=half)
+    for one, other in zip(here, there, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    counted = Counted(monkeypatch, built)
+    model = network()
+    apical.attach(model, rule, example_input=x)
+    counted.calls = 0
+    with torch.autocast("cpu", half):
+        model(x).sum().backward()
+    assert counted.calls >= 3
 
 
 @settings(max_examples=40, deadline=None)
@@ -137,8 +158,6 @@ def test_all_other_calls_are_pythons(monkeypatch, built):
     learner = apical.attach(model, "kp", example_input=x)
     y = torch.randint(10, (8,))
     counted.calls = 0
-    with torch.autocast("cpu", torch.bfloat16):
-        model(x)
     apical.audit(learner, x, y, cross_entropy)
     apical.alignment(learner, x, y, cross_entropy)
     torch.func.grad(lambda own: torch.func.functional_call(model, own, x).sum())(dict(model.named_parameters()))

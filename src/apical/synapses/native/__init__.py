@@ -1,7 +1,7 @@
 """The synapse's node in C++, for steps whose time is Python's: `apical native` builds it once, and all that comes after uses it.
 
 It makes the calls of ordinary steps, to the bit as `apical.synapses.function` does, which makes all others: under LocalSGD, in
-passes that are recorded for a phase, for feedback with arithmetic of its own, under autocast, in compiled code.
+passes that are recorded for a phase, for feedback with arithmetic of its own, in compiled code.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def taps() -> Any | None:
 def _settle(synapse: Synapse, built: Any) -> Any | Literal[False]:
     """What the node has to know of a synapse; False where it can't do what the synapse does."""
     connection = synapse.connection
-    if synapse.kernel is None or synapse.sparse or synapse.large:
+    # Memory is used again on a CPU only.
+    if synapse.kernel is None or synapse.sparse or (synapse.large and not synapse.weight_now.is_cuda):
         return False
     if (connection.resolve is not None and not connection.signs) or (
         connection.increment is not None and not connection.follows

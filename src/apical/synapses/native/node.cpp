@@ -103,14 +103,22 @@ void fail(const Settings& settings, bool busy) {
   if (found) throw std::runtime_error(*found);
 }
 
+// A number of Python's, which low precision does not round.
+Tensor number(double value) {
+  const Tensor made = c10::scalar_to_tensor(value);
+  made.unsafeGetTensorImpl()->set_wrapped_number(true);
+  return made;
+}
+
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 
-Three by_linear(const Tensor& x, const Tensor& delta, const Tensor& feedback, bool need_weight, bool need_bias) {
+Three by_linear(const Tensor& x, const Tensor& delta, const Tensor& feedback, bool need_weight, bool need_bias, bool wide) {
   const bool rows = delta.dim() == 2;
   Tensor signal, made, bias;
   if (feedback.defined()) signal = rows ? product(delta, feedback) : at::matmul(delta, feedback);
   if (need_weight) {
-    made = x.dim() == 2 ? product(delta.t(), x) : product(delta.reshape({-1, delta.size(-1)}).t(), x.reshape({-1, x.size(-1)}));
+    const Tensor out = rows ? delta : delta.reshape({-1, delta.size(-1)}), in = rows ? x : x.reshape({-1, x.size(-1)});
+    made = wide ? at::mm(out.t(), in, at::kFloat) : product(out.t(), in);
   }
   if (need_bias) bias = rows ? delta.sum(0) : delta.reshape({-1, delta.size(-1)}).sum(0);
   return {signal, made, bias};
@@ -119,7 +127,8 @@ Three by_linear(const Tensor& x, const Tensor& delta, const Tensor& feedback, bo
 struct Learn : torch::autograd::Node {
   std::shared_ptr<Settings> settings;
   Geometry geometry;
-  std::vector<int64_t> shape, weight;  // Of the input and of the weights, for a convolution.
+  std::vector<int64_t> shape, weight;  // Of the input, and of a convolution's weights.
+  bool wide = false;  // Whether the product is made in the weights' float32 at once.
   at::MemoryFormat format = at::MemoryFormat::Contiguous;  // Of the weights.
   torch::autograd::SavedVariable x, feedback;
   bool beside = false, released = false;
@@ -148,18 +157,18 @@ struct Learn : torch::autograd::Node {
     torch::autograd::variable_list found(4);
     try {
       Tensor B = task_should_compute_output(0) ? back : Tensor();
+      bool scaled = false;
       if (B.defined()) {
         if (settings->sign) B = at::sign(B);
+        if (settings->sign && settings->gain != 1 && delta.is_cuda() && B.numel() < c10::multiply_integers(shape)) {
+          B.mul_(number(settings->gain));  // A pass over less memory than over the signal.
+          scaled = true;
+        }
         if (B.scalar_type() != delta.scalar_type()) B = B.to(delta.scalar_type());
       }
-      std::tie(found[0], found[1], found[2]) = settings->linear ? by_linear(kept, delta, B, need_weight, need_bias)
+      std::tie(found[0], found[1], found[2]) = settings->linear ? by_linear(kept, delta, B, need_weight, need_bias, wide)
                                                                 : by_convolution(kept, delta, B, need_weight, need_bias);
-      if (settings->gain != 1 && found[0].defined()) {
-        // As a number of Python's, which low precision does not round.
-        const Tensor gain = c10::scalar_to_tensor(settings->gain);
-        gain.unsafeGetTensorImpl()->set_wrapped_number(true);
-        found[0].mul_(gain);
-      }
+      if (settings->gain != 1 && !scaled && found[0].defined()) found[0].mul_(number(settings->gain));
       if (need_feedback) found[3] = found[1];
       if (!task_should_compute_output(1)) found[1] = Tensor();
     } catch (const std::exception&) {
@@ -236,15 +245,22 @@ std::optional<Tensor> learn(
   if (!plain(x) || !plain(weight) || c10::impl::dispatch_mode_enabled()) return std::nullopt;
   // Of views whose dimensions don't fold, another kernel would be chosen here.
   if (settings->linear && x.dim() > 2 && !x.is_contiguous()) return std::nullopt;
-  if (x.scalar_type() != at::kDouble && at::autocast::is_autocast_enabled(x.device().type())) return std::nullopt;
+  const bool casts = x.scalar_type() != at::kDouble && at::autocast::is_autocast_enabled(x.device().type());
+  const auto dtype = casts ? at::autocast::get_autocast_dtype(x.device().type()) : x.scalar_type();
+  const bool half = dtype == at::kBFloat16 || dtype == at::kHalf;
   const Geometry g = read(geometry);
   py::gil_scoped_release free;
-  Tensor y;
+  Tensor y, input = x, W = weight;
   {
     at::AutoDispatchBelowADInplaceOrView below;
+    auto b = bias;
+    if (casts) {  // By hand: autocast's own cache would keep casts that were made without a graph.
+      input = x.to(dtype), W = weight.to(dtype);
+      if (bias) b = bias->to(dtype);
+    }
     y = settings->linear
-        ? affine(x, weight, bias)
-        : at::convolution(x, weight, bias, g.stride, g.padding, g.dilation, g.transposed, g.output_padding, g.groups);
+        ? affine(input, W, b)
+        : at::convolution(input, W, b, g.stride, g.padding, g.dilation, g.transposed, g.output_padding, g.groups);
   }
   const Tensor none, &own_bias = bias ? *bias : none, &back = feedback ? *feedback : none;
   if (!torch::autograd::compute_requires_grad(x, weight, own_bias, back)) return y;
@@ -252,11 +268,14 @@ std::optional<Tensor> learn(
   node->set_next_edges(torch::autograd::collect_next_edges(x, weight, own_bias, back));
   node->settings = settings;
   node->beside = settings->busy->now;
-  if (weight.requires_grad()) node->x = torch::autograd::SavedVariable(x, false);
-  if (x.requires_grad()) node->feedback = torch::autograd::SavedVariable(back, false);
+  // Signs are those of the weights that were cast, too, in half the memory; of float16 small ones would be 0.
+  const bool cast_signs = casts && settings->sign && dtype == at::kBFloat16 && back.defined();
+  if (weight.requires_grad()) node->x = torch::autograd::SavedVariable(input, false);
+  if (x.requires_grad()) node->feedback = torch::autograd::SavedVariable(cast_signs ? W : back, false);
+  node->shape = x.sizes().vec();
+  node->wide = half && x.is_cuda() && weight.scalar_type() == at::kFloat;
   if (!settings->linear) {
     node->geometry = g;
-    node->shape = x.sizes().vec();
     node->weight = weight.sizes().vec();
     node->format = weight.suggest_memory_format();
   }
