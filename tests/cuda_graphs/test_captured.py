@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import re
 import warnings
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -285,6 +287,42 @@ def test_a_phase_does_not_pass_again_what_the_graph_would_draw_anew():
 def test_a_pool_of_noise_is_drawn_in_the_graph(rule, monkeypatch):
     monkeypatch.setattr("apical.noise.POOL", 16)
     side_by_side(Loop(rule), Loop(rule), BATCHES[:12])
+
+
+def test_a_capture_that_fails_holds_nothing_of_its_graph():
+    made = []
+
+    class Loses(Emulated):
+        def record(self, run, generators):
+            first = None
+            try:
+                run()
+            except RuntimeError as error:
+                first = error
+            raise first
+
+    class Told(Loop):
+        def step(self, x, y):
+            output = self.net(x)
+            made.append(weakref.ref(output))
+            if len(made) >= FEW + 2:
+                raise RuntimeError("inside the step")
+            loss = criterion(output, y).mean()
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    loop = Told()
+    call = Captured(loop.step, (X, Y), Loses())
+    for batch in BATCHES[: FEW + 1]:
+        call(*batch)
+    gc.disable()
+    try:
+        with pytest.raises(RuntimeError, match="inside the step"):
+            call(*BATCHES[0])
+        assert made[FEW + 1]() is None
+    finally:
+        gc.enable()
 
 
 class Breaks(Emulated):

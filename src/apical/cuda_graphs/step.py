@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -194,14 +195,17 @@ class Captured:
             (one, [generators(one) for _ in range(count)])
             for one, count in zip(seen.learners, self._phases, strict=True)
         ]
-        grads = [p.grad for p in seen.parameters]
+        grads, why = [p.grad for p in seen.parameters], None
         try:
             sow(noise)
             with capturing.trying({one: iter(own) for one, own in noise}):
                 replay, result = graphs.record(self._run, [g for _, own in noise for each in own for g in each])
         except Exception as error:
             kept.restore()
-            return self._give_up(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", batch)
+            why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            _let_go(error)
+        if why is not None:
+            return self._give_up(why, batch)
         # Without what autograd keeps of it: nodes that add up gradients belong to the stream on which they were made.
         result = trees.tree_map(lambda one: one.detach() if isinstance(one, Tensor) else one, result)
         self._graph = Graph(seen, standing, replay, result, noise, grads)
@@ -214,6 +218,14 @@ class Captured:
     def _stop(self, why: str) -> None:
         self._replays = self.replays
         self.why, self._graph, self._inputs = why, None, []
+
+
+def _let_go(error: BaseException) -> None:
+    """Free what a step has made until it failed, which its frames hold: autograd's graph belongs to the stream that captures."""
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__context__
 
 
 def _refused(example: list[Any]) -> str | None:
