@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from benchmarks.gpu_check import common
-from benchmarks.gpu_check.common import Check, Where, batch, chain, criterion, distance, state
+from benchmarks.gpu_check.common import Check, SkipError, Where, batch, chain, criterion, distance, state
+from torch import Tensor, nn
 
 import apical
+from apical.synapses.native.building import BuildError, build, library, wanted
 
 COPIES = 3
+NATIVE = ("bp", "fa", "kp", "usf", "dfa")
+"""Rules whose calls the synapse's node in C++ makes."""
 
 
 def checks(where: Where) -> Iterator[Check]:
+    yield Check("native", built, 120.0)
+    for rule in NATIVE:
+        yield Check(f"native/{rule}", lambda rule=rule: native(where, rule))
     for rule in common.RULES:
         yield Check(f"gradients/{rule}", lambda rule=rule: gradients(where, rule))
     for rule in common.RULES:
@@ -26,6 +34,39 @@ def checks(where: Where) -> Iterator[Check]:
     for rule in common.RULES:
         if rule not in common.ALONE:
             yield Check(f"replicas/{rule}", lambda rule=rule: replicas(where, rule))
+
+
+def built() -> str:
+    """The node in C++ is built, if it was not; all that comes after uses it."""
+    if not wanted():
+        raise SkipError("$APICAL_NATIVE is off")
+    try:
+        return build().parent.name
+    except BuildError as error:
+        raise SkipError(str(error)) from error
+
+
+def native(where: Where, rule: str) -> dict[str, float]:
+    """Relative errors of gradients by the node in C++ against Python's: in float32, and under autocast."""
+    if library() is None:
+        raise SkipError("it is not built")
+    found = {}
+    for name, make in common.networks(rule).items():
+        x, y = batch(where)
+        model = make(where).to(where.device)
+        common.attach(model, rule, x)
+        other = copy.deepcopy(model)
+        for synapse in apical.learner_of(other).synapses.values():
+            synapse.native = False
+        for half, most in ((False, 1e-4), (True, 2e-2)):
+
+            def run(x: Tensor, model: nn.Module, half: bool = half) -> Tensor:
+                with torch.autocast(where.device, torch.bfloat16, enabled=half):
+                    return model(x).float()
+
+            pair = [common.gradients(one, x, y, partial(run, model=one)) for one in (model, other)]
+            found[f"{name}, {'bfloat16' if half else 'float32'}"] = distance(*pair, most)
+    return found
 
 
 def gradients(where: Where, rule: str) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -215,3 +216,23 @@ def test_direct_signals_do_not_wait_for_each_other():
     activity = 64 * 4 * 256 * 4 / 2**20
     feedback = 13 * 10 * 4 * 256 * 4 / 2**20
     assert memory("dfa") < memory(None) + feedback + 2 * activity
+
+
+def test_steps_whose_weights_do_not_stay_finite_have_no_timing():
+    def make(name: str):
+        model = nn.Linear(2, 2)
+
+        def step():
+            if name == "wild":
+                model.weight.data.fill_(torch.inf)
+
+        step.model = model
+        return step
+
+    makers = {name: partial(make, name) for name in ("plain", "tame", "wild")}
+    failed = {}
+    found = contest(makers, seconds=0.01, repeats=2, failed=failed)
+    assert found.keys() == {"plain", "tame"}
+    assert "no longer finite" in failed["wild"]
+    with pytest.raises(RuntimeError, match=r"wild: after .* no longer finite"):
+        contest(makers, seconds=0.01)

@@ -94,7 +94,7 @@ def training_step(
         stepper.zero_grad()
 
     if mode != "captured":
-        return lambda: step(x, y)
+        return _of(model, lambda: step(x, y))
     run = capturing()(step, x, y)
 
     def replay() -> None:
@@ -102,7 +102,13 @@ def training_step(
         if getattr(run, "why", None) is not None:
             raise RuntimeError(f"the step can't be captured: {run.why}")
 
-    return replay
+    return _of(model, replay)
+
+
+def _of(model: nn.Module, step: Step) -> Step:
+    """The step, which says what its model is."""
+    vars(step)["model"] = model
+    return step
 
 
 def capturing() -> Callable[..., Any]:

@@ -69,7 +69,8 @@ def contest(
         repeats: how many times all models are made anew.
         device: "cpu" or "cuda".
         failed: takes the error of each contender that can't be made or fails in its first steps, and so has no timing; the
-            first one's is always raised. None: all are raised.
+            first one's is always raised; so does one whose model, its attribute `model`, is not finite in the end. None: all
+            are raised.
         memory: takes, on a GPU, the most MiB that each contender had at once, as `peak_memory` has it on a CPU.
         standing: whether steps are captured ones, which take their memory once and keep it.
 
@@ -107,8 +108,22 @@ def contest(
                 name = names[(place + turn) % len(names)]
                 times[name].append(_turn(steps[name], length, device))
             turn += 1
+        for name in names:
+            if not _finite(steps[name]):
+                error = f"after {len(times[name])} turns weights are no longer finite: what was timed is no learning"
+                if failed is None or name == names[0]:
+                    raise RuntimeError(f"{name}: {error}")
+                failed[name] = error
+                del times[name]
     reference = next(iter(times.values()))
     return {name: _timing(own, reference) for name, own in times.items()}
+
+
+def _finite(step: Step) -> bool:
+    """Whether all that a step's model consists of is finite, as far as it says what its model is."""
+    model = getattr(step, "model", None)
+    values = [] if model is None else [v for v in model.state_dict().values() if v.is_floating_point()]
+    return all(bool(value.isfinite().all()) for value in values)
 
 
 def _warmed(make: Maker, device: str, standing: bool) -> tuple[Step, float, float]:
