@@ -195,17 +195,18 @@ class Captured:
             (one, [generators(one) for _ in range(count)])
             for one, count in zip(seen.learners, self._phases, strict=True)
         ]
-        grads, why = [p.grad for p in seen.parameters], None
+        grads, recorded, why = [p.grad for p in seen.parameters], None, ""
         try:
             sow(noise)
             with capturing.trying({one: iter(own) for one, own in noise}):
-                replay, result = graphs.record(self._run, [g for _, own in noise for each in own for g in each])
+                recorded = graphs.record(self._run, [g for _, own in noise for each in own for g in each])
         except Exception as error:
             kept.restore()
             why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             _let_go(error)
-        if why is not None:
+        if recorded is None:
             return self._give_up(why, batch)
+        replay, result = recorded
         # Without what autograd keeps of it: nodes that add up gradients belong to the stream on which they were made.
         result = trees.tree_map(lambda one: one.detach() if isinstance(one, Tensor) else one, result)
         self._graph = Graph(seen, standing, replay, result, noise, grads)

@@ -94,5 +94,5 @@ class Batched:
             velocity = states[feedback]["momentum_buffer"] = states[weight]["momentum_buffer"]
             rates.setdefault(group["lr"], []).append((feedback, velocity))
         for rate, pairs in rates.items():
-            torch._foreach_add_([f for f, _ in pairs], [v for _, v in pairs], alpha=-rate)
+            torch._foreach_add_([f for f, _ in pairs], [v for _, v in pairs], alpha=-rate)  # pyright: ignore
         self.clear()

@@ -133,7 +133,15 @@ class Mirror(Stored, Phased):
                     z = shaped(pool[0, :size], torch.Size((rows, *shape)), kernels)
                 else:
                     z = pool[:, :size].view(copies, rows, -1, *shape[1:]).transpose(0, 1).flatten(1, 2)
-                products.append(self._by_output(phase, site, z) if site.direct else self._by_synapse(site, z, geometry))
+                if site.direct:
+                    products.append(self._by_output(phase, site, z))
+                else:
+                    response = self._response(site, z, geometry)
+                    together = site.synapse.fuses and z.dim() == 2 and z.dtype == site.feedback.dtype
+                    if phase.world == 1 and copies == 1 and together:
+                        self._learn_at_once(site, z, response)
+                        continue
+                    products.append((site.synapse.hebbian(z, response, geometry), site.synapse.pairs(z, response)))
                 if phase.world == 1:
                     self._learn(site, *products.pop())
             if not products:
@@ -161,8 +169,13 @@ class Mirror(Stored, Phased):
         else:
             B.add_(product.to(B), alpha=rate / pairs)
 
-    def _by_synapse(self, site: Site, z: Tensor, geometry: tuple) -> tuple[Tensor, int]:
-        """Sum over all pairs of the mirrored signal and the noise, and how many pairs there are."""
+    def _learn_at_once(self, site: Site, z: Tensor, response: Tensor) -> None:
+        """`_learn`, where the product can be added to the feedback while it is made."""
+        keep = 1 - self.decay * (self.rate if self.decay_times_rate else 1)
+        site.synapse.add_hebbian(site.feedback, z, response, keep, self.rate / site.synapse.pairs(z, response))
+
+    def _response(self, site: Site, z: Tensor, geometry: tuple) -> Tensor:
+        """The synapse's answer to noise, without its mean: what the noise is multiplied with."""
         synapse = site.synapse
         response = synapse.conduct(z, geometry, bias=not self.bias_blocking)
         phi = ACTIVATIONS[self.activation] if isinstance(self.activation, str) else self.activation
@@ -173,7 +186,7 @@ class Mirror(Stored, Phased):
             response = response.sub_(response.mean([d for d in range(response.dim()) if d != unit], keepdim=True))
         else:
             response = response - self.baseline
-        return synapse.hebbian(z, response, geometry), synapse.pairs(z, response)
+        return response
 
     def _by_output(self, phase: Phase, site: Site, z: Tensor) -> tuple[Tensor, int]:
         beta = 0.0 if self.baseline == "batch-mean" else self.baseline

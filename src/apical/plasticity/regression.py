@@ -109,8 +109,7 @@ class Regression(Stored, Phased):
             name, number = place
             found = self._sums(phase, sites[name], number, target)
             if name in sums:
-                for total, part in zip(sums[name], found, strict=False):
-                    total += part
+                sums[name] = [total.to(phase.dtype).add_(part) for total, part in zip(sums[name], found, strict=False)]
             elif found:
                 sums[name] = found
 
@@ -126,7 +125,9 @@ class Regression(Stored, Phased):
         told = [len(phase.clean.losses), *(name in sums for name in names)]
         facts = torch.tensor(told, dtype=torch.float64, device=phase.device)
         for name in names:
-            if name not in sums:
+            if name in sums:  # Each process's loss is scaled as its own batch is.
+                sums[name] = [tensor.to(phase.dtype).div_(self._scaled(phase, sites[name])) for tensor in sums[name]]
+            else:
                 like = ["feedback"] if self.solver == "sgd" else ["gram", "cross"]
                 shapes = [found.shape for one in like if (found := kept(sites[name].owner, one)) is not None]
                 sums[name] = [torch.zeros(shape, dtype=phase.dtype, device=phase.device) for shape in shapes]
@@ -138,7 +139,7 @@ class Regression(Stored, Phased):
         return rows
 
     def _sums(self, phase: Phase, site: Site, number: int, target: Estimate) -> list[Tensor]:
-        """One call's contribution: [dL/dB] for SGD, [e~^T e~, e~^T lambda] for ridge. Empty if no error passed this call."""
+        """One call's contribution: [dL/dB], times `_scaled`, for SGD, [e~^T e~, e~^T lambda] for ridge; [] without an error."""
         if kept(site.owner, "feedback") is None:
             return []  # A pass of the phase's own has shown that no signal leaves here.
         if site.direct:
@@ -155,11 +156,15 @@ class Regression(Stored, Phased):
                 return [delta.t() @ delta, delta.t() @ wanted]
             errors, targets = (t.unflatten(1, (n, -1)).transpose(0, 1) for t in (delta, wanted))
             return [torch.bmm(errors.mT, one).flatten(0, 1) for one in (errors, targets)]
-        # Both e~ and e~ B are as the loop's loss scaled them, so the target is scaled too, and the product twice.
-        product = self._gradient(phase, site, call, call.delta.to(phase.fast), target, scale).to(phase.dtype)
-        product = product.div_(scale**2)
+        product = self._gradient(phase, site, call, call.delta.to(phase.fast), target, scale)
         call.delta = call.signal = None  # As large as the activities, and not needed again.
         return [product]
+
+    def _scaled(self, phase: Phase, site: Site) -> float | Tensor:
+        """What products of an error and a signal are multiplied with: both are as the loop's loss scaled them."""
+        scale = phase.clean.scale
+        assert scale is not None
+        return 1.0 if site.direct or self.solver == "ridge" else scale**2
 
     def _direct_sums(self, phase: Phase, site: Site, target: Estimate) -> list[Tensor]:
         errors = phase.clean.errors.flatten(1).to(phase.dtype)
@@ -188,7 +193,12 @@ class Regression(Stored, Phased):
 
     def _learn(self, phase: Phase, site: Site, sums: list[Tensor], rows: float) -> None:
         if self.solver == "sgd":
-            site.feedback.add_(sums[0].to(site.feedback), alpha=-self.rate / rows)
+            # In one pass over memory.
+            value, scaled = -self.rate / rows, 1.0 if phase.world > 1 else self._scaled(phase, site)
+            if isinstance(scaled, Tensor):
+                site.feedback.addcdiv_(sums[0], scaled, value=value)
+            else:
+                site.feedback.add_(sums[0], alpha=value / scaled)
             return
         gram, cross = kept(site.owner, "gram"), kept(site.owner, "cross")
         assert gram is not None
