@@ -16,20 +16,16 @@ import apical
 from apical.losses import cross_entropy
 from apical.synapses import native
 from apical.synapses.native import building
+from synapses import common
+from synapses.common import convolutional, dense, steps
 
 RULES = ("bp", "fa", "kp", "usf", "dfa")
 
 
 @pytest.fixture(autouse=True)
-def built(monkeypatch):
+def built():
     """The library, used in this test."""
-    monkeypatch.setenv("APICAL_NATIVE", "on")
-    building.library.cache_clear()
-    found = building.library()
-    if found is None:
-        pytest.skip("the node in C++ is not built here; `make native` builds it")
-    yield found
-    building.library.cache_clear()
+    yield from common.built()
 
 
 class Counted:
@@ -62,41 +58,6 @@ class Counted:
         return self.found.join(*arguments)
 
 
-def dense():
-    return nn.Sequential(nn.Linear(70, 50), nn.Tanh(), nn.Linear(50, 20, bias=False), nn.Tanh(), nn.Linear(20, 10))
-
-
-def convolutional():
-    return nn.Sequential(
-        *(
-            nn.Conv2d(2, 4, 3, stride=2, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(4, 4, 3, groups=2, padding="same", bias=False),
-        ),
-        *(nn.Tanh(), nn.ConvTranspose2d(4, 3, 2), nn.Flatten(), nn.Linear(75, 3)),
-    )
-
-
-def learned(network, x, rule, mode, steps=3, half=None):
-    """Outputs and parameters after some steps, with the node in C++ or without; half: what autocast turns values into."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("APICAL_NATIVE", mode)
-        building.library.cache_clear()
-        torch.manual_seed(1)
-        model = network().to(x.dtype)
-        apical.attach(model, rule, example_input=x, generator=torch.Generator().manual_seed(2))
-        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-        outputs = []
-        for _ in range(steps):
-            optimizer.zero_grad()
-            with torch.autocast("cpu", half, enabled=half is not None):
-                outputs.append(model(x))
-            outputs[-1].square().mean().backward()
-            optimizer.step()
-    building.library.cache_clear()
-    return [*outputs, *model.state_dict().values()]
-
-
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(("network", "shape"), [(dense, (32, 70)), (dense, (2, 3, 70)), (convolutional, (4, 2, 8, 8))])
 def test_what_is_learned_is_equal_to_the_bit(network, shape, rule):
@@ -104,7 +65,7 @@ def test_what_is_learned_is_equal_to_the_bit(network, shape, rule):
         pytest.skip("a direct signal is one for each sample")
     for dtype in (torch.float32, torch.float64):
         x = torch.randn(shape, dtype=dtype)
-        for here, there in zip(learned(network, x, rule, "on"), learned(network, x, rule, "off"), strict=True):
+        for here, there in zip(steps(network, x, rule, "on"), steps(network, x, rule, "off"), strict=True):
             assert torch.equal(here, there)
 
 
@@ -115,7 +76,7 @@ def test_under_autocast_too(network, shape, rule, half, monkeypatch, built):
     if rule == "dfa" and len(shape) == 3:
         pytest.skip("a direct signal is one for each sample")
     x = torch.randn(shape)
-    here, there = learned(network, x, rule, "on", half=half), learned(network, x, rule, "off", half=half)
+    here, there = steps(network, x, rule, "on", half=half), steps(network, x, rule, "off", half=half)
     for one, other in zip(here, there, strict=True):
         assert one.dtype == other.dtype
         assert torch.equal(one, other)
@@ -162,10 +123,74 @@ def test_all_other_calls_are_pythons(monkeypatch, built):
     apical.alignment(learner, x, y, cross_entropy)
     torch.func.grad(lambda own: torch.func.functional_call(model, own, x).sum())(dict(model.named_parameters()))
     before = counted.calls
-    optimizer = apical.LocalSGD(learner, 0.1)
-    model(x).sum().backward()
-    optimizer.step()
     assert counted.calls == before
+
+
+class Answers(nn.Module):
+    """A network that answers with several tensors, of which one is the loss's."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = dense(), nn.Linear(10, 4)
+
+    def forward(self, x):
+        hidden = self.body(x)
+        return {"hidden": hidden, "logits": self.head(torch.tanh(hidden))}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_taps_of_which_python_has_some(frozen, monkeypatch, built):
+    """A frozen layer's tap is a node of Python's; then all of them are joined there."""
+    found = []
+    for mode in ("on", "off"):
+        with common.native(mode):
+            torch.manual_seed(0)
+            model, x = Answers(), torch.ones(8, 70)
+            apical.attach(model, "dfa", example_input=x, output="logits", generator=torch.Generator().manual_seed(1))
+            model.body[2].weight.requires_grad_(not frozen)
+            outputs = model(x)
+            assert outputs["logits"].grad_fn.name() == (
+                "Broadcast" if mode == "on" and not frozen else "_BroadcastBackward"
+            )
+            outputs["logits"].square().sum().backward()
+            found.append({name: p.grad for name, p in model.named_parameters()})
+    assert (found[0]["body.2.weight"] is None) == frozen
+    assert all(one is found[1][name] is None or torch.equal(one, found[1][name]) for name, one in found[0].items())
+
+
+def test_a_chain_of_taps_is_pythons():
+    x = torch.randn(8, 70)
+    for here, there in zip(steps(dense, x, "ifa", "on"), steps(dense, x, "ifa", "off"), strict=True):
+        assert torch.equal(here, there)
+
+
+def test_taps_of_another_shape_are_refused_in_words():
+    model, x = dense(), torch.randn(8, 70)
+    apical.attach(model, "dfa", example_input=x)
+    model.append(nn.Unflatten(0, (2, 4)))
+    model.append(nn.Flatten(1))
+    with pytest.raises(RuntimeError, match="activity at '2' has 8 rows but the output has 2"):
+        model(x)
+    y = torch.randn(3, 50, requires_grad=True)
+    with pytest.raises(RuntimeError, match="'2' was called on its own"):
+        model[2](y)
+
+
+def test_a_graph_goes_back_through_its_taps_once():
+    model, x = dense(), torch.randn(8, 70)
+    apical.attach(model, "dfa", example_input=x)
+    loss = model(x).sum()
+    loss.backward(retain_graph=True)
+    first = model[0].weight.grad.clone()
+    loss.backward()
+    assert torch.equal(model[0].weight.grad, 2 * first)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+    changed = model(x)
+    with torch.no_grad():
+        model[4]._buffers["feedback"].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        changed.sum().backward()
 
 
 def test_only_what_is_asked_for_is_made_and_a_second_derivative_is_refused():

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from apical.distributed import world
 
 if TYPE_CHECKING:
+    from apical.optim.site import Plan
     from apical.optim.updates import Updates
+    from apical.synapses.synapse import Synapse
 
 
 class Pass:
@@ -30,10 +32,10 @@ class Pass:
         beyond: whether a signal leaves it to what the optimizer doesn't move: a generator in front, an image under attack.
     """
 
-    __slots__ = ("_moves", "_task", "_updates", "beyond")
+    __slots__ = ("_moves", "_task", "beyond", "updates")
 
     def __init__(self, updates: Updates) -> None:
-        self._updates, self._task = updates, -1
+        self.updates, self._task = updates, -1
         self.beyond = self._moves = False
 
     def owner(self, node: Any) -> Updates | None:
@@ -42,11 +44,8 @@ class Pass:
         Raises:
             RuntimeError: if the synapse has moved already since the last step.
         """
-        task, updates = torch._C._current_graph_task_id(), self._updates
-        if task != self._task:
-            self._task, self._moves = task, False
-            self._moves = updates.begin(self.beyond)
-        if not self._moves:
+        updates = self.updates
+        if not self._moved():
             return None
         if not updates.meant:
             # Not under torch.autograd.grad, nor under backward(inputs=...) of something else.
@@ -59,6 +58,27 @@ class Pass:
         if updates.sites[node.synapse].done:
             refuse_second(node.synapse.label)
         return updates
+
+    def claim(self, synapse: Synapse, asked: bool) -> bool | Plan:
+        """`owner`, for a node in C++: False if gradients are ordinary; else how C++ is to move the synapse, or True if it can't.
+
+        asked: whether gradients are asked for of all that the synapse learns.
+        """
+        updates = self.updates
+        if not self._moved() or not (asked or updates.meant):
+            return False
+        site = updates.sites[synapse]
+        if site.done:
+            refuse_second(synapse.label)
+        return (updates.plan(site) if asked else None) or True
+
+    def _moved(self) -> bool:
+        """Whether weights move in the backward pass that is going on."""
+        task = torch._C._current_graph_task_id()
+        if task != self._task:
+            self._task, self._moves = task, False
+            self._moves = self.updates.begin(self.beyond)
+        return self._moves
 
 
 _hooks, _later_hooks, _gradient = map(attrgetter, ("_backward_hooks", "_post_accumulate_grad_hooks", "grad"))
@@ -100,6 +120,9 @@ def made_within(x: Tensor, synapses: Container[Any], parameters: Container[int])
     node = x.grad_fn
     if node is None:
         return id(x) in parameters
+    edges = node.next_functions
+    if len(edges) == 1 and getattr(edges[0][0], "synapse", None) in synapses:  # Mostly it is the one before.
+        return True
     waiting, seen = [node], set()
     while waiting:
         node = waiting.pop()

@@ -44,6 +44,11 @@ def join(state: State, weight: nn.Parameter | None, feedback: nn.Parameter | Non
         state[feedback]["momentum_buffer"] = velocity
 
 
+def has_velocity(state: State, parameter: nn.Parameter) -> bool:
+    """Whether a parameter has moved with momentum before."""
+    return _velocity(state, parameter) is not None
+
+
 def _velocity(state: State, parameter: nn.Parameter | None) -> Tensor | None:
     own = state.get(parameter)
     return None if own is None else own.get("momentum_buffer")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from apical.optim import moving
-from apical.optim.shared_velocity import part, shares
+from apical.optim.shared_velocity import has_velocity, part, shares
 from apical.plasticity.base import Trained
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _Update = tuple[Tensor, Tensor, Tensor | None]
 """One call's delta and x, and their product delta^T x where it is made already."""
+Plan = tuple[Tensor, Tensor | None, Tensor | None, float, float, float, bool]
+"""What C++ moves by plain SGD: weights, bias and trainable feedback, the rate of each, and whether the error is unread yet."""
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +53,27 @@ class Site:
         """Make what was spent ordinary again."""
         for parameter in self.spends:
             parameter.__class__ = nn.Parameter
+
+    def plan(self, groups: Mapping[int, Group], state: State, unread: bool) -> Plan | None:
+        """How one call's update moves the synapse where it moves by rates alone; None where `apply` has to find out."""
+        if self.expected > 1 or self.waiting or self.bias is not None or self.synapse.sparse:
+            return None
+        own = self.synapse._parameters
+        weight, bias, feedback = own["weight"], own.get("bias"), own.get("feedback")
+        assert weight is not None
+        rate = groups[id(weight)]["lr"]
+        bias_rate = feedback_rate = 0.0
+        if bias is not None:
+            if id(bias) not in groups:
+                return None
+            bias_rate = groups[id(bias)]["lr"]
+        if feedback is not None:
+            if id(feedback) not in groups or (state and has_velocity(state, weight)):
+                return None
+            feedback_rate = groups[id(feedback)]["lr"]
+        if not type(rate) is type(bias_rate) is type(feedback_rate) is float:
+            return None
+        return weight, bias, feedback, rate, bias_rate, feedback_rate, unread
 
     def apply(self, groups: Mapping[int, Group], state: State, batch: Batched | None = None) -> None:
         """Move the synapse by what has come, or, with a `batch`, let it be moved with others.

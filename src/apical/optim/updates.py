@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from apical.learner import Learner
     from apical.optim.local_sgd import LocalSGD
     from apical.optim.shared_velocity import State
+    from apical.optim.site import Plan
     from apical.synapses.synapse import Synapse
 
 _rate = itemgetter("lr")
@@ -48,6 +49,8 @@ class Updates:
         """The forward pass going on; it ends where a backward pass begins."""
         self._unread = self._looked = False
         """Whether a loss's gradient is yet to be looked at, and whether scalers were looked for."""
+        self._plain = False
+        """Whether weights move by rates alone in that backward pass: without momentum and decay."""
         self._state: State = {}
         """The optimizer's, as the newest backward pass has found it."""
         self._batched = Batched()
@@ -116,11 +119,7 @@ class Updates:
             here = self._pass = Pass(self)
         again = recomputing()
         if not (x is None or again or here.beyond):
-            edges = () if x.grad_fn is None else x.grad_fn.next_functions
-            if (
-                len(edges) != 1 or getattr(edges[0][0], "synapse", None) not in self.sites
-            ):  # Mostly it is the one before.
-                here.beyond = not made_within(x, self.sites, self._held)
+            here.beyond = not made_within(x, self.sites, self._held)
         if not learns or id(synapse._parameters["weight"]) not in self._groups:
             return None
         if not again:
@@ -167,16 +166,34 @@ class Updates:
         if not self._looked:
             self._looked, self.ordinary = True, scaled()
         self._unread = not self.ordinary
+        self._plain = not (self.waits or self._batch or any(g["momentum"] or g["weight_decay"] for g in self._seen))
         return self._unread
 
+    def plan(self, site: Site) -> Plan | None:
+        """How C++ is to move a synapse in the backward pass going on: `read` first, where that is yet to be, then `moved`."""
+        return site.plan(self._groups, self._state, self._unread) if self._plain else None
+
+    def read(self, synapse: Synapse, delta: Tensor, bias: Tensor | None) -> None:
+        """Raise a RuntimeError if the error at a synapse is not finite."""
+        self._unread = False
+        refuse_infinite(delta, bias, synapse.label)
+
+    def moved(self, synapse: Synapse, bias: Tensor | None) -> None:
+        """Take in that C++ has moved a synapse, its bias by the sum that is given."""
+        site = self.sites[synapse]
+        self.open = site.heard = site.done = True
+        site.bias = bias
+        site.expected -= 1
+        self._move_by_rates()
+        for parameter in site.spends:
+            parameter.__class__ = Spent
+
+    def _move_by_rates(self) -> None:
+        if self._rates is None:
+            self._rates = list(map(_rate, self._seen))
+
     def take(
-        self,
-        synapse: Synapse,
-        x: Tensor,
-        delta: Tensor,
-        product: Tensor | None,
-        bias: Tensor | None,
-        feedback: bool,
+        self, synapse: Synapse, x: Tensor, delta: Tensor, product: Tensor | None, bias: Tensor | None, feedback: bool
     ) -> Tensor | None:
         """One call's update, in the backward pass: its factors, and their product where it is made already.
 
@@ -187,8 +204,7 @@ class Updates:
             RuntimeError: if that would be a step by what is not finite.
         """
         if self._unread:
-            self._unread = False
-            refuse_infinite(delta, bias, synapse.label)
+            self.read(synapse, delta, bias)
         site = self.sites[synapse]
         self.open = site.heard = True
         if bias is not None and id(synapse._parameters["bias"]) in self._groups:
@@ -198,8 +214,7 @@ class Updates:
         site.waiting.append((delta, x, product))
         site.expected -= 1
         if site.expected <= 0 and not self.waits:
-            if self._rates is None:
-                self._rates = list(map(_rate, self._seen))
+            self._move_by_rates()
             site.apply(self._groups, self._state, self._batch)
             if self._batch is not None and self._batch.full:
                 self._batch.flush(self._state)

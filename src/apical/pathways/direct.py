@@ -44,17 +44,17 @@ class Direct(Pathway):
     def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:
         taps = synapse.whole_pass
         assert isinstance(taps, Taps)
-        if not torch.compiler.is_compiling() and synapse.circuit.updater is None:
-            at_once = taps.cut(synapse, x)
-            if at_once is not None:
-                return at_once, None
-        if not synapse.sends_back and asked_by_the_model(synapse, x):
-            x = x.detach()
-        taps.leave(synapse, synapse.label, synapse.plasticity, x)
+        at_once = None if torch.compiler.is_compiling() else taps.cut(synapse, x)
+        if at_once is None:
+            if not synapse.sends_back and asked_by_the_model(synapse, x):
+                x = x.detach()
+            taps.leave(synapse, synapse.label, synapse.plasticity, x)
         updater = synapse.circuit.updater
         if updater is not None and x.requires_grad:
             updater.see(x)
-        return (cut(x) if taps.transformed else x.detach()), None
+        if at_once is None:
+            at_once = cut(x) if taps.transformed else x.detach()
+        return at_once, None
 
     def taps(self, learner: Learner) -> Taps:
         """Where the signals of a learner's synapses enter."""

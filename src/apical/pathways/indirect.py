@@ -81,7 +81,7 @@ class Chain(Taps):
     @override
     def start(self) -> None:
         super().start()
-        self.last = None
+        self.last = self.swift = None
         if self.transformed:
             raise RuntimeError(
                 "an indirect signal goes through autograd's graph of the whole model, which torch.func and forward-mode "

@@ -165,17 +165,21 @@ class Taps(WholePass):
         self.swift = None if self.transformed or self.exporting or self.copies > 1 else native.taps()
 
     def cut(self, synapse: Synapse, x: Tensor) -> Tensor | None:
-        """The activity at a synapse, cut from its graph and left as a tap in a few calls; None where `leave` has to do it."""
+        """The activity at a synapse, cut from its graph and left as a tap where it has one; None where `leave` has to do it."""
         if self.swift is None or not self.open or self.thread != get_ident() or type(x) is not Tensor:
             return None
+        if not x.requires_grad:
+            return x.detach()
         weight = synapse._parameters.get("weight")
         if not (synapse.fuses and synapse.sends_back) or weight is None or not weight.requires_grad:
             return None
         D = synapse.plasticity.keeps(synapse)
-        x_cut = None if D is None else self.swift.tap(x, D, SMALL)
-        if x_cut is not None:
+        if D is None:
+            return None
+        cut = self.swift.tap(x, D, SMALL)
+        if cut is not None:
             self.taps.append((synapse, x, D))
-        return x_cut
+        return cut
 
     def leave(self, owner: nn.Module, label: str, plasticity: Plasticity, x: Tensor) -> None:
         """Leave x, the activity at `owner`, as a tap."""
@@ -244,7 +248,7 @@ class Taps(WholePass):
         if not left or output is None:  # None: the forward pass raised an error.
             return output
         tensor = pick(output, self.output)
-        if self.swift is not None and type(tensor) is Tensor and all(type(one) is tuple for one in left):
+        if self.swift is not None and type(tensor) is Tensor:
             joined = self.swift.join(tensor, left)
             if joined is not None:
                 return joined if tensor is output else substitute(output, tensor, joined)

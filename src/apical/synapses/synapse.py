@@ -193,7 +193,7 @@ class Synapse(Keeper):
         if thinned is not None:
             weight = thinned
         x, geometry = self.prepare(x, *args)
-        if not torch.compiler.is_compiling() and self.native is not False and self.circuit.updater is None:
+        if not torch.compiler.is_compiling() and self.native is not False:
             y = native.call(self, x, weight, bias, feedback, geometry)  # type: ignore[arg-type]
             if y is not None:
                 return y

@@ -1,7 +1,8 @@
 """The synapse's node in C++, for steps whose time is Python's: `apical native` builds it once, and all that comes after uses it.
 
-It makes the calls of ordinary steps, to the bit as `apical.synapses.function` does, which makes all others: under LocalSGD, in
-passes that are recorded for a phase, for feedback with arithmetic of its own, in compiled code.
+It makes the calls of ordinary steps, to the bit as `apical.synapses.function` does, which makes all others: in passes that are
+recorded for a phase, for feedback with arithmetic of its own, in compiled code. Under `LocalSGD` it takes plain
+SGD's steps itself, and hands over to `apical.optim` what any other needs.
 """
 
 from __future__ import annotations
@@ -37,14 +38,12 @@ def tell(synapse: Synapse, name: str, value: Any) -> None:
 def call(
     synapse: Synapse, x: Tensor, weight: Tensor, bias: Tensor | None, feedback: Tensor | None, geometry: Geometry
 ) -> Tensor | None:
-    """The output of a synapse's call that no optimizer waits for, with the node that carries its rule; None: Python's has to."""
-    if torch.compiler.is_compiling():  # Code around a graph break is compiled function by function.
-        return None
-    built = library()
-    if built is None:
-        return None
+    """The output of a synapse's call, with the node that carries its rule; None: Python's has to."""
     circuit, settings = synapse.circuit, synapse.native
     if settings is None:
+        built = library()
+        if built is None:
+            return None
         settings = synapse.native = _settle(synapse, built)
     if settings is False or circuit.record is not None or type(x) is not Tensor or type(weight) not in _PLAIN:
         return None
@@ -55,12 +54,12 @@ def call(
         return None
     if torch._C._len_torch_function_stack():
         return None
-    return settings.call(x, weight, bias, feedback, geometry)
+    return settings.call(x, weight, bias, feedback, geometry, circuit.updater, synapse)
 
 
 def taps() -> Any | None:
     """What leaves and joins the taps of an ordinary step; None where Python has to: `tap(x, D, most)`, `join(output, taps)`."""
-    return None if torch.compiler.is_compiling() or torch._C._len_torch_function_stack() else library()
+    return None if torch.compiler.is_compiling() else library()
 
 
 def _settle(synapse: Synapse, built: Any) -> Any | Literal[False]:
@@ -78,6 +77,7 @@ def _settle(synapse: Synapse, built: Any) -> Any | Literal[False]:
         sign=connection.signs,
         gain=connection.gain,
         follows=connection.follows,
+        fuses=synapse.fuses,
         busy=synapse.circuit.flag(built.Busy),
         words=_Words(weakref.ref(synapse)),
         second=f"create_graph=True {SECOND}",

@@ -21,6 +21,7 @@ from filelock import FileLock
 from apical.files import cache_folder, write_text
 
 SOURCE = Path(__file__).with_name("node.cpp")
+_HEADERS = ("common.h", "moving.h", "products.h", "taps.h")
 _NAME = "apical_node"
 _SECONDS = 900
 
@@ -37,7 +38,7 @@ def wanted() -> bool:
 def place() -> Path:
     """Where the library belongs that goes with this source, PyTorch and Python; there need be none."""
     facts = (
-        SOURCE.read_text(encoding="utf-8"),
+        *(SOURCE.with_name(name).read_text(encoding="utf-8") for name in (SOURCE.name, *_HEADERS)),
         torch.__version__,
         torch.version.git_version,
         sys.version,
