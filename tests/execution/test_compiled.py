@@ -17,7 +17,7 @@ def compiled_like_eager(rule: str, backend: str, make=LinearParts, x: Tensor = X
     torch.compiler.reset()
     eager, model = make().eval(), make().eval()
     attach(eager, rule, x), attach(model, rule, x)
-    call = torch.compile(model, backend=backend, fullgraph=rule in ("fa", "kp", "usf"))
+    call = torch.compile(model, backend=backend, fullgraph=rule in ("fa", "kp", "usf", "dfa", "kp-direct"))
     for _ in range(2):
         expected, got = gradients(eager, x), gradients(model, x, call=call)
         if not apical.rule(rule).direct:
@@ -92,7 +92,8 @@ def test_a_deep_network_is_one_graph_that_is_made_once():
 @dynamo
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "rule", ["bp", "fa", "usf", "frsf", "frfb", "matched", "urfb", "wm", "np", "sg", "reinforce", "shallow"]
+    "rule",
+    ["bp", "fa", "usf", "frsf", "frfb", "matched", "urfb", "wm", "np", "sg", "reinforce", "shallow", "dfa", "kp-direct"],
 )
 def test_so_it_is_under_every_other_rule(rule):
     one_graph(rule, "aot_eager")

@@ -82,6 +82,7 @@ class Chain(Taps):
     def start(self) -> None:
         super().start()
         self.last = self.swift = None
+        self.traced = False
         if self.transformed:
             raise RuntimeError(
                 "an indirect signal goes through autograd's graph of the whole model, which torch.func and forward-mode "

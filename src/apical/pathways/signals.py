@@ -83,6 +83,40 @@ def exported_output(output: Tensor, taps: Sequence[Any], pathway: str) -> Tensor
     return output
 
 
+def _spread(
+    ctx: Any, e: Tensor, shapes: Sequence[torch.Size], xs: Sequence[Tensor | None], Ds: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """The signals at all taps of a node that makes them at once, and what their feedback learns, where there is an x."""
+    error = OutputError(ctx.copies)
+    error.value = e.flatten(1) if e.dim() > 1 else e.unsqueeze(1)
+    signals = [carry(error.value, D, shape, copies=ctx.copies) for D, shape in zip(Ds, shapes, strict=True)]
+    increments = [
+        None if x is None else increment(tap.owner, tap.plasticity, D, x, error)
+        for tap, x, D in zip(ctx.taps, xs, Ds, strict=True)
+    ]
+    return signals, increments
+
+
+class Traced(Function):
+    """The broadcast node in compiled code, which has no place for an error that many nodes wait for: it makes all signals."""
+
+    @staticmethod
+    @override
+    def forward(ctx: Any, output: Tensor, taps: list[Any], copies: int, *edges: Tensor) -> Tensor:
+        n = len(taps)
+        ctx.taps, ctx.copies, ctx.shapes = taps, copies, [x.shape for x in edges[:n]]
+        learns = ctx.needs_input_grad[3 + n :]
+        ctx.save_for_backward(*(x if own else None for x, own in zip(edges, learns, strict=False)), *edges[n:])
+        return output.clone()
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, e: Tensor) -> tuple[Tensor | None, ...]:
+        kept, n = ctx.saved_tensors, len(ctx.taps)
+        signals, increments = _spread(ctx, e, ctx.shapes, kept[:n], kept[n:])
+        return e, None, None, *signals, *increments
+
+
 class Spread(Function):
     """The broadcast node under a function transform: a function of its arguments alone, which makes all signals at once."""
 
@@ -102,15 +136,11 @@ class Spread(Function):
     @staticmethod
     @override
     def backward(ctx: Any, e: Tensor) -> tuple[Tensor | None, ...]:
-        error, n = OutputError(ctx.copies), len(ctx.taps)
-        error.value = e.flatten(1) if e.dim() > 1 else e.unsqueeze(1)
-        pairs = list(zip(ctx.taps, ctx.saved_tensors[:n], ctx.saved_tensors[n:], strict=True))
-        signals = [once(carry(error.value, D, x.shape, copies=ctx.copies)) for _, x, D in pairs]
-        increments = [
-            once(increment(tap.owner, tap.plasticity, D, x, error)) if learns else None
-            for (tap, x, D), learns in zip(pairs, ctx.needs_input_grad[3 + n :], strict=True)
-        ]
-        return e, None, None, *signals, *increments
+        kept, n = ctx.saved_tensors, len(ctx.taps)
+        learns = ctx.needs_input_grad[3 + n :]
+        xs = [x if own else None for x, own in zip(kept, learns, strict=False)]
+        signals, increments = _spread(ctx, e, [x.shape for x in kept[:n]], xs, kept[n:])
+        return e, None, None, *map(once, signals), *map(once, increments)
 
     @staticmethod
     @override

@@ -22,7 +22,7 @@ from apical.distributed import in_shards
 from apical.nested import Which, pick, substitute
 from apical.pathways.base import WholePass
 from apical.pathways.checkpointing import graph_comes_later
-from apical.pathways.signals import OutputError, Spread, carry, exported_output, increment
+from apical.pathways.signals import OutputError, Spread, Traced, carry, exported_output, increment
 from apical.synapses import native
 from apical.synapses.function import apply
 from apical.synapses.synapse import Synapse
@@ -148,8 +148,8 @@ class Taps(WholePass):
         self.error = OutputError(copies)
         self.swift: Any = None
         """What leaves and joins taps in C++, in a pass that is an ordinary one."""
-        self.transformed = self.exporting = False
-        """Whether the pass is made under a function transform, or to be exported."""
+        self.transformed = self.exporting = self.traced = False
+        """Whether the pass is made under a function transform, to be exported, or to be compiled."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "taps": [], "error": OutputError(self.copies), "swift": None}
@@ -162,6 +162,7 @@ class Taps(WholePass):
     def start(self) -> None:
         self.taps, self.error = [], OutputError(self.copies)
         self.transformed, self.exporting = transforming(), torch.compiler.is_exporting()
+        self.traced = torch.compiler.is_dynamo_compiling() and not self.exporting
         self.swift = None if self.transformed or self.exporting or self.copies > 1 else native.taps()
 
     def cut(self, synapse: Synapse, x: Tensor) -> Tensor | None:
@@ -214,7 +215,7 @@ class Taps(WholePass):
     def made(self, tap: Tap, x: Tensor, feedback: Tensor | None) -> Tap:
         """The tap as it stands in the graph."""
         facts = (tap.owner, tap.label, tap.rows, tap.outputs, tap.plasticity)
-        if self.transformed or self.exporting:
+        if self.transformed or self.exporting or self.traced:
             # A copy, whose place in the graph stays when x is changed in place.
             return FusedTap(*facts, x.clone(), feedback)
         if self._joins(tap.owner, x):
@@ -257,8 +258,9 @@ class Taps(WholePass):
         if self.exporting:
             return substitute(output, tensor, exported_output(tensor, taps, self.name)) if module.training else output
         fused, edges = self.edges(taps)
-        if self.transformed:
-            return substitute(output, tensor, Spread.apply(tensor, fused, self.copies, *edges))
+        if self.transformed or self.traced:
+            node = Spread if self.transformed else Traced
+            return substitute(output, tensor, node.apply(tensor, fused, self.copies, *edges))
         return substitute(output, tensor, apply(_Broadcast)(tensor, self.error, fused, *edges))
 
     def _whole(self, owner: Synapse, x: Tensor, D: Tensor) -> FusedTap:
