@@ -93,7 +93,22 @@ def test_a_deep_network_is_one_graph_that_is_made_once():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
-    ["bp", "fa", "usf", "frsf", "frfb", "matched", "urfb", "wm", "np", "sg", "reinforce", "shallow", "dfa", "kp-direct"],
+    [
+        "bp",
+        "fa",
+        "usf",
+        "frsf",
+        "frfb",
+        "matched",
+        "urfb",
+        "wm",
+        "np",
+        "sg",
+        "reinforce",
+        "shallow",
+        "dfa",
+        "kp-direct",
+    ],
 )
 def test_so_it_is_under_every_other_rule(rule):
     one_graph(rule, "aot_eager")

@@ -1,9 +1,11 @@
 """The synapse's node in C++ gives what Python's gives, to the bit, and leaves to that what it doesn't do."""
 
 import copy
+import gc
 import pickle
 import subprocess
 import threading
+import weakref
 
 import pytest
 import torch
@@ -284,3 +286,57 @@ def test_without_a_compiler_there_is_a_sentence(monkeypatch, tmp_path):
     with pytest.raises(building.BuildError, match=r"can't build the synapses' node: .*ATen\.h: No such file"):
         building.build()
     assert not list(tmp_path.rglob("*.so"))
+
+
+def phased(network, x, rule, mode, half, local):
+    """What some steps with a phase have left, with the node in C++ or without."""
+
+    def criterion(outputs, targets):
+        return F.cross_entropy(outputs, targets, reduction="none")
+
+    with common.native(mode):
+        torch.manual_seed(1)
+        model, y = network(), torch.arange(len(x)) % 3
+        learner = apical.attach(model, rule, example_input=x, generator=torch.Generator().manual_seed(2))
+        optimizer = apical.LocalSGD(learner, 0.01) if local else torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", half, enabled=half is not None):
+                losses = criterion(model(x), y)
+            losses.mean().backward()
+            learner.adapt(x, y, criterion)
+            optimizer.step()
+    return list(model.state_dict().values())
+
+
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("half", [None, torch.bfloat16])
+@pytest.mark.parametrize("rule", ["np", "sg", "wm", "np-direct", "reinforce"])
+@pytest.mark.parametrize(("network", "shape"), [(dense, (32, 70)), (convolutional, (4, 2, 8, 8))])
+def test_phases_hear_of_its_calls(network, shape, rule, half, local, monkeypatch, built):
+    x = torch.randn(shape)
+    found = (phased(network, x, rule, mode, half, local) for mode in ("on", "off"))
+    for here, there in zip(*found, strict=True):
+        assert torch.equal(here, there)
+    counted = Counted(monkeypatch, built)
+    model = network()
+    apical.attach(model, rule, example_input=x)
+    counted.calls = 0
+    model(x).sum().backward()
+    assert counted.calls >= 3
+
+
+def test_a_graph_that_tells_a_phase_is_freed():
+    model, x = dense(), torch.randn(8, 70)
+    learner = apical.attach(model, "np", example_input=x)
+    gc.disable()
+    try:
+        output = model(x)
+        node, held = output.grad_fn, weakref.ref(output)
+        output.sum().backward()
+        call = next(iter(learner.phases.recorder.newest.calls.values()))
+        assert call.delta is not None
+        del output, node, call
+        assert held() is None
+    finally:
+        gc.enable()

@@ -1,8 +1,8 @@
 """The synapse's node in C++, for steps whose time is Python's: `apical native` builds it once, and all that comes after uses it.
 
-It makes the calls of ordinary steps, to the bit as `apical.synapses.function` does, which makes all others: in passes that are
-recorded for a phase, for feedback with arithmetic of its own, in compiled code. Under `LocalSGD` it takes plain
-SGD's steps itself, and hands over to `apical.optim` what any other needs.
+It makes the calls of ordinary steps, to the bit as `apical.synapses.function` does, which makes all others: for feedback with
+arithmetic of its own, in compiled code. Under `LocalSGD` it takes plain SGD's steps itself, and hands over to `apical.optim` what
+any other needs; in passes that are recorded for a phase it tells the record what came by.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def call(
         if built is None:
             return None
         settings = synapse.native = _settle(synapse, built)
-    if settings is False or circuit.record is not None or type(x) is not Tensor or type(weight) not in _PLAIN:
+    if settings is False or type(x) is not Tensor or type(weight) not in _PLAIN:
         return None
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return None
@@ -54,7 +54,7 @@ def call(
         return None
     if torch._C._len_torch_function_stack():
         return None
-    return settings.call(x, weight, bias, feedback, geometry, circuit.updater, synapse)
+    return settings.call(x, weight, bias, feedback, geometry, circuit.updater, circuit.record, synapse)
 
 
 def taps() -> Any | None:

@@ -83,6 +83,7 @@ struct Learn : torch::autograd::Node {
   at::MemoryFormat format = at::MemoryFormat::Contiguous;  // Of the weights.
   torch::autograd::SavedVariable x, feedback;
   std::unique_ptr<Claim> claim;  // Who takes the call's update; none where it is an ordinary gradient.
+  std::unique_ptr<Held> heard, told;  // Who hears of the error and the signal, for a phase, and the geometry as Python has it.
   bool beside = false, released = false;
 
   std::string name() const override { return "Learn"; }
@@ -144,11 +145,19 @@ struct Learn : torch::autograd::Node {
         if (follows) found[3] = found[1];
         if (!asks_weight) found[1] = Tensor();
       }
+      if (heard) hear(delta, found[0]);
     } catch (const std::exception&) {
       fail(*settings, false);  // Shapes that no longer fit have a better reason than the product's.
       throw;
     }
     return found;
+  }
+
+  // With an alias, so that counts of who holds the memory tell of anybody else.
+  void hear(const Tensor& delta, const Tensor& signal) const {
+    in_python([&] {
+      heard->it.attr("hear")(delta, signal.defined() ? py::cast(signal.detach()) : py::none(), told->it);
+    });
   }
 
   Three by_convolution(const Tensor& kept, const Tensor& delta, const Tensor& given, bool need_weight, bool need_bias) const {
@@ -199,7 +208,8 @@ void name_nodes() {
 // A call's output; none where it is no ordinary one, which Python has to make.
 std::optional<Tensor> learn(
     const std::shared_ptr<Settings>& settings, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-    const std::optional<Tensor>& feedback, const py::tuple& geometry, const py::object& updater, const py::object& synapse) {
+    const std::optional<Tensor>& feedback, const py::tuple& geometry, const py::object& updater, const py::object& record,
+    const py::object& synapse) {
   if (!plain(x) || !plain(weight) || c10::impl::dispatch_mode_enabled()) return std::nullopt;
   // Of views whose dimensions don't fold, another kernel would be chosen here.
   if (settings->linear && x.dim() > 2 && !x.is_contiguous()) return std::nullopt;
@@ -212,6 +222,11 @@ std::optional<Tensor> learn(
     const std::optional<Tensor> signal = x.requires_grad() && feedback ? std::optional(x) : std::nullopt;
     py::object owned = updater.attr("expect")(synapse, signal, weight.requires_grad());
     if (!owned.is_none()) claim = std::make_unique<Claim>(std::move(owned), synapse);
+  }
+  std::unique_ptr<Held> heard, told;
+  if (!record.is_none()) {
+    py::object found = record.attr("call")(synapse);
+    if (!found.is_none()) heard = std::make_unique<Held>(std::move(found)), told = std::make_unique<Held>(geometry);
   }
   py::gil_scoped_release free;
   Tensor y, input = x, W = weight;
@@ -232,6 +247,7 @@ std::optional<Tensor> learn(
   node->set_next_edges(torch::autograd::collect_next_edges(x, weight, own_bias, back));
   node->settings = settings;
   node->claim = std::move(claim);
+  node->heard = std::move(heard), node->told = std::move(told);
   node->beside = settings->busy->now;
   // Signs are those of the weights that were cast, too, in half the memory; of float16 small ones would be 0.
   const bool cast_signs = casts && settings->sign && dtype == at::kBFloat16 && back.defined();
