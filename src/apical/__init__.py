@@ -26,6 +26,7 @@ from apical.synapses.kinds.convolution import (
     ConvTranspose3dSynapse,
 )
 from apical.synapses.kinds.linear import LinearSynapse
+from apical.synapses.kinds.locally_connected import LocallyConnected2dSynapse
 from apical.synapses.registry import register_synapse
 from apical.synapses.synapse import Synapse
 
@@ -47,6 +48,7 @@ __all__ = [
     "Learner",
     "LinearSynapse",
     "LocalSGD",
+    "LocallyConnected2dSynapse",
     "Mirror",
     "NoPathway",
     "NoisyActivations",

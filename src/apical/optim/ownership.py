@@ -164,7 +164,7 @@ def refuse_infinite(delta: Tensor, bias: Tensor | None, label: str) -> None:
     """
     if not delta.is_cpu:
         return
-    total = delta.sum().item() if bias is None or bias.numel() > 64 else sum(bias.tolist())
+    total = delta.sum().item() if bias is None or bias.dim() > 1 or bias.numel() > 64 else sum(bias.tolist())
     if not math.isfinite(total) and not bool(delta.isfinite().all()):
         raise RuntimeError(
             f"the loss has no finite gradient at '{label}', and LocalSGD would move the weights by it before anybody could look "

@@ -181,9 +181,10 @@ class Mirror(Stored, Phased):
         phi = ACTIVATIONS[self.activation] if isinstance(self.activation, str) else self.activation
         response = phi(response)
         if self.baseline == "batch-mean":
-            unit = synapse.unit_dim % response.dim()
+            unit, dims = synapse.unit_dim, response.dim()
+            shared = [0] if unit is None else [d for d in range(dims) if d != unit % dims]
             # Subtracting z's mean as well would change nothing: the answers' mean is zero after this.
-            response = response.sub_(response.mean([d for d in range(response.dim()) if d != unit], keepdim=True))
+            response = response.sub_(response.mean(shared, keepdim=True))
         else:
             response = response - self.baseline
         return response

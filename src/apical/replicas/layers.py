@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from apical.per_copy import mark
+from apical.synapses.locally_connected import LocallyConnected2d
 from apical.synapses.registry import register_synapse
 from apical.synapses.synapse import Synapse
 
@@ -95,7 +96,9 @@ register_synapse(ReplicatedLinear, ReplicatedLinearSynapse)
 
 
 _SIDE_BY_SIDE = (nn.modules.batchnorm._BatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, LocallyConnected2d,
+)  # fmt: skip
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _ACROSS = (
     nn.Softmax, nn.LogSoftmax, nn.Softmax2d, nn.Softmin, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.GLU,

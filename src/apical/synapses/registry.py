@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from apical.synapses.kinds import convolution, transposed
 from apical.synapses.kinds.computed import computed_kind
 from apical.synapses.kinds.linear import LinearSynapse
+from apical.synapses.kinds.locally_connected import LocallyConnected2dSynapse
 from apical.synapses.synapse import Synapse
 
 SYNAPSES: dict[type[nn.Module], type[Synapse] | None] = {
@@ -23,6 +24,7 @@ SYNAPSES: dict[type[nn.Module], type[Synapse] | None] = {
         convolution.ConvTranspose1dSynapse,
         convolution.ConvTranspose2dSynapse,
         convolution.ConvTranspose3dSynapse,
+        LocallyConnected2dSynapse,
     )
 }
 

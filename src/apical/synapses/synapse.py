@@ -98,8 +98,8 @@ class Synapse(Keeper):
     """Whether the layer computes its weights anew in every pass."""
     inward_first: ClassVar[bool] = False
     """Whether weights are stored [in, out], unlike `nn.Linear`'s."""
-    unit_dim: ClassVar[int] = -1
-    """Dimension of inputs and outputs that counts units (channels); all but it and the batch share the weights."""
+    unit_dim: ClassVar[int | None] = -1
+    """Dimension that counts units (channels), the others sharing the weights; None: each activity has weights of its own."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -228,7 +228,7 @@ class Synapse(Keeper):
 
     def pairs(self, x: Tensor, y: Tensor) -> int:
         """The number of pairs of activities that `hebbian` sums for every weight, without borders."""
-        return y.numel() // y.shape[self.unit_dim]
+        return len(y) if self.unit_dim is None else y.numel() // y.shape[self.unit_dim]
 
     def feed_back(self, delta: Tensor, feedback: Tensor, shape: torch.Size, geometry: Geometry = ()) -> Tensor:
         """The teaching signal at the synapse's input (of `shape`): delta B in the sense of its kind."""

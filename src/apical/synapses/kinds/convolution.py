@@ -181,7 +181,7 @@ class _ConvolutionTransposeSynapse(_ConvolutionSynapse):
         return torch.Size([features[0], *extents]), (self.stride, zeros, self.dilation, True, zeros, self.groups)
 
     def pairs(self, x: Tensor, y: Tensor) -> int:
-        return x.numel() // x.shape[self.unit_dim]
+        return x.numel() // x.shape[1]
 
 
 class ConvTranspose1dSynapse(_ConvolutionTransposeSynapse, nn.ConvTranspose1d):
