@@ -18,6 +18,7 @@ def test_losses_per_sample_against_numpy(name):
         "cross-entropy": -(y * (z - np.log(np.exp(z).sum(1, keepdims=True)))).sum(1),
         "binary-cross-entropy": -(y * np.log(sigma) + (1 - y) * np.log(1 - sigma)).sum(1),
         "squared-error": 0.5 * ((z - y) ** 2).sum(1),
+        "hinge": (y * np.maximum(1 - z, 0) + (1 - y) * np.maximum(1 + z, 0) / 3).sum(1),
     }[name]
     np.testing.assert_allclose(LOSSES[name](outputs, targets).numpy(), expected)
 

@@ -31,6 +31,10 @@ from apical.networks.transformer import GPT, SelfAttention
 
 CIFAR = (3, 32, 32)
 
+ALIKE = ("resnet32", "resnet56", "resnet50-", "resnet18-norm", "resnet18-cifar-norm", "amit2019-deep")
+"""Beginnings of the names of networks for which another one stands in quick tests."""
+EVERY = [pytest.param(name, marks=pytest.mark.slow if name.startswith(ALIKE) else ()) for name in NETWORKS]
+
 
 def shapes_of(model: nn.Module, x: torch.Tensor) -> dict[str, tuple[int, ...]]:
     """Output shape of every module without children, in order of the calls."""
@@ -218,7 +222,7 @@ def test_a_vision_transformer_takes_whole_patches_and_reads_its_class_token():
         build("vit-s16", shape=(1, 28, 28), classes=10)
 
 
-@pytest.mark.parametrize("spec", ["12-8-8-10", *NETWORKS])
+@pytest.mark.parametrize("spec", ["12-8-8-10", *EVERY])
 def test_every_module_is_used_once_and_not_in_place(spec):
     shape = (3, 2, 2) if spec[0].isdigit() else CIFAR
     net = build(spec, shape=shape, classes=10)
@@ -230,7 +234,7 @@ def test_every_module_is_used_once_and_not_in_place(spec):
     assert calls == dict.fromkeys(dict(net.named_modules()), 1)
 
 
-@pytest.mark.parametrize("spec", ["3072-20-10", *NETWORKS])
+@pytest.mark.parametrize("spec", ["3072-20-10", *EVERY])
 @pytest.mark.parametrize("rule", ["fa", "dfa"])
 def test_rules_learn_on_every_network(spec, rule):
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,29 @@ def squared_error(outputs: Float[Tensor, "n c"], targets: Tensor) -> Tensor:
     return (outputs - _one_hot(targets, outputs)).square().sum(1) / 2
 
 
+def hinge(outputs: Float[Tensor, "n c"], targets: Tensor, mu: float | None = None) -> Tensor:
+    """One-vs-all hinge loss max(1 - s_c, 0) + mu sum over i != c of max(1 + s_i, 0) of linear outputs s (amit2019 eqs 4-6).
+
+    -e = 1 where i = c and s_i <= 1, -mu where i != c and s_i >= -1, else 0.
+
+    Args:
+        outputs: s. targets: c. mu: weight of the other classes. The paper does not give it; the released code has 1 / (C - 1) for
+            CIFAR-10, which None stands for, and 10 / 99 for CIFAR-100: ``functools.partial(hinge, mu=10 / 99)`` (a reading).
+
+    Raises:
+        ValueError: for a mu below 0, or None with a single output.
+    """
+    if mu is None:
+        if outputs.shape[1] < 2:
+            raise ValueError("mu must be given for a single output, which has no other classes; or give two outputs")
+        mu = 1 / (outputs.shape[1] - 1)
+    if not 0 <= mu < math.inf:
+        raise ValueError(f"mu must be a number of at least 0, got {mu!r}")
+    # clamp lets gradients pass at the kink itself, as the paper's error does; relu does not.
+    own = _one_hot(targets, outputs)
+    return (own * (1 - outputs).clamp(min=0) + mu * (1 - own) * (1 + outputs).clamp(min=0)).sum(1)
+
+
 def _one_hot(targets: Tensor, outputs: Tensor) -> Tensor:
     return F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
 
@@ -36,6 +60,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross-entropy": cross_entropy,
     "binary-cross-entropy": binary_cross_entropy,
     "squared-error": squared_error,
+    "hinge": hinge,
 }
 
 

@@ -36,7 +36,7 @@ class Audit:
     """Sizes, a named network, or module:function of your own."""
     activation: str = "tanh"
     """Between the layers of a network given by sizes."""
-    loss: Literal["cross-entropy", "binary-cross-entropy", "squared-error"] = "cross-entropy"
+    loss: Literal["cross-entropy", "binary-cross-entropy", "squared-error", "hinge"] = "cross-entropy"
     """The loss whose error is sent back."""
     seed: int = 0
     """Of weights and feedback."""

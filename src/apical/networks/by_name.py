@@ -5,24 +5,51 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
 from apical.checks import nearest
-from apical.networks.cnn import lansdell2020_cnn
+from apical.networks import amit2019
+from apical.networks.cnn import lansdell2020_cnn, nokland2016_conv
 from apical.networks.mlp import lansdell2020_mlp, mlp, parse_sizes
-from apical.networks.resnet import resnet18, resnet20, resnet50
+from apical.networks.resnet import resnet18, resnet20, resnet32, resnet50, resnet56
 from apical.networks.transformer import vit_s16
 from apical.networks.users import check, own
 
-NETWORKS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
+Made = Callable[[tuple[int, int, int], int], nn.Module]
+
+
+def _resnet(make: Callable[..., nn.Module], **options: str) -> Made:
+    return lambda shape, classes: make(classes, shape[0], **options)
+
+
+NETWORKS: dict[str, Made] = {
     "lansdell2020-mlp": lambda shape, classes: lansdell2020_mlp(math.prod(shape), classes),
     "lansdell2020-cnn": lambda shape, classes: lansdell2020_cnn(classes),
-    "resnet20": lambda shape, classes: resnet20(classes, shape[0]),
-    "resnet20-norm-after": lambda shape, classes: resnet20(classes, shape[0], "after"),
-    "resnet18": lambda shape, classes: resnet18(classes, shape[0]),
-    "resnet50": lambda shape, classes: resnet50(classes, shape[0]),
+    "resnet20": _resnet(resnet20),
+    "resnet20-norm-after": _resnet(resnet20, norm="after"),
+    "resnet32": _resnet(resnet32),
+    "resnet32-norm-after": _resnet(resnet32, norm="after"),
+    "resnet56": _resnet(resnet56),
+    "resnet56-norm-after": _resnet(resnet56, norm="after"),
+    "resnet18": _resnet(resnet18),
+    "resnet18-norm-after": _resnet(resnet18, norm="after"),
+    "resnet18-cifar": _resnet(resnet18, stem="small"),
+    "resnet18-cifar-norm-after": _resnet(resnet18, stem="small", norm="after"),
+    "resnet50": _resnet(resnet50),
+    "resnet50-norm-after": _resnet(resnet50, norm="after"),
     "vit-s16": lambda shape, classes: vit_s16(classes, shape[0], shape[1]),
+    "lansdell2020-cnn-code": lambda shape, classes: lansdell2020_cnn(classes, form="code"),
+    "nokland2016-conv": lambda shape, classes: nokland2016_conv(classes, shape[0]),
+    "amit2019-simpnet": amit2019.amit2019_simpnet,
+    "amit2019-simpnet-untied": partial(amit2019.amit2019_simpnet, untied=True),
+    "amit2019-deepnet": amit2019.amit2019_deepnet,
+    "amit2019-deepnet-untied": partial(amit2019.amit2019_deepnet, untied=True),
+    "amit2019-deepernet": amit2019.amit2019_deepernet,
+    "amit2019-deepernet-untied": partial(amit2019.amit2019_deepernet, untied=True),
+    "amit2019-deepnet-s": amit2019.amit2019_deepnet_s,
+    "amit2019-deepnet-s-untied": partial(amit2019.amit2019_deepnet_s, untied=True),
 }
 """Networks by name, each made for images of a shape (C, H, W) and a number of classes."""
 

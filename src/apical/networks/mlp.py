@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 from torch import nn
 
 from apical.checks import nearest
+from apical.networks.layers import SaturatedLinearity
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "relu": nn.ReLU,
     "sigmoid": nn.Sigmoid,
@@ -21,6 +23,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
     "leaky-relu": nn.LeakyReLU,
     "softplus": nn.Softplus,
+    "saturated-linearity": SaturatedLinearity,
+    "saturated-linearity-half": partial(SaturatedLinearity, 0.5),
 }
 """Activation functions by name, for a network given by sizes."""
 
@@ -41,11 +45,12 @@ def parse_sizes(text: str) -> list[int]:
     return sizes
 
 
-def mlp(sizes: Sequence[int], activation: str = "tanh") -> nn.Sequential:
-    """A fully connected network with biases and a linear output: x [N, *], sizes[0] values per sample -> [N, sizes[-1]].
+def mlp(sizes: Sequence[int], activation: str = "tanh", *, bias: bool = True) -> nn.Sequential:
+    """A fully connected network with a linear output: x [N, *], sizes[0] values per sample -> [N, sizes[-1]].
 
     Args:
         sizes: values per layer, from input to output. activation: a name in `ACTIVATIONS`, between the layers.
+        bias: whether layers have biases.
 
     Raises:
         ValueError: for an unknown activation (the nearest ones are offered).
@@ -63,8 +68,8 @@ def mlp(sizes: Sequence[int], activation: str = "tanh") -> nn.Sequential:
         raise ValueError(f"unknown activation {activation!r}; {nearest(key, ACTIVATIONS, str)}")
     layers: list[nn.Module] = [nn.Flatten()]
     for before, after in pairwise(sizes[:-1]):
-        layers += [nn.Linear(before, after), ACTIVATIONS[key]()]
-    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+        layers += [nn.Linear(before, after, bias), ACTIVATIONS[key]()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1], bias))
 
 
 def lansdell2020_mlp(inputs: int = 784, classes: int = 10, hidden: tuple[int, int] = (50, 20)) -> nn.Sequential:

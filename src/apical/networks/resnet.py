@@ -9,6 +9,25 @@ from torch import Tensor, nn
 Norm = Literal["before", "after"]
 """Where batch normalization stands: before the ReLU, as He et al. have it, or after it (akrout2019 D.1)."""
 
+Stem = Literal["large", "small"]
+"""How a ResNet-18 or -50 begins: for large images with 7x7, stride 2 and max pooling; for small ones, of 32 pixels, with 3x3."""
+
+
+def _normalized(maps: int, norm: Norm) -> list[nn.Module]:
+    """ReLU and batch normalization, in their order."""
+    if norm not in ("before", "after"):
+        raise ValueError(f"norm must be 'before' or 'after' the ReLU, got {norm!r}")
+    layers = [nn.BatchNorm2d(maps), nn.ReLU()]
+    return layers if norm == "before" else layers[::-1]
+
+
+def _shortcut(before: int, after: int, stride: int, norm: Norm) -> nn.Module:
+    """Where shapes change, a 1x1 convolution (option B of the paper)."""
+    if stride == 1 and before == after:
+        return nn.Identity()
+    convolution = nn.Conv2d(before, after, 1, stride, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(after)) if norm == "before" else convolution
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut: x [N, before, H, W] -> [N, after, H / stride, W / stride].
@@ -25,10 +44,7 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(after)
         self.relu2 = nn.ReLU()
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or before != after:
-            convolution = nn.Conv2d(before, after, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(after)) if norm == "before" else convolution
+        self.shortcut = _shortcut(before, after, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's output."""
@@ -45,8 +61,9 @@ class Bottleneck(nn.Module):
     The stride is the 3x3 convolution's, as everybody has had it since the paper ("v1.5").
     """
 
-    def __init__(self, before: int, width: int, stride: int) -> None:
+    def __init__(self, before: int, width: int, stride: int, norm: Norm = "before") -> None:
         super().__init__()
+        self.norm = norm
         after = 4 * width
         self.conv1 = nn.Conv2d(before, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -57,69 +74,79 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, after, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(after)
         self.relu3 = nn.ReLU()
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or before != after:
-            self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+        self.shortcut = _shortcut(before, after, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's output."""
+        if self.norm == "after":
+            branch = self.bn1(self.relu1(self.conv1(x)))
+            branch = self.bn2(self.relu2(self.conv2(branch)))
+            return self.bn3(self.relu3(self.conv3(branch) + self.shortcut(x)))
         branch = self.relu1(self.bn1(self.conv1(x)))
         branch = self.relu2(self.bn2(self.conv2(branch)))
         return self.relu3(self.bn3(self.conv3(branch)) + self.shortcut(x))
 
 
-def resnet18(classes: int = 1000, channels: int = 3) -> nn.Sequential:
+def resnet18(classes: int = 1000, channels: int = 3, norm: Norm = "before", stem: Stem = "large") -> nn.Sequential:
     """ResNet-18 for ImageNet: x [N, channels, H, W] -> [N, classes], four stages of two `BasicBlock`, 64 to 512 maps.
 
     Convolutions start as He et al. 2015 have it, normal with sd sqrt(2 / fan out).
 
     Args:
-        classes: values of the output. channels: of the images.
+        classes: values of the output. channels: of the images. norm: where batch normalization stands.
+        stem: "large", or "small" for images of 32 pixels: 3x3, no stride, no pooling, as is usual for CIFAR (not in the paper).
 
     >>> import torch
     >>> with torch.device("meta"):  # shapes alone
     ...     sum(p.numel() for p in resnet18().parameters())
     11689512
     """
-    blocks, maps = _stages(BasicBlock, (2, 2, 2, 2), 1)
-    return _for_large_images(blocks, maps, classes, channels)
+    blocks, maps = _stages(BasicBlock, (2, 2, 2, 2), 1, norm)
+    return _in_four_stages(blocks, maps, classes, channels, norm, stem)
 
 
-def resnet50(classes: int = 1000, channels: int = 3) -> nn.Sequential:
+def resnet50(classes: int = 1000, channels: int = 3, norm: Norm = "before", stem: Stem = "large") -> nn.Sequential:
     """ResNet-50 for ImageNet: x [N, channels, H, W] -> [N, classes], stages of 3, 4, 6 and 3 `Bottleneck`, 256 to 2048 maps.
 
     Convolutions start as in `resnet18`.
 
     Args:
-        classes: values of the output. channels: of the images.
+        classes: values of the output. channels: of the images. norm, stem: as for `resnet18`.
 
     >>> import torch
     >>> with torch.device("meta"):  # shapes alone
     ...     sum(p.numel() for p in resnet50().parameters())
     25557032
     """
-    blocks, maps = _stages(Bottleneck, (3, 4, 6, 3), 4)
-    return _for_large_images(blocks, maps, classes, channels)
+    blocks, maps = _stages(Bottleneck, (3, 4, 6, 3), 4, norm)
+    return _in_four_stages(blocks, maps, classes, channels, norm, stem)
 
 
 def _stages(
-    block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...], growth: int
+    block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...], growth: int, norm: Norm, width: int = 64
 ) -> tuple[list[nn.Module], int]:
-    """Blocks of stages of widths 64, 128, ..., with outputs `growth` times as wide; and how many maps the last one gives."""
+    """Blocks of stages of doubling widths, with outputs `growth` times as wide; and how many maps the last one gives."""
     blocks: list[nn.Module] = []
-    before = 64
+    before = width
     for stage, depth in enumerate(depths):
-        width = 64 * 2**stage
         for number in range(depth):
-            blocks.append(block(before, width, 2 if stage and not number else 1))
-            before = growth * width
+            blocks.append(block(before, width * 2**stage, 2 if stage and not number else 1, norm))
+            before = growth * width * 2**stage
     return blocks, before
 
 
-def _for_large_images(blocks: list[nn.Module], width: int, classes: int, channels: int) -> nn.Sequential:
-    stem = [nn.Conv2d(channels, 64, 7, 2, padding=3, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+def _in_four_stages(
+    blocks: list[nn.Module], width: int, classes: int, channels: int, norm: Norm, stem: Stem
+) -> nn.Sequential:
+    if stem == "large":
+        first = nn.Conv2d(channels, 64, 7, 2, padding=3, bias=False)
+        pool: list[nn.Module] = [nn.MaxPool2d(3, 2, padding=1)]
+    elif stem == "small":
+        first, pool = nn.Conv2d(channels, 64, 3, padding=1, bias=False), []
+    else:
+        raise ValueError(f"stem must be 'large' or 'small', for images of 32 pixels, got {stem!r}")
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes)]
-    model = nn.Sequential(*stem, nn.MaxPool2d(3, 2, padding=1), *blocks, *head)
+    model = nn.Sequential(first, *_normalized(64, norm), *pool, *blocks, *head)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -135,14 +162,28 @@ def resnet20(classes: int = 10, channels: int = 3, norm: Norm = "before") -> nn.
     >>> sum(p.numel() for p in resnet20().parameters())
     272474
     """
-    stem = [nn.BatchNorm2d(16), nn.ReLU()]
-    layers: list[nn.Module] = [
-        nn.Conv2d(channels, 16, 3, padding=1, bias=False),
-        *(stem if norm == "before" else reversed(stem)),
-    ]
-    width = 16
-    for stage, after in enumerate((16, 32, 64)):
-        for number in range(3):
-            layers.append(BasicBlock(width, after, 2 if stage and not number else 1, norm))
-            width = after
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+    return _in_three_stages(3, classes, channels, norm)
+
+
+def resnet32(classes: int = 10, channels: int = 3, norm: Norm = "before") -> nn.Sequential:
+    """ResNet-32: as `resnet20`, with five blocks a stage.
+
+    >>> sum(p.numel() for p in resnet32().parameters())
+    466906
+    """
+    return _in_three_stages(5, classes, channels, norm)
+
+
+def resnet56(classes: int = 10, channels: int = 3, norm: Norm = "before") -> nn.Sequential:
+    """ResNet-56: as `resnet20`, with nine blocks a stage.
+
+    >>> sum(p.numel() for p in resnet56().parameters())
+    855770
+    """
+    return _in_three_stages(9, classes, channels, norm)
+
+
+def _in_three_stages(depth: int, classes: int, channels: int, norm: Norm) -> nn.Sequential:
+    stem = [nn.Conv2d(channels, 16, 3, padding=1, bias=False), *_normalized(16, norm)]
+    blocks, width = _stages(BasicBlock, (depth,) * 3, 1, norm, 16)
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))

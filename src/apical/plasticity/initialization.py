@@ -32,6 +32,8 @@ def _normal(sd: Callable[[int, int], float]) -> Callable[..., Tensor]:
     return lambda tensor, fan_in, fan_out, generator: tensor.normal_(0.0, sd(fan_in, fan_out), generator=generator)
 
 
+_glorot = _uniform(lambda fan_in, fan_out: math.sqrt(6 / (fan_in + fan_out)))
+
 # Fans are those of the weights that the feedback stands for. Direct feedback D [C, n] is read as weights from n units to C.
 INITS: dict[str, Callable[..., Tensor]] = {
     # fig. 2: U[-0.5, 0.5].
@@ -40,8 +42,9 @@ INITS: dict[str, Callable[..., Tensor]] = {
     "nokland2016": _uniform(lambda fan_in, fan_out: fan_in**-0.5),
     # Released runs (not in the paper): sd sqrt(1/(n_in + n_out)).
     "akrout2019": _normal(lambda fan_in, fan_out: (fan_in + fan_out) ** -0.5),
-    # Glorot uniform.
-    "amit2019": _uniform(lambda fan_in, fan_out: math.sqrt(6 / (fan_in + fan_out))),
+    # Glorot and Bengio 2010: U(+-sqrt(6 / (fan in + fan out))). Independent of the weights' own draw.
+    "amit2019": _glorot,
+    "glorot": _glorot,
     # Released code, MNIST networks: sd sqrt(2/fan_in). The convolutional network's direct feedback is nokland2016's.
     "lansdell2020": _normal(lambda fan_in, fan_out: math.sqrt(2 / fan_in)),
 }

@@ -34,7 +34,7 @@ class Recipe:
     """Sizes of a fully connected network from pixels to classes; lansdell2020-cnn; resnet20; or module:function of your own."""
     activation: str = "tanh"
     """Between the layers of a network given by sizes: tanh, relu, sigmoid, identity, ..."""
-    loss: Literal["cross-entropy", "binary-cross-entropy", "squared-error"] = "cross-entropy"
+    loss: Literal["cross-entropy", "binary-cross-entropy", "squared-error", "hinge"] = "cross-entropy"
     """Summed over outputs, averaged over the batch; the last two take one-hot targets."""
     connectivity: float = 1.0
     """Fraction of connections that exist, drawn for weights and for feedback apart and fixed from then on (amit2019: half)."""
