@@ -285,6 +285,7 @@ def test_per_sample_gradients_by_a_transform_are_those_of_single_samples():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"groups": 0}, "groups must be a whole number of at least 1, got 0"),
         ({"in_channels": 0}, "in_channels must be a whole number of at least 1, got 0"),
         ({"out_channels": 3, "groups": 2}, "out_channels must be a multiple of groups=2, got 3; groups=1 always goes"),
         ({"kernel_size": (3, 3, 3)}, r"kernel_size must be a number or two of them.*got \(3, 3, 3\)"),
@@ -314,6 +315,23 @@ def test_inputs_of_another_shape_are_refused(rule, shape):
         apical.attach(layer, rule)
     with pytest.raises(ValueError, match=r"has weights for inputs \[N, 2, 6, 6\], got .* make it with in_channels and"):
         layer(torch.zeros(shape))
+
+
+def test_weights_that_every_pass_computes_anew_are_refused_at_once():
+    layer = nn.utils.parametrizations.weight_norm(LocallyConnected2d(2, 4, 3, 6))
+    with pytest.raises(ValueError, match=r"computes weight anew .* call torch.nn.utils.parametrize.remove_param"):
+        apical.attach(nn.Sequential(layer, nn.Flatten(), nn.Linear(64, 3)), "fa")
+
+
+def test_functions_of_torch_draw_feedback_position_by_position():
+    for init, bound in ((nn.init.kaiming_uniform_, (6 / 18) ** 0.5), (nn.init.xavier_uniform_, (6 / 54) ** 0.5)):
+        layer = LocallyConnected2d(2, 4, 3, 6)
+        feedback = apical.attach(layer, apical.rule("fa", init=init, track=True)).synapses[""].feedback
+        assert 0.9 * bound < feedback.abs().max() <= bound
+    layer = LocallyConnected2d(2, 4, 3, 6)
+    feedback = apical.attach(layer, apical.rule("fa", init=nn.init.orthogonal_, track=True)).synapses[""].feedback
+    rows = feedback.flatten(3).transpose(0, 2)
+    torch.testing.assert_close(rows @ rows.mT, torch.eye(4).expand(4, 4, 4, 4))
 
 
 def test_only_a_convolution_can_be_untied():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.per_copy import PerCopy, Streams
+from apical.synapses.locally_connected import LocallyConnected2d
 from apical.synapses.storage import weight_of
 from apical.synapses.synapse import Synapse
 
@@ -136,6 +137,18 @@ def _fill(init: Callable[..., Any], tensor: Tensor, generator: torch.Generator) 
         init(tensor)
 
 
+def _at_every_position(init: Callable[..., Any]) -> Callable[..., Any]:
+    """`init` for weights [out, oh, ow, *]: functions of torch.nn.init take the fans of one position's, [out, *]."""
+
+    def fill(tensor: Tensor, generator: torch.Generator) -> None:
+        for position in tensor.flatten(1, 2).unbind(1):
+            one = torch.empty_like(position, memory_format=torch.contiguous_format)
+            _fill(init, one, generator)
+            position.copy_(one)
+
+    return fill
+
+
 def draw_for(
     owner: nn.Module, init: Init, shape: torch.Size, generator: torch.Generator, *, mirror: bool = True
 ) -> Tensor:
@@ -154,7 +167,8 @@ def draw_for(
     dimension = 0 if weight is not None and weight.shape == shape else 1
     own = torch.Size([*shape[:dimension], shape[dimension] // copies, *shape[dimension + 1 :]])
     fans, likes = (math.prod(own[1:]), own[0]), repeat(None)
-    if isinstance(owner, Synapse) and weight is not None and own == (weight.shape[0] // copies, *weight.shape[1:]):
+    alike = weight is not None and own == (weight.shape[0] // copies, *weight.shape[1:])
+    if isinstance(owner, Synapse) and weight is not None and alike:
         fans = owner.fans()
         likes = weight.chunk(copies) if mirror else likes
     reference = weight if weight is not None else next(owner.parameters(), None)
@@ -166,6 +180,8 @@ def draw_for(
     device = None if reference is None else reference.device
     dtype = None if reference is None else reference.dtype
     inits = init if isinstance(init, PerCopy) else repeat(init)
+    if isinstance(owner, LocallyConnected2d) and alike:
+        inits = (_at_every_position(one) if callable(one) else one for one in inits)
     sources = generator.own if isinstance(generator, Streams) else (generator,)
     # Functions of torch.nn.init take a matrix for [out, in].
     turned = isinstance(owner, Synapse) and owner.inward_first and weight is not None and own == weight.shape

@@ -100,7 +100,8 @@ class LocallyConnected2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
+        number("groups", groups, least=1, whole=True)
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
             number(name, value, least=1, whole=True)
             if value % groups:
                 raise ValueError(f"{name} must be a multiple of groups={groups}, got {value}; groups=1 always goes")

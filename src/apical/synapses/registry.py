@@ -117,7 +117,10 @@ def synapse_type(module: nn.Module) -> type[Synapse] | None:
     if parametrize.is_parametrized(module):
         layer = parametrize.type_before_parametrizations(module)
     kind = SYNAPSES.get(layer)
-    return computed_kind(kind, type(module)) if kind is not None and computed_names(module) else kind
+    if kind is None or not computed_names(module):
+        return kind
+    # What a computed weight is used in has to be a product that PyTorch knows.
+    return None if issubclass(kind, LocallyConnected2dSynapse) else computed_kind(kind, type(module))
 
 
 def computed_names(module: nn.Module) -> list[str]:
