@@ -26,7 +26,7 @@ from training.runs import PAIR, SHORT
         ({"connectivity": 50.0}, "connectivity must be .*at most 1, got 50"),
         ({"align_every": -1}, "align_every must be at least 0"),
         ({"seed": -1}, "seed must be at least 0"),
-        ({"loss": "hinge"}, "loss must be 'cross-entropy', .* or 'squared-error', got 'hinge'"),
+        ({"loss": "margin"}, "loss must be 'cross-entropy', .* or 'hinge', got 'margin'"),
         ({"precision": "half"}, "precision must be '32-true', .* or '16-mixed', got 'half'"),
         ({"seed": [0, 1], "epochs": "3"}, r"epochs must be a whole number, got '3'; seed must be .*got \[0, 1\]"),
     ],
