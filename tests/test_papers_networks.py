@@ -350,6 +350,14 @@ def test_what_can_not_be_untied_is_said_and_nothing_changed(make, layers, messag
     comparison.equal(net.state_dict(), before, 0)
 
 
+def test_copies_and_strings_are_refused():
+    learner = apical.attach(apical.replicate([tied(), tied()]), "kp", example_input=torch.stack([X, X]))
+    with pytest.raises(ValueError, match="copies side by side can't be untied; untie each network's"):
+        untie(learner, ["0"], X)
+    with pytest.raises(ValueError, match=r"layers takes a list of module names, got the string '0'; write \['0'\]"):
+        untie(learner, "0", X)
+
+
 class Readout(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -44,6 +44,12 @@ def untie(learner: Learner, layers: Sequence[str], example_input: Any) -> None:
     (True, torch.Size([2, 4, 4, 4, 3, 3]))
     """
     learner.require_synapses()
+    if isinstance(layers, str):
+        raise ValueError(f"layers takes a list of module names, got the string {layers!r}; write [{layers!r}]")
+    if learner.copies > 1:
+        raise ValueError(
+            "copies side by side can't be untied; untie each network's learner, and make replicas of those"
+        )
     model = learner.model
     tied = {name: _convolution(learner, name) for name in dict.fromkeys(layers)}
     sizes = _sizes(learner, tied, example_input)
