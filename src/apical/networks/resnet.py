@@ -90,7 +90,7 @@ class Bottleneck(nn.Module):
 def resnet18(classes: int = 1000, channels: int = 3, norm: Norm = "before", stem: Stem = "large") -> nn.Sequential:
     """ResNet-18 for ImageNet: x [N, channels, H, W] -> [N, classes], four stages of two `BasicBlock`, 64 to 512 maps.
 
-    Convolutions start as He et al. 2015 have it, normal with sd sqrt(2 / fan out).
+    He et al. 2016, table 1. Convolutions start as He et al. 2015 have it, normal with sd sqrt(2 / fan out).
 
     Args:
         classes: values of the output. channels: of the images. norm: where batch normalization stands.
@@ -108,7 +108,7 @@ def resnet18(classes: int = 1000, channels: int = 3, norm: Norm = "before", stem
 def resnet50(classes: int = 1000, channels: int = 3, norm: Norm = "before", stem: Stem = "large") -> nn.Sequential:
     """ResNet-50 for ImageNet: x [N, channels, H, W] -> [N, classes], stages of 3, 4, 6 and 3 `Bottleneck`, 256 to 2048 maps.
 
-    Convolutions start as in `resnet18`.
+    He et al. 2016, table 1. Convolutions start as in `resnet18`.
 
     Args:
         classes: values of the output. channels: of the images. norm, stem: as for `resnet18`.
@@ -154,7 +154,7 @@ def _in_four_stages(
 
 
 def resnet20(classes: int = 10, channels: int = 3, norm: Norm = "before") -> nn.Sequential:
-    """ResNet-20: x [N, channels, H, W] -> [N, classes], 16, 32 and 64 maps in three stages of three blocks.
+    """ResNet-20: x [N, channels, H, W] -> [N, classes], 16, 32 and 64 maps in three stages of three blocks (section 4.2).
 
     Args:
         classes: values of the output. channels: of the images. norm: where batch normalization stands.
@@ -166,7 +166,7 @@ def resnet20(classes: int = 10, channels: int = 3, norm: Norm = "before") -> nn.
 
 
 def resnet32(classes: int = 10, channels: int = 3, norm: Norm = "before") -> nn.Sequential:
-    """ResNet-32: as `resnet20`, with five blocks a stage.
+    """ResNet-32: as `resnet20`, with five blocks a stage (He et al. 2016, section 4.2).
 
     >>> sum(p.numel() for p in resnet32().parameters())
     466906
@@ -175,7 +175,7 @@ def resnet32(classes: int = 10, channels: int = 3, norm: Norm = "before") -> nn.
 
 
 def resnet56(classes: int = 10, channels: int = 3, norm: Norm = "before") -> nn.Sequential:
-    """ResNet-56: as `resnet20`, with nine blocks a stage.
+    """ResNet-56: as `resnet20`, with nine blocks a stage (He et al. 2016, section 4.2).
 
     >>> sum(p.numel() for p in resnet56().parameters())
     855770
