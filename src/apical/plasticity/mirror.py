@@ -165,9 +165,9 @@ class Mirror(Stored, Phased):
         rate, decay = spread(self.rate, B), spread(self.decay, B)
         B.mul_(1 - decay * (rate if self.decay_times_rate else 1))
         if isinstance(rate, Tensor):
-            B.addcmul_(product.to(B), rate, value=1 / pairs)
+            B.addcmul_(product, rate, value=1 / pairs)
         else:
-            B.add_(product.to(B), alpha=rate / pairs)
+            B.add_(product, alpha=rate / pairs)
 
     def _learn_at_once(self, site: Site, z: Tensor, response: Tensor) -> None:
         """`_learn`, where the product can be added to the feedback while it is made."""
