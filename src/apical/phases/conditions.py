@@ -66,6 +66,7 @@ class Conditions:
 
         With statistics of a noisy batch, one sample's noise would show in another's loss.
         """
+        _find_variances(self.normalized)
         own = {module: vars(module).get("forward") for module in self.normalized}
         for module, statistics in self.normalized.items():
             vars(module)["forward"] = _Normalized(module, statistics)  # type: ignore[arg-type]
@@ -78,7 +79,7 @@ class Conditions:
                     vars(module)["forward"] = forward
 
 
-@dataclass(frozen=True)
+@dataclass
 class Statistics:
     """Mean [C] of a batch, with its variance [C] or, as autograd keeps it, one over the standard deviation."""
 
@@ -86,12 +87,17 @@ class Statistics:
     variance: Tensor | None
     precision: Tensor | None = None
 
-    def squared(self, eps: float) -> Tensor:
-        """The variance; computed here, since not every phase asks for it."""
-        if self.variance is not None:
-            return self.variance
-        assert self.precision is not None
-        return self.precision.pow(-2).sub_(eps).clamp_(min=0)
+
+def _find_variances(normalized: dict[nn.Module, list[Statistics]]) -> None:
+    """Find the variances that are not known yet, all together; only here, since not every phase asks for them."""
+    waiting = [(one, module.eps) for module, found in normalized.items() for one in found if one.variance is None]
+    if not waiting:
+        return
+    variances = torch._foreach_pow([one.precision for one, _ in waiting], -2)  # pyright: ignore
+    torch._foreach_sub_(variances, [eps for _, eps in waiting])  # pyright: ignore
+    torch._foreach_clamp_min_(variances, 0.0)  # pyright: ignore
+    for (one, _), variance in zip(waiting, variances, strict=True):
+        one.variance = variance
 
 
 class _Normalized:
@@ -110,7 +116,7 @@ class _Normalized:
         module, found = self.module, next(self.statistics)
         # A subclass may do more than normalize; in eval mode it does that with these in place of the running ones.
         own = {"training": False, "_buffers": {**module._buffers}}
-        own["_buffers"].update(running_mean=found.mean, running_var=found.squared(module.eps))
+        own["_buffers"].update(running_mean=found.mean, running_var=found.variance)
         if getattr(self.forward, "__self__", None) is module:
             # Of a double, because another thread may be passing through the module.
             double = object.__new__(type(module))
