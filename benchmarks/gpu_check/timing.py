@@ -29,15 +29,15 @@ CELLS: dict[str, tuple[float, dict[str, Any]]] = {
     "resnet18, eager": (25, {"networks": ("resnet18",), "rules": LARGE_TOO, "seconds": 10, **HALF}),
     "3072-8192x3-10, eager": (25, {"networks": (WIDE,), "rules": LARGE_TOO, "seconds": 6, **HALF}),
     "small, captured": (45, {"networks": SMALL, "rules": ALL, "seconds": 4, "modes": ("captured",)}),
-    "small, eager": (20, {"networks": SMALL, "rules": ALL, "seconds": 3}),
     "resnet18, compiled": (60, {"networks": ("resnet18",), "rules": LAYER_WISE, "seconds": 5, "modes": ("compiled",), **HALF}),
     "resnet18, LocalSGD": (12, {"networks": ("resnet18",), "rules": ("fa", "kp"), "seconds": 4, "local": True, **HALF}),
-    "vit-s16, eager": (15, {"networks": ("vit-s16",), "rules": LAYER_WISE, "seconds": 6, **HALF}),
-    "gpt-124m, eager": (20, {"networks": ("gpt-124m",), "rules": LAYER_WISE, "seconds": 6, **HALF}),
     "resnet50, captured": (25, {"networks": ("resnet50",), "rules": ("fa", "kp"), "seconds": 5, **GRAPH}),
     "resnet18, captured": (20, {"networks": ("resnet18",), "rules": ("wm", NP), "seconds": 4, **GRAPH}),
     "3072-8192x3-10, captured": (15, {"networks": (WIDE,), "rules": ("fa", "dfa", NP), "seconds": 3, **GRAPH}),
     "3072-8192x3-10, LocalSGD": (8, {"networks": (WIDE,), "rules": ("fa", "kp"), "seconds": 2, "local": True, **HALF}),
+    "vit-s16, eager": (15, {"networks": ("vit-s16",), "rules": LAYER_WISE, "seconds": 6, **HALF}),
+    "gpt-124m, eager": (20, {"networks": ("gpt-124m",), "rules": LAYER_WISE, "seconds": 6, **HALF}),
+    "small, eager": (20, {"networks": SMALL, "rules": ALL, "seconds": 3}),
 }  # fmt: skip
 """Name -> the seconds that a cell needs at least, and its configuration."""
 
