@@ -44,6 +44,7 @@ class Counted:
 
         class Counting:
             sends_back = True
+            within = made.within
 
             def call(self, *arguments):
                 outer.calls += 1

@@ -14,6 +14,7 @@ from typing_extensions import override
 from apical.distributed import parts_in_shards
 from apical.pathways.base import Pathway, asked_by_the_model
 from apical.pathways.taps import Taps
+from apical.synapses import native
 from apical.synapses.storage import mask_feedback
 from apical.synapses.synapse import Synapse
 from apical.synapses.transformed import cut
@@ -50,7 +51,7 @@ class Direct(Pathway):
                 x = x.detach()
             taps.leave(synapse, synapse.label, synapse.plasticity, x)
         updater = synapse.circuit.updater
-        if updater is not None and x.requires_grad:
+        if updater is not None and x.requires_grad and (at_once is None or not native.within(synapse, x)):
             updater.see(x)
         if at_once is None:
             at_once = cut(x) if taps.transformed else x.detach()

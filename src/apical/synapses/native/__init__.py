@@ -47,14 +47,17 @@ def call(
         settings = synapse.native = _settle(synapse, built)
     if settings is False or type(x) is not Tensor or type(weight) not in _PLAIN:
         return None
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0:
         return None
     own = vars(synapse)
     if "transmit" in own or "respond" in own or "feed_back" in own or "hebbian" in own:  # As while an audit goes on.
         return None
-    if torch._C._len_torch_function_stack():
-        return None
     return settings.call(x, weight, bias, feedback, geometry, circuit.updater, circuit.record, synapse)
+
+
+def within(synapse: Synapse, x: Tensor) -> bool:
+    """Whether it is certain that a signal at x goes to a synapse of the same learner, and on to nothing else."""
+    return bool(synapse.native) and synapse.native.within(x)
 
 
 def taps() -> Any | None:

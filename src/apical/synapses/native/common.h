@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/utils/pybind.h>
@@ -50,10 +51,15 @@ bool plain(const Tensor& x) {
   return x.layout() == at::kStrided && (x.is_cpu() || x.is_cuda()) && !x.key_set().has(c10::DispatchKey::Python) && !x.is_nested();
 }
 
+// Whether a mode or a transform wants to hear of operations.
+bool watched() {
+  return c10::impl::dispatch_mode_enabled() || at::impl::PythonTorchFunctionTLS::stack_len() > 0 ||
+      c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+}
+
 // Whether nothing but a tensor's own kernels has to hear of an operation on it.
 bool ordinary(const Tensor& x) {
-  return plain(x) && !c10::impl::dispatch_mode_enabled() && at::impl::PythonTorchFunctionTLS::stack_len() == 0 &&
-      !at::autocast::is_autocast_enabled(x.device().type());
+  return plain(x) && !watched() && !at::autocast::is_autocast_enabled(x.device().type());
 }
 
 }  // namespace

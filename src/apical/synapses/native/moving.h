@@ -42,6 +42,34 @@ auto in_python(F&& call) {
   }
 }
 
+inline py::object boxed(const py::object& one) { return one; }
+inline py::object boxed(const Tensor& one) { return py::cast(one); }
+inline py::object boxed(bool one) { return py::bool_(one); }
+
+// A method's answer. Its name is one string for all calls, which pybind11 would make anew.
+template <class... A>
+py::object ask(const py::handle& one, const py::handle& name, const A&... arguments) {
+  const py::object held[] = {boxed(arguments)...};
+  PyObject* given[1 + sizeof...(A)] = {one.ptr()};
+  for (size_t i = 0; i < sizeof...(A); ++i) given[1 + i] = held[i].ptr();
+  PyObject* answer = PyObject_VectorcallMethod(name.ptr(), given, 1 + sizeof...(A), nullptr);
+  if (!answer) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(answer);
+}
+
+struct Names {
+  py::handle claim = PyUnicode_InternFromString("claim"), updates = PyUnicode_InternFromString("updates"),
+             take = PyUnicode_InternFromString("take"), read = PyUnicode_InternFromString("read"),
+             moved = PyUnicode_InternFromString("moved"), expect = PyUnicode_InternFromString("expect");
+};
+
+const Names& names() {
+  static const Names all;
+  return all;
+}
+
+py::object updates(const Claim& claim) { return claim.owned.it.attr(names().updates); }
+
 // Whether the backward pass that is going on asks for gradients of all that a node learns.
 bool asked(const torch::autograd::Node& node) {
   const auto* executed = torch::autograd::get_current_graph_task_exec_info();
@@ -60,7 +88,7 @@ bool asked(const torch::autograd::Node& node) {
 Plan plan(const Claim& claim, bool asked) {
   return in_python([&] {
     Plan found;
-    const py::object answer = claim.owned.it.attr("claim")(claim.synapse.it, asked);
+    const py::object answer = ask(claim.owned.it, names().claim, claim.synapse.it, asked);
     if (!PyTuple_Check(answer.ptr())) {
       found.takes = answer.cast<bool>();
       return found;
@@ -78,7 +106,7 @@ Plan plan(const Claim& claim, bool asked) {
 // Hand an update over; gives what is left of the bias's gradient.
 Tensor take(const Claim& claim, const Tensor& x, const Tensor& delta, const Tensor& made, const Tensor& bias, bool feedback) {
   return in_python([&] {
-    const py::object left = claim.owned.it.attr("updates").attr("take")(claim.synapse.it, x, delta, made, bias, feedback);
+    const py::object left = ask(updates(claim), names().take, claim.synapse.it, x, delta, made, bias, feedback);
     return left.is_none() ? Tensor() : left.cast<Tensor>();
   });
 }
@@ -86,7 +114,7 @@ Tensor take(const Claim& claim, const Tensor& x, const Tensor& delta, const Tens
 // Move weights by -rate delta^T x (which is given where it is made), the bias by its sum, and feedback as the weights.
 void move(const Claim& claim, Plan& plan, const Tensor& x, const Tensor& delta, const Tensor& made, const Tensor& bias) {
   if (plan.unread) {
-    in_python([&] { claim.owned.it.attr("updates").attr("read")(claim.synapse.it, delta, bias); });
+    in_python([&] { ask(updates(claim), names().read, claim.synapse.it, delta, bias); });
   }
   if (plan.feedback.defined()) plan.feedback.add_(made, -plan.feedback_rate);
   if (made.defined()) {
@@ -95,7 +123,7 @@ void move(const Claim& claim, Plan& plan, const Tensor& x, const Tensor& delta, 
     plan.weight.addmm_(delta.t(), x, 1.0, -plan.rate);
   }
   if (bias.defined()) plan.bias.add_(bias, -plan.bias_rate);
-  in_python([&] { claim.owned.it.attr("updates").attr("moved")(claim.synapse.it, bias); });
+  in_python([&] { ask(updates(claim), names().moved, claim.synapse.it, bias); });
 }
 
 }  // namespace

@@ -179,6 +179,14 @@ Geometry read(const py::tuple& given) {
       given[4].cast<std::vector<int64_t>>(), given[3].cast<bool>(), given[5].cast<int64_t>()};
 }
 
+// Whether a signal at x goes to a synapse of the same learner by a single operation; there may be one on another way, too.
+bool within(const Settings& settings, const Tensor& x) {
+  const auto& last = x.grad_fn();
+  if (!last || last->num_outputs() != 1) return false;
+  const auto* before = dynamic_cast<const Learn*>(last->next_edge(0).function.get());
+  return before && before->settings->busy == settings.busy;
+}
+
 // What Python calls the node's synapse, while there is one.
 PyObject* synapse_of(PyObject* self, void*) {
   const auto* node = static_cast<Learn*>(reinterpret_cast<torch::autograd::THPCppFunction*>(self)->cdata.get());
@@ -210,7 +218,7 @@ std::optional<Tensor> learn(
     const std::shared_ptr<Settings>& settings, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
     const std::optional<Tensor>& feedback, const py::tuple& geometry, const py::object& updater, const py::object& record,
     const py::object& synapse) {
-  if (!plain(x) || !plain(weight) || c10::impl::dispatch_mode_enabled()) return std::nullopt;
+  if (!plain(x) || !plain(weight) || watched()) return std::nullopt;
   // Of views whose dimensions don't fold, another kernel would be chosen here.
   if (settings->linear && x.dim() > 2 && !x.is_contiguous()) return std::nullopt;
   const bool casts = x.scalar_type() != at::kDouble && at::autocast::is_autocast_enabled(x.device().type());
@@ -219,8 +227,8 @@ std::optional<Tensor> learn(
   const Geometry g = read(geometry);
   std::unique_ptr<Claim> claim;
   if (!updater.is_none()) {
-    const std::optional<Tensor> signal = x.requires_grad() && feedback ? std::optional(x) : std::nullopt;
-    py::object owned = updater.attr("expect")(synapse, signal, weight.requires_grad());
+    const bool leaves = x.requires_grad() && feedback && !within(*settings, x);
+    py::object owned = ask(updater, names().expect, synapse, leaves ? x : Tensor(), weight.requires_grad());
     if (!owned.is_none()) claim = std::make_unique<Claim>(std::move(owned), synapse);
   }
   std::unique_ptr<Held> heard, told;
@@ -287,6 +295,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
           "sends_back", [](const Settings& it) { return it.sends_back.load(); },
           [](Settings& it, bool sends_back) { it.sends_back = sends_back; })
       .def("call", &learn)
+      .def("within", &within)
       // Copies of a synapse, and those that are read from a file, find their own.
       .def("__reduce__", [](const Settings&) { return py::make_tuple(py::type::of(py::none()), py::tuple()); });
   name_nodes();
