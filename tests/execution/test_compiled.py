@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ def compiled_like_eager(rule: str, backend: str, make=LinearParts, x: Tensor = X
     torch.compiler.reset()
     eager, model = make().eval(), make().eval()
     attach(eager, rule, x), attach(model, rule, x)
-    call = torch.compile(model, backend=backend, fullgraph=rule in ("fa", "kp", "usf", "dfa", "kp-direct"))
+    call = torch.compile(model, backend=backend, fullgraph=rule != "ifa")
     for _ in range(2):
         expected, got = gradients(eager, x), gradients(model, x, call=call)
         if not apical.rule(rule).direct:
@@ -30,7 +32,7 @@ def compiled_like_eager(rule: str, backend: str, make=LinearParts, x: Tensor = X
 
 
 @dynamo
-@pytest.mark.parametrize("rule", ["dfa", "kp", "usf"])
+@pytest.mark.parametrize("rule", ["dfa", "kp", "usf", "brsf"])
 def test_compiled_models_learn_as_eager_ones(rule):
     compiled_like_eager(rule, "aot_eager")
 
@@ -47,7 +49,7 @@ def test_every_rule_compiled_by_inductor(rule, make):
 
 @dynamo
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["bp", "fa", "shallow", "frfb", "ifa", "kp-direct", "brsf", "frsf", "matched", "urfb"])
+@pytest.mark.parametrize("rule", ["bp", "fa", "shallow", "frfb", "ifa", "kp-direct", "frsf", "matched", "urfb"])
 def test_other_rules_compiled(rule):
     compiled_like_eager(rule, "aot_eager")
 
@@ -91,9 +93,29 @@ def test_a_deep_network_is_one_graph_that_is_made_once():
 
 @dynamo
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", [r for r in RULES if r not in ("kp", "brsf", "ifa")])
+@pytest.mark.parametrize("rule", [r for r in RULES if r not in ("kp", "ifa")])
 def test_so_it_is_under_every_other_rule(rule):
     one_graph(rule, "aot_eager")
+
+
+@dynamo
+@pytest.mark.slow
+def test_magnitudes_are_those_of_the_newest_pass_and_a_copy_has_its_own():
+    torch.compiler.reset()
+    eager, model = LinearParts(), LinearParts()
+    attach(eager, "brsf 0.5", shown=True), attach(model, "brsf 0.5", shown=True)
+    for call in (eager, torch.compile(model, backend="aot_eager", fullgraph=True)):
+        first, second = (call(X).square().mean() for _ in range(2))
+        second.backward()
+        first.backward()
+    same(dict(model.named_buffers()), dict(eager.named_buffers()))
+    same({n: p.grad for n, p in model.named_parameters()}, {n: p.grad for n, p in eager.named_parameters()})
+    other = copy.deepcopy(model)
+    torch.compile(other, backend="aot_eager", fullgraph=True)(X).sum().backward()
+    same(dict(model.named_buffers()), dict(eager.named_buffers()))  # As they were.
+    eager(X)
+    assert all(torch.equal(buffer, dict(other.named_buffers())[name]) for name, buffer in eager.named_buffers())
+    torch.compiler.reset()
 
 
 @dynamo

@@ -6,14 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
-from apical.pathways.base import Pathway, WholePass, asked_by_the_model
-from apical.pathways.checkpointing import recomputing
+from apical.pathways.base import Pathway, asked_by_the_model
+from apical.pathways.redrawing import Redraw
 from apical.plasticity.base import redrawn
-from apical.synapses.storage import complete, mask_feedback
+from apical.synapses.storage import complete
 from apical.synapses.synapse import Synapse
 from apical.synapses.transformed import transforming
 
@@ -68,21 +67,3 @@ class LayerWise(Pathway):
         for synapse in own:
             synapse.whole_pass = redraw
         return redraw.follow(learner.model)
-
-
-class Redraw(WholePass):
-    """Draws numbers that change with every batch, such as batchwise magnitudes, before every pass that learns."""
-
-    def __init__(self, learner: Learner) -> None:
-        super().__init__("batchwise magnitudes are drawn with every pass of the whole model")
-        self.learner = learner
-
-    @override
-    def start(self) -> None:
-        if recomputing() or torch.compiler.is_exporting():
-            return
-        for synapse in self.learner.synapses.values():
-            plasticity = redrawn(synapse.plasticity)
-            if plasticity is not None:
-                plasticity.redraw(synapse, self.learner.generator)
-                mask_feedback(synapse)

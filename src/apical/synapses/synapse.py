@@ -181,19 +181,19 @@ class Synapse(Keeper):
             if thinned is not None:
                 return self.conduct(*self.prepare(input, *args), weight=thinned)
             return self.infer(input, *args)
-        if self.sentinel and (self.circuit.suspected or not torch.compiler.is_compiling()):
-            self.circuit.look()
+        circuit, compiling = self.circuit, torch.compiler.is_compiling()
+        if self.sentinel and (circuit.suspected or not compiling):
+            circuit.look()
         own = self._parameters  # Read directly: nn.Module's attribute access is slow enough to show on small layers.
         weight, bias = own.get("weight"), own.get("bias")
-        if self.circuit.busy and not self.circuit.mine:
-            self.circuit.refuse("a pass with gradients came to", self.label)
+        if circuit.busy and not circuit.mine:
+            circuit.refuse("a pass with gradients came to", self.label)
         if weight is None or (bias is None and "bias" not in own):
             refuse_computed(self)
         x, feedback = self.pathway.enter(self, input)
-        if thinned is not None:
-            weight = thinned
+        weight = weight if thinned is None else thinned
         x, geometry = self.prepare(x, *args)
-        if not torch.compiler.is_compiling() and self.native is not False:
+        if not compiling and self.native is not False:
             y = native.call(self, x, weight, bias, feedback, geometry)  # type: ignore[arg-type]
             if y is not None:
                 return y
