@@ -13,6 +13,7 @@ import apical
 from execution.common import IMAGES, attach, same
 from learning import RULES, gradients
 from networks import ConvolutionParts, LinearParts, X, Y, dynamo
+from synapses.common import native
 
 
 def compiled_like_eager(rule: str, backend: str, make=LinearParts, x: Tensor = X, **tolerance) -> None:
@@ -58,6 +59,20 @@ def test_other_rules_compiled(rule):
 @pytest.mark.slow
 def test_inductor_learns_as_eager():
     compiled_like_eager("fa", "inductor", rtol=1e-4, atol=1e-6)
+
+
+@dynamo
+@pytest.mark.parametrize("rule", ["dfa", "fa"])
+def test_a_part_that_is_compiled_asks_nothing_of_the_node_in_cpp(rule):
+    """Nor does it warn of what Dynamo can't look into."""
+    torch.compiler.reset()
+    with native("on"):
+        eager, model = LinearParts(), LinearParts()
+        attach(eager, rule, shown=True), attach(model, rule, shown=True)
+        model.second.compile(backend="aot_eager")
+        for _ in range(2):
+            same(gradients(model), gradients(eager))
+    torch.compiler.reset()
 
 
 def deep(n: int = 30) -> nn.Sequential:

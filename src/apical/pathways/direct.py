@@ -45,7 +45,7 @@ class Direct(Pathway):
     def enter(self, synapse: Synapse, x: Tensor) -> tuple[Tensor, Tensor | None]:
         taps = synapse.whole_pass
         assert isinstance(taps, Taps)
-        at_once = None if torch.compiler.is_compiling() else taps.cut(synapse, x)
+        at_once = taps.cut(synapse, x)
         if at_once is None:
             if not synapse.sends_back and asked_by_the_model(synapse, x):
                 x = x.detach()

@@ -78,5 +78,7 @@ def _redraw(numbers: list[Tensor], key: int) -> None:
     places = [(synapse, name, synapse._buffers[name]) for synapse, name in one.places()]
     one.draw()
     for number, (synapse, name, before) in zip(numbers, places, strict=True):
-        number.copy_(synapse._buffers[name])
+        drawn = kept(synapse, name)
+        assert drawn is not None, "what was kept is drawn anew"
+        number.copy_(drawn)
         synapse._buffers[name] = before

@@ -167,7 +167,9 @@ class Taps(WholePass):
 
     def cut(self, synapse: Synapse, x: Tensor) -> Tensor | None:
         """The activity at a synapse, cut from its graph and left as a tap where it has one; None where `leave` has to do it."""
-        if self.swift is None or not self.open or self.thread != get_ident() or type(x) is not Tensor:
+        if self.swift is None or torch.compiler.is_compiling():  # Function by function around a graph break, too.
+            return None
+        if not self.open or self.thread != get_ident() or type(x) is not Tensor:
             return None
         if not x.requires_grad:
             return x.detach()
@@ -249,7 +251,7 @@ class Taps(WholePass):
         if not left or output is None:  # None: the forward pass raised an error.
             return output
         tensor = pick(output, self.output)
-        if self.swift is not None and type(tensor) is Tensor:
+        if self.swift is not None and type(tensor) is Tensor and not torch.compiler.is_compiling():
             joined = self.swift.join(tensor, left)
             if joined is not None:
                 return joined if tensor is output else substitute(output, tensor, joined)

@@ -39,6 +39,8 @@ def call(
     synapse: Synapse, x: Tensor, weight: Tensor, bias: Tensor | None, feedback: Tensor | None, geometry: Geometry
 ) -> Tensor | None:
     """The output of a synapse's call, with the node that carries its rule; None: Python's has to."""
+    if torch.compiler.is_compiling():  # Code around a graph break is compiled function by function.
+        return None
     circuit, settings = synapse.circuit, synapse.native
     if settings is None:
         built = library()
