@@ -48,7 +48,7 @@ class Record:
 
     Args:
         curves: name -> curve. numbers: name -> value per seed. arrays: name -> anything JSON can hold, for pictures.
-        seeds, seconds: filled in by `reproduce`.
+        seeds, seconds, made: filled in by `reproduce`; `made` says of every run what it was made by, see `provenance`.
 
     >>> record = Record(curves={"error": Curve([0, 1], [[0.9, 0.2]])}, numbers={"epochs": [1.0]}, seeds=[3])
     >>> Record.of(record.asdict()) == record
@@ -60,6 +60,7 @@ class Record:
     arrays: Mapping[str, Any] = field(default_factory=dict)
     seeds: Sequence[int] = ()
     seconds: float = 0.0
+    made: Sequence[Mapping[str, Any]] = ()
 
     def asdict(self) -> dict[str, Any]:
         """The record as plain dicts and lists for JSON, in which not-a-number is null."""
@@ -74,6 +75,7 @@ class Record:
             arrays=plain["arrays"],
             seeds=plain["seeds"],
             seconds=plain["seconds"],
+            made=plain.get("made", ({},)),  # Of records from before this was kept, nothing is known.
         )
 
     @staticmethod
@@ -91,6 +93,7 @@ class Record:
             arrays=first.arrays,
             seeds=[seed for r in records for seed in r.seeds],
             seconds=sum(r.seconds for r in records),
+            made=[one for r in records for one in r.made],
         )
 
 

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import math
-import platform
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import apical
 from apical import data as images
 from apical.checks import check_seed
 from apical.distributed import check_alone
 from apical.files import delete, read_sealed, sealed, write_json
-from apical.machine import machine
-from apical.papers import experiments
+from apical.papers import experiments, provenance
 from apical.papers.experiment import IMAGES, Experiment, Task, Watcher, given, same_data, unwatched
 from apical.papers.record import Record
 from apical.training.run_folder import RunFolder, RunFolderError
@@ -110,6 +104,7 @@ def _outcome(
             )
             parts.append(_record(experiment, task, home.path / "records" / f"{slug}.json"))
         records[condition] = Record.joined(parts)
+    judged = provenance.made()
     outcome = {
         "format": 1,
         **config,
@@ -119,9 +114,11 @@ def _outcome(
         "length": experiment.length,
         "readings": list(experiment.readings),
         "command": _command(experiment, config),
-        "versions": {"apical": apical.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "machine": machine(),
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        # How the runs came to be; below, by what they were judged.
+        "made": provenance.told(one for record in records.values() for one in record.made),
+        "versions": {key: judged[key] for key in ("apical", "torch", "python")},
+        "machine": judged["machine"],
+        "date": judged["date"],
         "seconds": round(sum(record.seconds for record in records.values()), 1),
         "shows": Record(arrays=shown(experiment, records)).asdict()["arrays"],
     }
@@ -278,7 +275,7 @@ def _record(experiment: Experiment, task: Task, path: Path) -> Record:
     if path.exists():
         return _kept(path)
     record = experiment.run(task)
-    record = dataclasses.replace(record, seeds=task.seeds, seconds=round(task.seconds, 2))
+    record = dataclasses.replace(record, seeds=task.seeds, seconds=round(task.seconds, 2), made=[provenance.made()])
     write_json(path, sealed(record.asdict()))
     home = task.folder.parent
     delete(home, [one.relative_to(home) for one in task.folder.glob("*.ckpt")])

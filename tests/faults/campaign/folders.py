@@ -11,7 +11,19 @@ import torch
 
 from apical.training import checkpoint
 
-TIMES = {"seconds", "step_ms", "date", "machine", "command", "folder", "step_ratio", "seconds_each", "seal", "measured"}
+TIMES = {
+    "seconds",
+    "step_ms",
+    "date",
+    "machine",
+    "command",
+    "folder",
+    "step_ratio",
+    "seconds_each",
+    "seal",
+    "measured",
+    "made",
+}
 
 
 def held(folder: Path) -> dict[str, Any]:

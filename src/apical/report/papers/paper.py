@@ -29,7 +29,9 @@ def write(folder: Path) -> Path:
     path = folder / "report.html"
     write_text(
         path,
-        template("paper.html.jinja", number=number, printed=printed, extent=extent, duration=duration).render(
+        template(
+            "paper.html.jinja", number=number, printed=printed, extent=extent, duration=duration, origin=origin
+        ).render(
             outcome=outcome,
             shows=outcome["shows"],
             figure=None if svg is None else Markup(svg[svg.index("<svg") :]),
@@ -81,6 +83,16 @@ def other_data(outcome: Mapping[str, Any]) -> str:
         return ""
     lengths = ", ".join(f"{count:,} {what}" for what, count in outcome["lengths"].items())
     return f"; on other data, {name}: {lengths}"
+
+
+def origin(outcome: Mapping[str, Any]) -> str:
+    """When and by what the runs were made, and when they were judged, in words."""
+    made, judged = outcome.get("made"), outcome["date"][:10]
+    if made is None:
+        return f"torch {outcome['versions']['torch']}, judged {judged} (when and by which commit it ran was not kept)"
+    days = dict.fromkeys((made["from"][:10], made["to"][:10]))
+    with_what = f"apical {', '.join(made['apical'])}, torch {', '.join(made['torch'])}"
+    return f"run {' to '.join(days)} by {with_what}" + ("" if list(days) == [judged] else f", judged {judged}")
 
 
 def number(mean: float | None, spread: float | None, unit: str) -> str:

@@ -11,7 +11,7 @@ from apical.papers import PAPERS, experiments
 from apical.papers.experiment import same_data
 from apical.report.drawing.templates import template
 from apical.report.error import ReportError
-from apical.report.papers.paper import duration, extent, figure, number, printed, read
+from apical.report.papers.paper import duration, extent, figure, number, origin, printed, read
 
 
 def publish(folder: Path, results: Path) -> Path:
@@ -83,7 +83,14 @@ def _page(results: Path, paper: str, outcomes: list[dict[str, Any]]) -> Path:
     own = [outcome for outcome in outcomes if outcome["experiment"].startswith(f"{paper}/")]
     page = results / f"{paper}.md"
     text = template(
-        "results.md.jinja", number=number, printed=printed, extent=extent, duration=duration, shared=_shared, cell=_cell
+        "results.md.jinja",
+        number=number,
+        printed=printed,
+        extent=extent,
+        duration=duration,
+        origin=origin,
+        shared=_shared,
+        cell=_cell,
     ).render(paper=paper, title=PAPERS[paper], outcomes=own)
     write_text(page, text)
     return page
