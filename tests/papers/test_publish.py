@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
+from apical.cli.reproduce import tables
 from apical.data import ImageData, Split
-from apical.papers import find
+from apical.papers import Claim, Outcome, find
 from apical.papers.reproduce import described, reproduce
 from apical.report import ReportError
 from apical.report.papers import paper, results
-from papers.walk import walk
+from papers.walk import Walk, walk
 
 
 def test_a_table_of_other_data_says_so_with_the_lengths_that_they_make(tmp_path, monkeypatch):
@@ -68,6 +69,31 @@ def test_a_longer_run_replaces_a_shorter_one_and_not_the_other_way_round(tmp_pat
         results.publish(tmp_path / "few", tmp_path / "results")
     assert json.loads((tmp_path / "results" / "lillicrap2016" / "walk.json").read_text())["scale"] == 0.6
     assert page.name == "lillicrap2016.md"
+
+
+@pytest.mark.parametrize(
+    ("scale", "kind", "holds", "said"),
+    [
+        (1.0, "paper", False, "no"),
+        (0.25, "paper", False, "not comparable at this length"),
+        (0.25, "ours", False, "no"),
+        (0.25, "paper", True, "yes"),
+        (0.25, "paper", None, "undecided"),
+    ],
+)
+def test_a_shortened_run_does_not_refute_the_paper(scale, kind, holds, said, tmp_path, monkeypatch):
+    claim = Claim("it moves", holds, "it did", kind)
+    monkeypatch.setattr(Walk, "outcome", lambda self, records: Outcome(claims=[claim]))
+    one = walk()
+    monkeypatch.setattr(results, "experiments", lambda: {one.name: one})
+    outcome = reproduce(one, tmp_path / "run", scale=scale, seeds=1)
+    page = paper.write(tmp_path / "run").read_text()
+    kept = results.publish(tmp_path / "run", tmp_path / "results").read_text()
+    (shown,) = tables(outcome)
+    assert f"<td>{kind}</td>" in page
+    assert f">{said}</span>" in page
+    assert f"| it moves | {kind} | {'**no**' if said == 'no' else said} | it did |" in kept
+    assert list(shown.columns[2].cells) == [said]
 
 
 def test_a_page_of_nothing_is_refused(tmp_path):

@@ -118,7 +118,7 @@ def _watch(display: Progress, condition: str, seeds: Any) -> Watcher:
 
 def tables(outcome: dict[str, Any]) -> list[Table]:
     """The tables of an outcome for the terminal: our numbers beside the published ones, then the paper's claims."""
-    from apical.report.papers.paper import extent, number, printed
+    from apical.report.papers.paper import extent, number, printed, verdict
 
     made = []
     shows = outcome["shows"]
@@ -131,15 +131,17 @@ def tables(outcome: dict[str, Any]) -> list[Table]:
         for row in shows["rows"]:
             theirs = row["published"]
             published = "" if theirs is None else printed(theirs, row["unit"])
-            verdict = {None: "", True: "yes", False: "no"}[row["agrees"]]
-            table.add_row(row["label"], number(row["mean"], row["sem"], row["unit"]), published, verdict)
+            agrees = "" if row["agrees"] is None else verdict(row["agrees"], outcome["scale"])
+            table.add_row(row["label"], number(row["mean"], row["sem"], row["unit"]), published, agrees)
         made.append(table)
     if shows["claims"]:
-        table = Table(title=f"{outcome['experiment']}: what the paper says, {extent(outcome)}", title_justify="left")
+        table = Table(title=f"{outcome['experiment']}: claims, {extent(outcome)}", title_justify="left")
         table.add_column("claim")
+        table.add_column("whose")
         table.add_column("holds here", style="bold")
         table.add_column("evidence")
         for claim in shows["claims"]:
-            table.add_row(claim["text"], "yes" if claim["holds"] else "no", claim["evidence"])
+            held = verdict(claim["holds"], outcome["scale"], claim["kind"])
+            table.add_row(claim["text"], claim["kind"], held, claim["evidence"])
         made.append(table)
     return made

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from apical.papers.outcome import Claim
+from apical.papers.outcome import Claim, Kind
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Statement:
     Args:
         text: the sentence, with the threshold that "about" or "much" stands for here in brackets.
         needs: names of the values that it speaks about; where one was not measured, the statement is not judged.
-        holds: whether it is so. evidence: the numbers that say so, in words.
+        holds: whether it is so; None where the runs' own error leaves it undecided. evidence: the numbers that say so, in words.
+        kind: whose statement it is, see `Kind`.
 
     >>> slower = Statement(
     ...     "fa is slower than bp", ("fa", "bp"), lambda fa, bp: fa > bp, lambda fa, bp: f"{fa} against {bp} examples"
@@ -32,15 +33,17 @@ class Statement:
 
     text: str
     needs: tuple[str, ...]
-    holds: Callable[..., bool]
+    holds: Callable[..., bool | None]
     evidence: Callable[..., str]
+    kind: Kind = "paper"
 
     def judged(self, values: Mapping[str, Any]) -> Claim | None:
         """The claim that these values make of the statement; None where one is missing."""
         if any(name not in values for name in self.needs):
             return None
         given = [values[name] for name in self.needs]
-        return Claim(self.text, bool(self.holds(*given)), self.evidence(*given))
+        held = self.holds(*given)
+        return Claim(self.text, None if held is None else bool(held), self.evidence(*given), self.kind)
 
 
 def judge(statements: Iterable[Statement], values: Mapping[str, Any]) -> list[Claim]:

@@ -79,20 +79,27 @@ class Row:
         return apart <= max(2 * math.hypot(own, spread), least)
 
 
+Kind = Literal["paper", "derived", "ours"]
+"""Whose a statement is: the paper's; one that follows from its equations or tables, though it does not say it (identities among
+them); or ours: a control, a third party's, or a statement of the paper judged once more, in a weaker form or another setting."""
+
+
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the paper, and whether our runs show it.
+    """A statement, and whether our runs show it.
 
     Args:
-        text: the statement. holds: whether it is so here. evidence: the numbers that say so.
+        text: the statement. holds: whether it is so here; None: undecided, within the runs' own error. evidence: the numbers that
+            say so. kind: whose statement it is.
 
     >>> Claim("Feedback alignment learns as quickly as backpropagation", True, "410 examples against 420 to 0.1").holds
     True
     """
 
     text: str
-    holds: bool
+    holds: bool | None
     evidence: str
+    kind: Kind = "paper"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,11 +169,11 @@ class Outcome:
     """The outcome of an experiment: what its records show beside the paper.
 
     Args:
-        rows: ours beside theirs. claims: the paper's statements. panels: the paper's figure, in its order.
+        rows: ours beside theirs. claims: the paper's statements, and ours. panels: the paper's figure, in its order.
         columns: panels per row. notes: what a reader has to know, e.g. an alternative reading that was tried and what it gave.
 
     >>> found = Outcome(claims=[Claim("the angle falls", True, "from 90 to 45 degrees")])
-    >>> sum(claim.holds for claim in found.claims), len(found.rows)
+    >>> sum(claim.holds is True for claim in found.claims), len(found.rows)
     (1, 0)
     """
 

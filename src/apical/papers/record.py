@@ -60,7 +60,7 @@ class Record:
     arrays: Mapping[str, Any] = field(default_factory=dict)
     seeds: Sequence[int] = ()
     seconds: float = 0.0
-    made: Sequence[Mapping[str, Any]] = ()
+    made: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
     def asdict(self) -> dict[str, Any]:
         """The record as plain dicts and lists for JSON, in which not-a-number is null."""
@@ -75,7 +75,7 @@ class Record:
             arrays=plain["arrays"],
             seeds=plain["seeds"],
             seconds=plain["seconds"],
-            made=plain.get("made", ({},)),  # Of records from before this was kept, nothing is known.
+            made=plain.get("made", [{}]),  # Of records from before this was kept, nothing is known.
         )
 
     @staticmethod

@@ -57,6 +57,35 @@ def test_claims_compare_the_methods_of_the_table():
     assert {name for name, held in holds(adam=500.0).items() if not held} == {"NP is the best of all"}
 
 
+def test_differences_within_two_standard_errors_are_undecided_and_so_is_all_by_one_seed():
+    def judged(apart: float, seeds: int = 2) -> dict[str, bool | None]:
+        losses = {"np": 600.0 - apart, "bp": 600.0, "matched": 600.0 + apart, "fa": 600.0 + apart, "dae": 600.0}
+        numbers = {name: [loss - 1, loss + 1][:seeds] for name, loss in losses.items()}
+        records = {
+            name: Record(
+                curves={"test loss": Curve([0], [[one] for one in own])}, numbers={"minimum of test loss": own}
+            )
+            for name, own in numbers.items()
+        }
+        return {claim.text.partition(" (")[0]: claim.holds for claim in views.outcome(("curves",), records).claims}
+
+    better, similar = "NP is better than BP", "Matched is similar to BP"
+    assert (judged(2.8)[better], judged(2.9)[better], judged(-2.9)[better]) == (None, True, False)
+    assert (judged(2.8)[similar], judged(2.9)[similar]) == (True, False)
+    assert set(judged(50.0, seeds=1).values()) == {None}
+    assert judged(2.8)["NP is the best of all"] is judged(2.8)["FA performs poorly"] is None
+
+    def separated(*rates: float) -> list[bool | None]:
+        records = {
+            name: Record(numbers={views.SEPARATION: [rate - 1, rate + 1]}, arrays={"codes": [[0, 0]], "labels": [0]})
+            for name, rate in zip(("np", "bp", "fa"), rates, strict=True)
+        }
+        return [claim.holds for claim in views.outcome(("codes",), records).claims]
+
+    assert separated(60.0, 58.0, 29.0) == [None, None]
+    assert separated(60.0, 50.0, 20.0) == [True, True]
+
+
 def test_reconstructions_are_told_apart_by_the_images_they_lie_nearest_to():
     tiles = np.random.default_rng(0).random((16, 3, 5))
 

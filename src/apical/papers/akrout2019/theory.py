@@ -109,6 +109,7 @@ def _proportional(mirror: str) -> Statement:
         (f"angle, {mirror}", f"angle by noise, {mirror}"),
         lambda end, noise: end < 1.2 * noise,
         lambda end, noise: f"{end:.2f}° from it at the end, where noise alone is expected to leave {noise:.2f}°",
+        "paper" if "eq." in mirror else "derived",
     )
 
 
@@ -120,6 +121,7 @@ def _affordable(rule: str, limit: str, within: Callable[[float, float], bool]) -
         lambda ours, most: (
             f"{ours:g} in matrix products beyond feedback alignment's here, {most:g} in Appendix B (100 to 20 units)"
         ),
+        "ours",
     )
 
 
@@ -132,6 +134,7 @@ STATEMENTS = (
             "largest deviation from (1 − λ)^t, and with momentum from its recurrence: "
             + ", ".join(f"{name} {deviation:.0e}" for name, deviation in worst.items())
         ),
+        "derived",
     ),
     *map(_proportional, MIRRORS),
     Statement(
@@ -139,6 +142,7 @@ STATEMENTS = (
         ("deviation from descent",),
         lambda deviation: deviation < 1e-12,
         lambda deviation: f"largest deviation {deviation:.0e}",
+        "derived",
     ),
     # Appendix B counts a product of its own for B's update; the library shares the weights'.
     _affordable("kp", "no matrix product of its own", lambda ours, most: ours <= 0),

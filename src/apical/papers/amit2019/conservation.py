@@ -159,6 +159,7 @@ HALVED = Statement(
         "drift with the coarsest step over that with half and quarter of it: "
         + "; ".join(f"{name} " + ", ".join(f"{ratio:.2f}" for ratio in found) for name, found in ratios.items())
     ),
+    "derived",
 )
 
 CONSERVATION = Conservation(

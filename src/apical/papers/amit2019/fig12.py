@@ -17,7 +17,7 @@ from apical.papers.amit2019.theorems import EPSILONS
 from apical.papers.claims import Statement, judge
 from apical.papers.course import Measures, course, curves, spread
 from apical.papers.experiment import Experiment, Task
-from apical.papers.outcome import Claim, Line, Outcome, Panel, Row
+from apical.papers.outcome import Claim, Kind, Line, Outcome, Panel, Row
 from apical.papers.record import Curve, Record
 
 Curves = Mapping[str, Curve]
@@ -198,9 +198,7 @@ def measured(runs: Mapping[str, Curves]) -> dict[str, Any]:
         values["correlations"] = last
     if len(last) > 1:
         values |= {"several errors": {rule: errors[rule] for rule in last}, "several correlations": last}
-    if "eps=1" in last:
-        values["correlations at eps=1"] = last["eps=1"]
-    return values
+    return values | ({"correlations at eps=1": last["eps=1"]} if "eps=1" in last else {})
 
 
 def followed(steps: Mapping[str, Curves], flow: Mapping[str, Curves]) -> dict[str, Any]:
@@ -215,10 +213,11 @@ def followed(steps: Mapping[str, Curves], flow: Mapping[str, Curves]) -> dict[st
 
 
 def statements(where: str) -> tuple[Statement, ...]:
-    """The figure's statements; `where` names the scale of R(0) in their text."""
+    """The figure's statements; `where` names the scale of R(0) in their text, where they are judged once more by another one."""
+    kind: Kind = "ours" if where else "paper"
 
     def of_correlations(text: str, holds: Callable[..., bool], *needs: str) -> Statement:
-        return Statement(f"{text}{where}", (*needs, "correlations"), holds, lambda *given: _table(given[-1]))
+        return Statement(f"{text}{where}", (*needs, "correlations"), holds, lambda *given: _table(given[-1]), kind)
 
     return (
         Statement(
@@ -229,6 +228,7 @@ def statements(where: str) -> tuple[Statement, ...]:
                 "part of the first error that is left, largest of the runs: "
                 + ", ".join(f"{name} {part:.0e}" for name, part in left.items())
             ),
+            kind,
         ),
         Statement(
             f"A larger epsilon converges faster{where}",
@@ -236,6 +236,7 @@ def statements(where: str) -> tuple[Statement, ...]:
             # Below this, rounding is all that is left.
             lambda errors: bool((np.diff(_later(errors), axis=0) <= 1e-24).all()),
             lambda errors: f"{', '.join(errors)} compared in every run, at all times of the second half",
+            kind,
         ),
         of_correlations(
             "The top layer's correlation is always very close to 1 (here: over 0.9)",
@@ -276,6 +277,7 @@ FOLLOWED = Statement(
     lambda worst: (
         f"while the error falls by six decades, the two differ by at most {worst[1]:.2g} decades ({worst[0]})"
     ),
+    "ours",
 )
 
 

@@ -219,12 +219,14 @@ LAWS = (
         ("eq. 16",),
         lambda deviation: deviation < 1e-9,
         lambda deviation: f"largest deviation {deviation:.1g}",
+        "derived",
     ),
     Statement(
         "Eq. 17 gives the error's descent",
         ("eq. 17",),
         lambda mismatch: mismatch < 1e-6,
         lambda mismatch: f"largest relative difference {mismatch:.1g}",
+        "derived",
     ),
 )
 

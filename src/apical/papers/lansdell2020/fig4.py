@@ -87,6 +87,7 @@ def _grows(measure: str) -> Statement:
         (f"{measure} of several widths",),
         lambda found: list(found.values()) == sorted(found.values()),
         told,
+        "derived",  # The text: N changes it; that it grows is seen in the plots.
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from apical.papers.claims import Statement, judge
 from apical.papers.lansdell2020.common import mean
 from apical.papers.lansdell2020.methods import METHODS, TUNED
-from apical.papers.outcome import Line, Outcome, Panel, Published, Row
+from apical.papers.outcome import Kind, Line, Outcome, Panel, Published, Row
 from apical.papers.record import Record
 
 # Table 2a [P]: mean and standard error of the least test loss of an epoch.
@@ -55,7 +56,7 @@ def outcome(shows: tuple[str, ...], records: Mapping[str, Record]) -> Outcome:
             )
             for k, record in records.items()
         ]
-        found = {name: mean(record.numbers[SEPARATION]) for name, record in records.items()}
+        found = {name: Estimate.of(record.numbers[SEPARATION]) for name, record in records.items()}
         claims += judge(SEPARATED, {**found, "all": found})
         panels += [_codes(name, record) for name, record in records.items()]
     if "reconstructions" in shows:
@@ -83,66 +84,89 @@ def losses(record: Record) -> Sequence[float]:
     return record.numbers.get(f"{name}, noise on", record.numbers[name])
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """The mean over seeds, and its standard error; infinite for a single seed, which tells nothing of it."""
+
+    mean: float
+    error: float
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Estimate:
+        """The estimate of a value per seed."""
+        sem = Row("", values).sem
+        return Estimate(mean(values), math.inf if sem is None else sem)
+
+    def two_errors(self, other: Estimate) -> float:
+        """Two standard errors of the difference."""
+        return 2 * math.hypot(self.error, other.error)
+
+    def below(self, other: Estimate) -> bool | None:
+        """True if this is below another; None, undecided, within two standard errors of the difference."""
+        return None if abs(self.mean - other.mean) <= self.two_errors(other) else self.mean < other.mean
+
+    def beside(self, other: Estimate) -> str:
+        """Both means, and two standard errors of their difference, in words."""
+        two = self.two_errors(other)
+        return f"{self.mean:.1f} and {other.mean:.1f}; two standard errors are {two:.1f}"
+
+
 def _measured(records: Mapping[str, Record]) -> dict[str, Any]:
-    """Values that the statements about losses speak of: mean least losses by method, and two standard errors."""
-    found = {name: mean(losses(record)) for name, record in records.items()}
+    """Values that the statements about losses speak of: mean least losses by method, and those next to FA's and to NP's."""
+    found = {name: Estimate.of(losses(record)) for name, record in records.items()}
     printed = {name: loss for name, loss in found.items() if name in TABLE}
     values: dict[str, Any] = dict(found)
     if others := {name: loss for name, loss in printed.items() if METHODS[name].rule != "fa"}:
-        nearest = max(others, key=lambda name: others[name])
+        nearest = max(others, key=lambda name: others[name].mean)
         values["worst but fa"] = nearest, others[nearest]
-    if len(printed) > 3:
-        best = min(printed, key=lambda name: printed[name])
-        values["best of several"] = best, printed[best]
-    for pair in (("fa", "fa, noise"), ("matched", "bp")):
-        if found.keys() >= set(pair):
-            values[f"two errors of {' and '.join(pair)}"] = _two_errors(records, *pair)
+    if len(others := {name: loss for name, loss in printed.items() if name != "np"}) > 2:
+        best = min(others, key=lambda name: others[name].mean)
+        values["best but np"] = best, others[best]
     return values
 
 
-def _two_errors(records: Mapping[str, Record], *names: str) -> float:
-    """Two standard errors of the difference of two methods' losses."""
-    return 2 * math.hypot(*(Row("", losses(records[name])).sem or 0.0 for name in names))
+def _below(one: str, other: str, text: str, kind: Kind = "paper") -> Statement:
+    return Statement(text, (one, other), Estimate.below, Estimate.beside, kind)
 
 
-def _below(one: str, other: str, text: str) -> Statement:
-    return Statement(text, (one, other), lambda a, b: a < b, lambda a, b: f"{a:.1f} and {b:.1f}")
+def _within(a: Estimate, b: Estimate) -> bool | None:
+    """True if two means are within two standard errors; None where these are not known."""
+    two = a.two_errors(b)
+    return None if math.isinf(two) else abs(a.mean - b.mean) <= two
 
 
 LOSSES = (
     Statement(
         "FA performs poorly (here: worse than all others in the table)",
         ("fa", "worst but fa"),
-        lambda fa, next_one: fa > next_one[1],
-        lambda fa, next_one: f"{fa:.1f}; next is {next_one[0]}, {next_one[1]:.1f}",
+        lambda fa, next_one: next_one[1].below(fa),
+        lambda fa, next_one: f"next to FA is {next_one[0]}: {fa.beside(next_one[1])}",
     ),
     _below("np", "bp", "NP is better than BP"),
-    _below("sg", "bp", "SG is better than BP (not said in words; so it is in the table)"),
+    _below("sg", "bp", "SG is better than BP (not said in words; so it is in the table)", "derived"),
     _below("dae", "bp", "DAE is better than BP"),
     _below("bp, noise", "bp", "noise helps BP"),
     _below("adam, noise", "adam", "noise helps ADAM"),
     Statement(
         "noise does not help FA (here: by no more than two standard errors)",
-        ("fa", "fa, noise", "two errors of fa and fa, noise"),
-        lambda without, with_it, errors: without - with_it <= errors,
-        lambda without, with_it, errors: (
-            f"{with_it:.1f} with, {without:.1f} without; two standard errors are {errors:.1f}"
-        ),
+        ("fa, noise", "fa"),
+        lambda with_it, without: _within(with_it, without) if with_it.mean < without.mean else True,
+        lambda with_it, without: f"with and without {with_it.beside(without)}",
     ),
     Statement(
         "NP is the best of all (here: of those in the table)",
-        ("np", "best of several"),
-        lambda np, best: best[0] == "np",
-        lambda np, best: f"best {best[0]}, {best[1]:.1f}; np {np:.1f}",
+        ("np", "best but np"),
+        lambda np, best: np.below(best[1]),
+        lambda np, best: f"the best but NP is {best[0]}: {np.beside(best[1])}",
     ),
     Statement(
         "Matched is similar to BP (here: within two standard errors)",
-        ("matched", "bp", "two errors of matched and bp"),
-        lambda matched, bp, errors: abs(matched - bp) <= errors,
-        lambda matched, bp, errors: f"{matched:.1f} and {bp:.1f}; two standard errors are {errors:.1f}",
+        ("matched", "bp"),
+        _within,
+        Estimate.beside,
     ),
 )
-"""Statements about the least test losses."""
+"""Statements about the least test losses; undecided within two standard errors of a difference."""
 
 
 def _curves(records: Mapping[str, Record]) -> Panel:
@@ -176,21 +200,21 @@ SEPARATED = (
     Statement(
         "NP's code separates digits better than BP's",
         ("np", "bp", "all"),
-        lambda np, bp, found: np > bp,
+        lambda np, bp, found: bp.below(np),
         lambda np, bp, found: _percents(found),
     ),
     Statement(
         "FA's code does not separate digits (here: half as well as NP's)",
         ("np", "fa", "all"),
-        lambda np, fa, found: fa < np / 2,
+        lambda np, fa, found: fa.below(Estimate(np.mean / 2, np.error / 2)),
         lambda np, fa, found: _percents(found),
     ),
 )
 """Statements about the codes' separation."""
 
 
-def _percents(found: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.0f} %" for name, value in found.items())
+def _percents(found: Mapping[str, Estimate]) -> str:
+    return ", ".join(f"{name} {one.mean:.1f} ± {one.error:.1f} %" for name, one in found.items())
 
 
 def _codes(name: str, record: Record) -> Panel:

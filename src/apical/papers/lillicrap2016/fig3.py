@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from apical.papers.claims import Statement, judge
 from apical.papers.lillicrap2016.handwritten_digits import Contender, HandwrittenDigits
-from apical.papers.outcome import Claim, Line, Outcome, Panel, Published, Row
+from apical.papers.outcome import Claim, Kind, Line, Outcome, Panel, Published, Row
 from apical.papers.record import Curve, Record
 
 ERROR, ANGLE = "test error", "angle"
@@ -70,25 +70,32 @@ def compared(where: str, *, whole: bool) -> tuple[Statement, ...]:
     text, bound = ("or below", 0.0) if whole else ("(here: at most 0.1 % above it)", 0.1)
     return (
         Statement(
-            f"FA ends at BP's test error {text}{where}", ("fa", "bp"), lambda fa, bp: fa.last <= bp.last + bound, ends
+            f"FA ends at BP's test error {text}{where}",
+            ("fa", "bp"),
+            lambda fa, bp: fa.last <= bp.last + bound,
+            ends,
+            "ours" if where else "paper",
         ),
         Statement(
             f"FA matches BP's test error (here: at most 0.5 % above it){where}",
             ("fa", "bp"),
             lambda fa, bp: fa.last <= bp.last + 0.5,
             ends,
+            "ours",
         ),
         Statement(
             f"FA learns just as quickly as BP (here: at most half as many examples more){where}",
             ("fa", "bp"),
             as_quick,
             raced,
+            "paper" if whole and not where else "ours",
         ),
         Statement(
             "FA teaches the hidden layer",
             ("fa", "shallow"),
             lambda fa, shallow: fa.last < shallow.last - 0.5,
             lambda fa, shallow: f"{fa.last:.2f} % against {shallow.last:.2f} % with W_0 fixed",
+            "ours",
         ),
     )
 
@@ -99,7 +106,7 @@ def later(angle: Curve) -> np.ndarray:
     return angle.mean[x >= x[-1] / 4]
 
 
-def aligned(name: str) -> Statement:
+def aligned(name: str, kind: Kind) -> Statement:
     """The statement on the course of the angle between a contender's signal and BP's."""
     return Statement(
         f"the angle of the signal to BP's falls quickly and stays (here: after a quarter of training, within 10°), {name}",
@@ -109,6 +116,7 @@ def aligned(name: str) -> Statement:
             f"{angle.mean[0]:.0f}° before learning, {later(angle)[0]:.0f}° after a quarter of it, "
             f"{angle.mean[-1]:.0f}° at the end"
         ),
+        kind,
     )
 
 
@@ -145,6 +153,9 @@ class SigmoidUnits(HandwrittenDigits):
             )
         return shown
 
+    def _kind(self, name: str) -> Kind:
+        return "paper" if self.connected == 1 and name == "fa" else "ours"
+
     def _errors(self, curves: Mapping[Contender, Curve]) -> Outcome:
         rows = [
             Row(f"test error, {one}", curve.last, self.published.get(one.rule), "%") for one, curve in curves.items()
@@ -168,7 +179,7 @@ class SigmoidUnits(HandwrittenDigits):
                 Row(f"angle of the signal to BP's at the end, {name}", curve.last, unit="°")
                 for name, curve in named.items()
             ],
-            claims=judge(map(aligned, named), named),
+            claims=judge([aligned(name, self._kind(name)) for name in named], named),
             panels=[
                 Panel(
                     title="b",

@@ -47,6 +47,7 @@ ALIGNING = (
         (ERROR,),
         lambda error: error.mean[-1] < error.mean[0] / 2,
         lambda error: f"normalized squared error from {error.mean[0]:.2g} to {error.mean[-1]:.2g}",
+        kind="ours",
     ),
 )
 """About the angles of W to B, the fraction of the sampled ones that fell, and the error."""
@@ -158,6 +159,7 @@ PASSING = (
         (WITHOUT, WHOLE),
         lambda without, whole: without.left(3).mean() > whole.left(3).mean(),
         lambda without, whole: f"{without.left(3).mean():.2f} of the error is left, against {whole.left(3).mean():.2f}",
+        kind="ours",
     ),
 )
 """About the bounds of the phases under both conditions."""

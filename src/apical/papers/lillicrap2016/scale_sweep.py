@@ -71,6 +71,7 @@ CLOSER = (
         (TO_INVERSE, TO_TRANSPOSE),
         lambda inverse, transpose: inverse[-1] < transpose[-1],
         lambda inverse, transpose: f"{inverse[-1]:.1f} against {transpose[-1]:.1f} degrees at the end",
+        kind="ours",
     ),
 )
 """Of the angles' means over seeds [points]."""
@@ -152,6 +153,7 @@ def ordered(word: str, timing: Timing) -> Statement:
         (f"{timing.name}, {TO_BP}",),
         rises,
         lambda bp: f"{timing.name}: " + told(bp, lambda w: f"{bp[w].mean():.1f}"),
+        kind="ours",  # A third party tells of the preprint's figure.
     )
 
 
@@ -162,6 +164,7 @@ def nearer(word: str, when: str, timing: Timing) -> Statement:
         (f"{timing.name}, {TO_PBP}", f"{timing.name}, {TO_BP}"),
         lambda pbp, bp: all(pbp[w].mean() < bp[w].mean() for w in bp),
         lambda pbp, bp: f"{when}: " + told(bp, lambda w: f"{pbp[w].mean():.1f} against {bp[w].mean():.1f}"),
+        kind="ours",
     )
 
 

@@ -18,6 +18,7 @@ STATEMENTS = (
         ("first row, fa", "first row, dfa"),
         lambda fa, dfa: distance(fa, dfa) <= 1,
         lambda fa, dfa: f"{fa:.2f} % and {dfa:.2f} %",
+        kind="derived",
     ),
     Statement(
         "With dropout DFA comes closer to BP than FA does (not said in words; so it is in the table)",

@@ -17,7 +17,7 @@ from apical.papers.course import course, spread
 from apical.papers.experiment import Experiment, Task, given
 from apical.papers.nokland2016.criteria import Layers, held_cost
 from apical.papers.nokland2016.training import MNIST_RATE, Net, Training, per_epoch, start
-from apical.papers.outcome import Line, Outcome, Panel
+from apical.papers.outcome import Kind, Line, Outcome, Panel
 from apical.papers.record import Curve, Record
 
 HELD, FOLLOWED = "directions held", "dfa"
@@ -58,20 +58,22 @@ class Seen:
         return f"in the end K {K:.2f}, L {L:.3f} (at its highest {highest:.3f}), beta {beta:.0f}°"
 
 
-def theorem(condition: str) -> tuple[Statement, ...]:
-    """The statements of the theorem, judged by the criteria in one condition."""
+def theorem(condition: str, kind: Kind) -> tuple[Statement, ...]:
+    """The statements of the theorem, and identities among its criteria, judged in one condition; `kind` is the former's."""
     return (
         Statement(
             f"{condition}: from W = 0, L = 0",
             (condition,),
             lambda seen: seen.start == 0,
             lambda seen: f"|L| at most {seen.start:.2g}",
+            kind,
         ),
         Statement(
             f"{condition}: the directions -dh are those of steepest descent on K",
             (condition,),
             lambda seen: seen.largest("steepest") < 1e-12,
             lambda seen: f"gradients by h differ by at most {seen.largest('steepest'):.1g}",
+            "derived",
         ),
         Statement(
             f"{condition}: ||dh_k|| L_k = ||dh_k+1|| L_k+1",
@@ -81,6 +83,7 @@ def theorem(condition: str) -> tuple[Statement, ...]:
                 f"their difference at most {seen.largest('identity'):.1g} of the product of the vectors' lengths, "
                 "over training and samples"
             ),
+            "derived",
         ),
         Statement(
             f"{condition}: a small step of W raises L exactly where K_k < 0, f' held",
@@ -90,17 +93,20 @@ def theorem(condition: str) -> tuple[Statement, ...]:
                 f"{seen.known(AS_K_SAYS).min():.0f} % of samples at worst; "
                 f"with f' at its new value {seen.known(SLOPE_TOO).mean():.0f} % on average"
             ),
+            kind,
         ),
         Statement(
             f"{condition}: learning lowers K and raises L, to angles below 90°",
             (condition,),
             lambda seen: seen.last("K") < 0 < seen.last("L") and seen.last("beta") < 90,
             lambda seen: seen.ends,
+            kind,
         ),
     )
 
 
-STATEMENTS = (*theorem(HELD), *theorem(FOLLOWED))
+# The theorem is about directions that are held.
+STATEMENTS = (*theorem(HELD, "paper"), *theorem(FOLLOWED, "ours"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,7 @@ def write(folder: Path) -> Path:
     path = folder / "report.html"
     write_text(
         path,
-        template(
-            "paper.html.jinja", number=number, printed=printed, extent=extent, duration=duration, origin=origin
-        ).render(
+        template("paper.html.jinja", **WORDS).render(
             outcome=outcome,
             shows=outcome["shows"],
             figure=None if svg is None else Markup(svg[svg.index("<svg") :]),
@@ -50,6 +48,8 @@ def read(path: Path) -> dict[str, Any]:
     try:
         outcome = read_sealed(path)
         outcome["shows"]["panels"]
+        for claim in outcome["shows"]["claims"]:
+            claim.setdefault("kind", "paper")  # Where it was judged before claims had one.
     except OSError as error:
         raise ReportError(f"{path}: can't be read ({error}); run `apical reproduce` to its end first") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -95,6 +95,35 @@ def origin(outcome: Mapping[str, Any]) -> str:
     return f"run {' to '.join(days)} by {with_what}" + ("" if list(days) == [judged] else f", judged {judged}")
 
 
+def verdict(holds: bool | None, scale: float, kind: str = "paper") -> str:
+    """Whether a claim holds, or a number agrees, in words: a shortened run can bear the paper out, and not refute it.
+
+    >>> verdict(True, 0.1), verdict(False, 0.1), verdict(False, 1.0), verdict(None, 1.0)
+    ('yes', 'not comparable at this length', 'no', 'undecided')
+    >>> verdict(False, 0.1, "derived")
+    'no'
+    """
+    if holds is None:
+        return "undecided"
+    if holds:
+        return "yes"
+    return "not comparable at this length" if scale < 1 and kind == "paper" else "no"
+
+
+def counted(holds: Sequence[bool | None], scale: float) -> str:
+    """How many of the paper's claims hold, or numbers agree, in words; empty for none.
+
+    >>> counted([True, False, None], 1.0), counted([True, False, None], 0.1)
+    ('1 of 3 (1 undecided)', '1 of 3 (1 undecided, 1 not comparable)')
+    """
+    if not holds:
+        return ""
+    words = [verdict(one, scale) for one in holds]
+    left = {word: words.count(word) for word in ("undecided", "not comparable at this length")}
+    more = ", ".join(f"{count} {word.removesuffix(' at this length')}" for word, count in left.items() if count)
+    return f"{words.count('yes')} of {len(words)}" + (f" ({more})" if more else "")
+
+
 def number(mean: float | None, spread: float | None, unit: str) -> str:
     """A number with its ± and unit, as tables show it.
 
@@ -131,3 +160,15 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+WORDS: Mapping[str, Callable[..., str]] = {
+    "number": number,
+    "printed": printed,
+    "extent": extent,
+    "duration": duration,
+    "origin": origin,
+    "verdict": verdict,
+    "counted": counted,
+}
+"""What templates of pages may call: name -> function."""

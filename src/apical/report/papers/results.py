@@ -11,7 +11,7 @@ from apical.papers import PAPERS, experiments
 from apical.papers.experiment import same_data
 from apical.report.drawing.templates import template
 from apical.report.error import ReportError
-from apical.report.papers.paper import duration, extent, figure, number, origin, printed, read
+from apical.report.papers.paper import WORDS, extent, figure, read
 
 
 def publish(folder: Path, results: Path) -> Path:
@@ -72,7 +72,7 @@ def _outcomes(results: Path) -> list[dict[str, Any]]:
 def _summary(results: Path, outcomes: list[dict[str, Any]]) -> Path:
     page = results / "summary.md"
     missing = [name for name in experiments() if name not in {outcome["experiment"] for outcome in outcomes}]
-    text = template("summary.md.jinja", extent=extent, anchor=_anchor, duration=duration, shared=_shared).render(
+    text = template("summary.md.jinja", **WORDS, anchor=_anchor, shared=_shared).render(
         outcomes=outcomes, missing=missing, explained=(results / "README.md").exists()
     )
     write_text(page, text)
@@ -82,16 +82,8 @@ def _summary(results: Path, outcomes: list[dict[str, Any]]) -> Path:
 def _page(results: Path, paper: str, outcomes: list[dict[str, Any]]) -> Path:
     own = [outcome for outcome in outcomes if outcome["experiment"].startswith(f"{paper}/")]
     page = results / f"{paper}.md"
-    text = template(
-        "results.md.jinja",
-        number=number,
-        printed=printed,
-        extent=extent,
-        duration=duration,
-        origin=origin,
-        shared=_shared,
-        cell=_cell,
-    ).render(paper=paper, title=PAPERS[paper], outcomes=own)
+    made = template("results.md.jinja", **WORDS, shared=_shared, cell=_cell)
+    text = made.render(paper=paper, title=PAPERS[paper], outcomes=own)
     write_text(page, text)
     return page
 
