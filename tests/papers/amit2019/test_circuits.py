@@ -37,3 +37,10 @@ def test_shut_off_circuit():
     for x in (0.99, -0.99, 0.0):
         np.testing.assert_array_equal(circuits.shut_off(np.array(x), delta), delta)
     assert circuits.shut_off(np.array(1.0), np.array(K)) == -K  # Why |delta| has to be smaller.
+
+
+def test_the_shut_off_circuit_in_and_out_of_sequence():
+    x, delta = np.array([-1.0, -0.5, 0.5, 1.0]), np.array([0.3, 0.3, -1.5, -0.3])
+    np.testing.assert_array_equal(circuits.sequenced(x, delta, gates_first=True), [0, 0.3, -1.5, 0])
+    # Gates that are set too late let a saturated unit's error pass, and shut off one that is as large as saturation.
+    np.testing.assert_array_equal(circuits.sequenced(x, delta, gates_first=False), [0.3, 0.3, 0, -0.3])

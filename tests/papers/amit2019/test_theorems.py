@@ -7,7 +7,8 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from apical.papers import find
-from apical.papers.amit2019 import theorems as scalar
+from apical.papers.amit2019 import decoupled as scalar
+from apical.papers.amit2019.theorems import Decoupled
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.5, 1.0])
@@ -41,7 +42,7 @@ def test_rate_of_two_layers_is_as_written_out():
 @pytest.mark.parametrize("name", ["theorem1", "theorem2", "fig12-scalar"])
 def test_draws_meet_the_conditions_of_the_theorems(name):
     one = find(f"amit2019/{name}")
-    assert isinstance(one, scalar.Decoupled)
+    assert isinstance(one, Decoupled)
     target, back = one.drawn(range(50))
     assert (target <= 1).all()
     assert (back[1:].max(0) < 0.3 * target).all()
@@ -56,6 +57,26 @@ def test_theorem_1_holds_and_its_claims_can_fail(run):
     assert [claim.holds for claim in one.outcome(records).claims] == [True, True, True]
     swapped = {a: records[b] for a, b in zip(one.conditions, reversed(one.conditions), strict=True)}
     assert [claim.holds for claim in one.outcome(swapped).claims] == [False, False, True]
+    # Nothing says of two layers that the last one's number grows.
+    assert not any("as printed" in claim.text for claim in one.outcome(records).claims)
     short = {"eps=0": run("theorem1", "eps=0", {"steps": 10}, (0,), step=0.1)}
     (claim,) = one.outcome(short).claims
     assert not claim.holds
+
+
+def test_of_theorem_2_all_holds_but_that_the_last_number_grows(run):
+    one = find("amit2019/theorem2")
+    records = {c: run("theorem2", c, {"steps": 2000}, range(2), step=0.5) for c in one.conditions}
+    claims = {claim.text.partition(":")[0] + claim.kind: claim for claim in one.outcome(records).claims}
+    assert claims["Theorem 2derived"].holds
+    printed = claims["Theorem 2 as printedpaper"]
+    assert not printed.holds
+    assert "λ1: yes; λ2: yes; λ3: no; λ3 falls" in printed.evidence
+
+
+def test_laws_of_the_scalar_system_hold_and_can_fail(run):
+    one = find("amit2019/fig12-scalar")
+    records = {c: run("fig12-scalar", c, {"steps": 3000}, range(2), step=0.05) for c in one.conditions}
+    assert [claim.holds for claim in one.outcome(records).claims] == [True] * 4
+    coarse = {c: run("fig12-scalar", c, {"steps": 40}, range(2), step=2.0) for c in one.conditions}
+    assert [claim.holds for claim in one.outcome(coarse).claims] != [True] * 4

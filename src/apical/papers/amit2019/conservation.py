@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import apical
 from apical.data import ImageData
-from apical.papers.amit2019.theorems import EPSILONS
+from apical.papers.amit2019.decoupled import EPSILONS
 from apical.papers.claims import Statement, judge
 from apical.papers.course import Measures, course, spread
 from apical.papers.experiment import Experiment, Task

@@ -12,8 +12,8 @@ from torch import nn
 
 import apical
 from apical.data import ImageData
+from apical.papers.amit2019.decoupled import EPSILONS
 from apical.papers.amit2019.linear_network import ERROR, LAYERS, SIZES, Start, drawn, measures, solved
-from apical.papers.amit2019.theorems import EPSILONS
 from apical.papers.claims import Statement, judge
 from apical.papers.course import Measures, course, curves, spread
 from apical.papers.experiment import Experiment, Task
