@@ -95,7 +95,7 @@ TABLE1 = Mnist(
     data="ylecun/mnist",
     together=False,
     rate=MNIST_RATE,
-    decays=True,
+    falling=1e-3,  # [R]
     rows=(
         TableRow(Net(7, 240), Cell(2.16, 0.13), Cell(2.20, 0.13, 0.02), Cell(2.32, 0.15, 0.03)),
         TableRow(DEEP, None, None, Cell(3.92, 0.09, 0.12)),
@@ -112,7 +112,8 @@ TABLE1 = Mnist(
         *OPEN,
         *MNIST_OPEN,
         "With dropout the rate falls in a straight line to zero over the run's length; the paper says that it falls and that "
-        "validation chose the length, and prints neither.",
+        "validation chose the length, and prints neither. It starts at 1e-3: on 10,000 held-out training images BP has 4.0 % "
+        "error after two epochs with 1e-3, and 7.9 % with 1e-4.",
         "Adversarial inputs: a step of 0.08 along the sign of BP's gradient for all rules, and no other inputs: released code.",
     ),
 )

@@ -67,12 +67,13 @@ class Table(UntilStopped):
     """Every network of `rows` by every rule.
 
     Args:
-        rows: networks and printed cells. rate: of RMSprop. decays: whether the networks with dropout take a falling rate.
+        rows: networks and printed cells. rate: of RMSprop. falling: the rate, if another, that networks with dropout start from;
+            it falls.
     """
 
     rows: tuple[TableRow, ...]
     rate: float
-    decays: bool = False
+    falling: float | None = None
 
     @property
     def entries(self) -> Mapping[Entry, Cell | None]:
@@ -93,13 +94,14 @@ class Table(UntilStopped):
         (seed,) = task.seeds
         torch.manual_seed(seed)  # Dropout draws from PyTorch's own generator.
         steps = task.lengths["steps"]
+        falling = self.falling if entry.net.variant == "DO" else None
         training = Training(
             start(entry.net, entry.rule, task.data, seed).model,
             task.data,
             task.seeds,
-            rate=self.rate,
+            rate=self.rate if falling is None else falling,
             adversarial=ADVERSARIAL if entry.net.variant == "ADV" else 0.0,
-            decay=steps if entry.net.variant == "DO" and self.decays else None,  # [R]
+            decay=None if falling is None else steps,  # [R]
         )
         with flushed():
             curves = training.course(task, steps)
