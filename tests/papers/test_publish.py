@@ -68,6 +68,14 @@ def test_a_longer_run_replaces_a_shorter_one_and_not_the_other_way_round(tmp_pat
     with pytest.raises(ReportError, match="holds a run of more seeds"):
         results.publish(tmp_path / "few", tmp_path / "results")
     assert json.loads((tmp_path / "results" / "lillicrap2016" / "walk.json").read_text())["scale"] == 0.6
+    # Since then the experiment has become ten times as long, and has one condition less.
+    now = walk(long=10, only=("quick",))
+    monkeypatch.setattr(results, "experiments", lambda: {now.name: now})
+    reproduce(now, tmp_path / "tenth", scale=0.1)
+    results.publish(tmp_path / "tenth", tmp_path / "results")
+    reproduce(now, tmp_path / "less", scale=0.05)
+    with pytest.raises(ReportError, match="holds a longer run"):
+        results.publish(tmp_path / "less", tmp_path / "results")
     assert page.name == "lillicrap2016.md"
 
 

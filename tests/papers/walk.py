@@ -14,13 +14,15 @@ class Walk(Experiment):
     """A random walk in place of a network."""
 
     calls: list = field(default_factory=list, compare=False)
+    long: int = 1
+    only: tuple[str, ...] = ("slow", "quick")
 
     @property
     def conditions(self):
-        return ("slow", "quick")
+        return self.only
 
     def steps(self, data):
-        return {"steps": 400, "warm-up steps": 40}
+        return {"steps": 400 * self.long, "warm-up steps": 40 * self.long}
 
     def run(self, task):
         self.calls.append((task.condition, task.seeds))

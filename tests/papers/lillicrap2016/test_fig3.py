@@ -49,7 +49,8 @@ def test_descriptions_have_the_papers_numbers():
     assert FIG3A.published == {"bp": Published(2.4), "fa": Published(2.1), "shallow": Published(7.2, tag="T")}
     assert (FIG3A.hidden, FIG3A.rate, FIG3_SPARSE.connected) == (1000, 1e-3, 0.5)
     assert FIG3_SPARSE.published["fa"].value == 2.4
-    assert FIG3A.conditions == ("shallow", "bp", "fa", "bp, 10 eta", "fa, w = 0.2", "bp, 10 eta, w = 0.2")
+    assert FIG3A.conditions == ("shallow", "bp", "fa", "bp, 10 eta", "fa, w = 0.3", "bp, 10 eta, w = 0.3")
+    assert (FIG3A.weights, FIG3A.epochs, FIG3A.seeds) == (0.2, 60, 5)
     assert (FIG3B.conditions, FIG3_SPARSE.conditions) == (("fa",), ("fa", "bp, 10 eta"))
     assert FIG3B.runs == FIG3A.runs != FIG3_SPARSE.runs
     for one in (FIG3A, FIG3B, FIG3_SPARSE):

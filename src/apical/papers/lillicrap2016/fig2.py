@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -14,6 +15,7 @@ from apical.papers.claims import Statement, judge
 from apical.papers.lillicrap2016.linear_function import (
     ERROR,
     NOISE,
+    QUICKEST_SHALLOW,
     RATES,
     READINGS,
     SEARCH,
@@ -50,6 +52,8 @@ def race(fa: Curve, bp: Curve) -> str:
     return "examples, mean over seeds: " + "; ".join(f"{a:.0f} against {b:.0f} to {level:g}" for a, b, level in pairs)
 
 
+QUICKEST = "shallow, own rate"
+
 LEARNING = (
     Statement(
         "Shallow learning: the loss hardly decreases (here: at least half of it is left)",
@@ -58,6 +62,13 @@ LEARNING = (
         lambda shallow: (
             f"final error {final(shallow):.2g}; the least that 20 random hidden units of 30 inputs can leave is about 1/3"
         ),
+    ),
+    Statement(
+        "Shallow learning: the same at the rate at which it is quickest",
+        (QUICKEST,),
+        lambda shallow: final(shallow) >= 0.5,
+        lambda shallow: f"final error {final(shallow):.2g}",
+        kind="ours",
     ),
     Statement(
         "Node perturbation learns, but slowly",
@@ -120,6 +131,43 @@ def when(curve: Curve, level: float) -> str:
     return f"{mean:.0f} examples" if np.isfinite(mean) else "more examples than there were"
 
 
+POSITIVE, PART = "mean of e^T W B e over that of its lengths", "samples with e^T W B e > 0"
+
+
+def products(e: Tensor, W: Tensor, B: Tensor) -> dict[str, list[float]]:
+    """How far (e W) and (e B) point the same way: their product's mean over samples, in units of |e W| |e B|, and its sign.
+
+    Args:
+        e: errors [seeds, N, outputs]. W, B: [seeds, outputs, units].
+    """
+    through_w, through_b = e @ W, e @ B
+    product = (through_w * through_b).sum(2)
+    size = (through_w.norm(dim=2) * through_b.norm(dim=2)).mean(1)
+    return {
+        POSITIVE: (product.mean(1) / size.clamp(min=torch.finfo(size.dtype).tiny)).tolist(),
+        PART: (100 * (product > 0).float().mean(1)).tolist(),
+    }
+
+
+def learned_positive(mean: Curve) -> bool:
+    """True if every seed's mean product is positive at all times after a tenth of the examples."""
+    x = np.asarray(mean.x)
+    return bool((mean.values[:, x >= x[-1] / 10] > 0).all())
+
+
+CONDITION = (
+    Statement(
+        "e^T W B e > 0 on average over samples, which suffices to learn (here: from every seed, after a tenth of the examples)",
+        (POSITIVE, PART),
+        lambda mean, part: learned_positive(mean),
+        lambda mean, part: (
+            f"{mean.values[:, -1].min():.2f} of |e W| |e B| or more at the end; it is positive for {initial(part):.0f} % of the "
+            f"samples before learning and {final(part):.0f} % at the end"
+        ),
+    ),
+)
+"""Of the product of FA's signal and BP's."""
+
 TURNING = (
     Statement(
         "The angle starts at about 90 degrees",
@@ -149,14 +197,19 @@ class Angle(LinearFunction):
 
     @override
     def angles(self, students: Students, e: Tensor) -> dict[str, list[float]]:
-        return {TO_BP: signal_angles(e, students.feedback("1"), students.weight("1"))}
+        W, B = students.weight("1"), students.feedback("1")
+        return {TO_BP: signal_angles(e, B, W), **products(e, W, B)}
 
     @override
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
         if "fa" not in records:
             return Outcome()
-        curve = records["fa"].curves[TO_BP]
-        rows = [Row("angle at the end", curve.values[:, -1].tolist(), Published(30, tag="T"), "°")]
+        curves = records["fa"].curves
+        curve = curves[TO_BP]
+        rows = [
+            Row("angle at the end", curve.values[:, -1].tolist(), Published(30, tag="T"), "°"),
+            *(Row(f"{name}, at the end", curves[name].last, unit="%") for name in (PART,) if name in curves),
+        ]
         panel = Panel(
             title="b",
             x="examples",
@@ -166,7 +219,8 @@ class Angle(LinearFunction):
             high=100,
             marks=(90,),
         )
-        return Outcome(rows=rows, claims=judge(TURNING, {"angle": curve}), panels=[panel], columns=1)
+        claims = judge((*TURNING, *CONDITION), {"angle": curve, **curves})
+        return Outcome(rows=rows, claims=claims, panels=[panel], columns=1)
 
 
 FIG2A = FourAlgorithms(
@@ -176,7 +230,7 @@ FIG2A = FourAlgorithms(
     length="2000 examples",
     seeds=20,
     minutes=0.5,
-    rates=RATES,
+    rates={**{rule: RATES[rule] for rule in ("shallow", "reinforce", "bp", "fa")}, QUICKEST: QUICKEST_SHALLOW},
     noise=NOISE,
     readings=(*READINGS, SEARCH),
 )

@@ -56,7 +56,7 @@ class SpikingDigits(Experiment):
     """
 
     dynamics: Mapping[str, Dynamics]
-    epochs: int = 20  # [R]
+    epochs: int = 200  # [R]
     hidden: tuple[int, ...] = (1500, 1500, 1500)
     group: int = 100
     presented: int = 5
@@ -230,9 +230,9 @@ FIG4 = SpikingDigits(
     name="lillicrap2016/fig4",
     title="A spiking, continuously integrating network learns MNIST by random feedback",
     source="Figure 4; Methods, spiking network",
-    length="20 epochs of 5 time steps an image",
+    length="200 epochs of 5 time steps an image",
     seeds=1,
-    minutes=70,
+    minutes=700,
     data="ylecun/mnist",
     together=False,
     dynamics={
@@ -252,6 +252,7 @@ FIG4 = SpikingDigits(
         "100 images are shown side by side and each adds its whole update at eta = 1e-3, so the weights move per step by a sum "
         "over 100 images and per epoch by as much as if they were shown one by one.",
         "The class is that of the group with most spikes over the five steps.",
-        "20 epochs, in an order drawn anew for each; the paper names no number. Biases start at zero. One seed.",
+        "200 epochs, in an order drawn anew for each; the paper names no number, and over 10 the error falls like the number of "
+        "images to the power of -0.3. Biases start at zero. One seed.",
     ),
 )

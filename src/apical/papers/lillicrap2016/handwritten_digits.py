@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,17 +23,41 @@ OUTPUT = "3"
 """The name of the layer between hidden and output units."""
 
 
+Slope = Literal["own", "box", "constant"]
+"""The derivative h' of logistic units as it is; as 1/4 where the potential is within 2 of 0, else 0; as 1/4 everywhere."""
+
+
+class Units(nn.Module):
+    """Logistic units, x [..., units] -> [..., units], whose derivative may be replaced by a rough one."""
+
+    def __init__(self, slope: Slope) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs; their gradient is that of the slope."""
+        h = torch.sigmoid(x)
+        if self.slope == "own":
+            return h
+        line = (x.clamp(-2, 2) if self.slope == "box" else x) / 4
+        return h.detach() + (line - line.detach())
+
+
 @dataclass(frozen=True)
 class Contender:
     """A condition: rule, how many times the printed rate it learns by, and w where that is another than the experiment's.
 
-    >>> str(Contender("bp", 10, weights=0.2))
-    'bp, 10 eta, w = 0.2'
+    Args:
+        rule, factor, weights: these. slope: what takes the place of the hidden units' derivative, if anything does; see `Units`.
+
+    >>> str(Contender("bp", 10, weights=0.3))
+    'bp, 10 eta, w = 0.3'
     """
 
     rule: str
     factor: float = 1.0
     weights: float | None = None
+    slope: Slope = "own"
 
     def __str__(self) -> str:
         return self.learner + self.where
@@ -41,7 +65,8 @@ class Contender:
     @property
     def learner(self) -> str:
         """The name without w."""
-        return self.rule + ("" if self.factor == 1 else f", {self.factor:g} eta")
+        slope = "" if self.slope == "own" else f", {self.slope} slope"
+        return self.rule + ("" if self.factor == 1 else f", {self.factor:g} eta") + slope
 
     @property
     def where(self) -> str:
@@ -61,13 +86,13 @@ class HandwrittenDigits(Experiment):
     """
 
     contenders: tuple[Contender, ...]
-    epochs: int = 25  # [R]
+    epochs: int = 60  # [R]
     hidden: int = 1000  # [T]
     rate: float = 1e-3
     batch: int = 20  # [R]
     decay: float = 1e-6
     shrink: Literal["rate", "example"] = "rate"  # [R]
-    weights: float = 0.3  # [R]
+    weights: float = 0.2  # [R]
     feedback: float = 30.0  # [R]
     connected: float = 1.0
 
@@ -90,7 +115,7 @@ class HandwrittenDigits(Experiment):
         contender = self.contenders[self.conditions.index(task.condition)]
         rate = self.rate * contender.factor
         width = self.weights if contender.weights is None else contender.weights
-        model, learner = self.learner(contender.rule, seed, task.data, width)
+        model, learner = self.learner(contender.rule, seed, task.data, width, contender.slope)
         # Mean over the batch times its size: a sum over examples, as that many updates online.
         decay = self.decay if self.shrink == "rate" else self.decay / rate
         optimizer = apical.LocalSGD(learner, lr=rate * self.batch, weight_decay=decay)
@@ -118,10 +143,14 @@ class HandwrittenDigits(Experiment):
             parts={"model": model, "optimizer": optimizer},
             x=lambda step: step * self.batch,
         )
-        return Record(curves=curves)
+        return Record(curves=curves, arrays=self.kept(model))
+
+    def kept(self, model: nn.Module) -> dict[str, Any]:
+        """What else a record keeps of a network at the end."""
+        return {}
 
     def learner(
-        self, rule: str | apical.Rule, seed: int, data: ImageData, width: float
+        self, rule: str | apical.Rule, seed: int, data: ImageData, width: float, slope: Slope = "own"
     ) -> tuple[nn.Module, apical.Learner]:
         """The network with weights and feedback of this seed, and its learner."""
         # Feedback has a generator of its own, so that all rules start from the same weights.
@@ -130,7 +159,7 @@ class HandwrittenDigits(Experiment):
         for layer in (first, last):
             nn.init.uniform_(layer.weight, -width, width, generator=draw)
             nn.init.zeros_(layer.bias)  # [R]
-        model = nn.Sequential(nn.Flatten(), first, nn.Sigmoid(), last, nn.Sigmoid())
+        model = nn.Sequential(nn.Flatten(), first, Units(slope), last, nn.Sigmoid())
         if rule == "fa":
             rule = apical.rule("fa", init=partial(nn.init.uniform_, a=-self.feedback, b=self.feedback))
         thinned = {OUTPUT: self.connected} if self.connected < 1 else None  # [R] W_0 stays whole

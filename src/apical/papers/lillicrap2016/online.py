@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from typing_extensions import override
 
 import apical
 from apical.measures.tensors import angles
@@ -127,6 +128,17 @@ class Students:
         """The feedback B of a layer of every network."""
         feedback = given(self.learner.synapses[name].feedback, "feedback weights")
         return feedback.detach().view(self.n, -1, feedback.shape[1])
+
+
+class ByPseudoInverse(Students):
+    """Students of a hidden layer whose signals travel back through the pseudo-inverse of the weights as they are, e (W^+)^T."""
+
+    @override
+    def learn(self, x: Float[Tensor, "seeds 1 i"], y: Float[Tensor, "seeds 1 o"]) -> None:
+        *_, last = self.learner.synapses
+        inverse = torch.linalg.pinv(self.weight(last).double()).mT
+        self.learner.synapses[last].feedback = inverse.flatten(0, 1).float()
+        super().learn(x, y)
 
 
 def half_squared_error(outputs: Tensor, targets: Tensor) -> Float[Tensor, " n"]:

@@ -14,15 +14,22 @@ from apical.measures.tensors import angles
 from apical.papers.claims import Statement, judge
 from apical.papers.experiment import Task
 from apical.papers.lillicrap2016.linear_function import (
+    BESIDE_PBP,
     ERROR,
+    INPUTS,
+    LEARNS,
+    PBP,
+    PBP_SEARCH,
     RATES,
     READINGS,
     SEARCH,
     TO_BP,
+    WIDER,
     LinearFunction,
+    network,
     reached,
 )
-from apical.papers.lillicrap2016.online import Students, signal_angles
+from apical.papers.lillicrap2016.online import ByPseudoInverse, Students, signal_angles
 from apical.papers.outcome import Claim, Line, Outcome, Panel, Row
 from apical.papers.record import Curve, Record
 
@@ -79,17 +86,43 @@ CLOSER = (
 
 @dataclass(frozen=True, kw_only=True)
 class PseudoInverse(LinearFunction):
-    """FA's signal and weights beside the transpose and the pseudo-inverse of the weights."""
+    """FA's signal and weights beside the transpose and the pseudo-inverse of the weights; and learning by either of these."""
+
+    @override
+    def run(self, task: Task) -> Record:
+        weights = self.weights if task.condition == "fa" else WIDER
+        return self.trained(task, task.condition, self.rates[task.condition], weights)
+
+    @override
+    def students(self, condition: str, seeds: Sequence[int], rate: float, weights: float) -> Students:
+        kind = ByPseudoInverse if condition == PBP else Students
+        rule = self.rule("fa" if condition == PBP else condition)
+        return kind(lambda seed: network(seed, weights), rule, seeds, inputs=INPUTS, rate=rate)
 
     @override
     def angles(self, students: Students, e: Tensor) -> dict[str, list[float]]:
-        return alignments(students, e)
+        aligns = students.learner.rule.name == "fa" and not isinstance(students, ByPseudoInverse)
+        return alignments(students, e) if aligns else {}
 
     @override
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
-        if "fa" not in records:
-            return Outcome()
-        curves = records["fa"].curves
+        errors = {name: record.curves[ERROR] for name, record in records.items()}
+        aligned = self._aligned(records["fa"]) if "fa" in records else Outcome()
+        learned = Panel(
+            title="learning",
+            x="examples",
+            y=ERROR,
+            lines=[Line.of(name, curve) for name, curve in errors.items()],
+            log_y=True,
+        )
+        return Outcome(
+            rows=[*aligned.rows, *(Row(f"final {ERROR}, {name}", curve.last) for name, curve in errors.items())],
+            claims=[*aligned.claims, *judge(LEARNS, errors)],
+            panels=[*aligned.panels, learned],
+        )
+
+    def _aligned(self, record: Record) -> Outcome:
+        curves = record.curves
         rows = [Row(f"{name} at the end", curve.last, unit="°") for name, curve in curves.items() if name != ERROR]
         signal = {TO_BP: "to W^T e", TO_PBP: "to W^+ e"}
         weights = {TO_TRANSPOSE: "to the transpose of B", TO_INVERSE: "to the pseudo-inverse of B"}
@@ -251,6 +284,6 @@ PSEUDO_INVERSE = PseudoInverse(
     length="2000 examples",
     seeds=20,
     minutes=0.2,
-    rates={"fa": RATES["fa"]},
-    readings=(*READINGS, SEARCH),
+    rates={"fa": RATES["fa"], BESIDE_PBP: RATES["bp"], PBP: RATES["bp"]},
+    readings=(*READINGS, SEARCH, PBP_SEARCH),
 )

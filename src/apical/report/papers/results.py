@@ -92,12 +92,25 @@ def _lacking(outcome: dict, there: dict) -> str:
     """The lack of a run beside the published one, in words; empty where there is none. Length goes before seeds."""
     if not same_data(there["data"], outcome["data"]):
         return "a run on other data"
-    if there["scale"] > outcome["scale"]:
+    (longer, same), known = _compared(there, outcome), experiments().get(outcome["experiment"])
+    if longer:
         return "a longer run"
-    if set(there["conditions"]) - set(outcome["conditions"]):
+    # Conditions that the experiment no longer has are not missed.
+    left = set(there["conditions"]) & set(there["conditions"] if known is None else known.conditions)
+    if left - set(outcome["conditions"]):
         return "a run of more conditions"
-    same = there["scale"] == outcome["scale"]
     return "a run of more seeds" if same and len(there["seeds"]) > len(outcome["seeds"]) else ""
+
+
+def _compared(there: dict, outcome: dict) -> tuple[bool, bool]:
+    """Whether a published run is longer than another, and whether they are as long.
+
+    By their steps, as the full length that scales refer to may have changed; by their scales where steps are of other kinds.
+    """
+    pairs = [(there["scale"], outcome["scale"])]
+    if there["lengths"].keys() == outcome["lengths"].keys():
+        pairs = [(there["lengths"][name], outcome["lengths"][name]) for name in outcome["lengths"]]
+    return any(a > b for a, b in pairs), all(a == b for a, b in pairs)
 
 
 def _shared(outcome: dict, outcomes: list[dict]) -> str:
