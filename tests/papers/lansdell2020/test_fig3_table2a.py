@@ -11,6 +11,7 @@ import torch
 from apical.papers.lansdell2020.common import Minibatches, pixels, seeded, training
 from apical.papers.lansdell2020.fig3_table2a import TABLE2A, autoencoder
 from apical.papers.lansdell2020.methods import METHODS
+from apical.papers.lansdell2020.views import TABLE
 
 
 def test_the_autoencoder_learns_by_sums_over_minibatches(task, data):
@@ -32,6 +33,9 @@ def test_the_autoencoder_learns_by_sums_over_minibatches(task, data):
                 delta = below * (1 if layer == 2 else 1 - activities[layer] ** 2)
         loss = 32 * np.mean(np.sum((forward(P, x_test)[0][-1] - x_test) ** 2, 1)) / 2
         assert record.curves["test loss"].y[number][-1] == pytest.approx(loss, rel=1e-4)
+        shown = x[: len(x_test)]
+        loss = 32 * np.mean(np.sum((forward(P, shown)[0][-1] - shown) ** 2, 1)) / 2
+        assert record.curves["train loss"].y[number][-1] == pytest.approx(loss, rel=1e-4)
 
 
 def forward(P, x):
@@ -60,3 +64,11 @@ def test_the_autoencoder_starts_as_the_code_does():
 
 def test_rates_for_sums_become_rates_for_means():
     assert TABLE2A.rule(METHODS["np"]).hyperparameters["rate"] == pytest.approx(8e-6 * 32)
+
+
+def test_some_rows_are_as_wide_as_in_the_code(task):
+    record = TABLE2A.run(task("matched, width 50", (0,), {"iterations": 1}))
+    assert set(record.numbers) == {"minimum of test loss", "neighbours in the code of one class"}
+    assert METHODS["matched, width 50"] == dataclasses.replace(METHODS["matched"], width=50)
+    (row,) = (one for one in TABLE2A.outcome({"matched, width 50": record}).rows if one.published)
+    assert row.published == TABLE["matched"]

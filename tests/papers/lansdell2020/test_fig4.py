@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from apical.networks import lansdell2020_mlp
+from apical.papers import Curve, Record, find
 from apical.papers.lansdell2020 import accumulate
 from apical.papers.lansdell2020.common import pixels, seeded, training
 from apical.papers.lansdell2020.fig4 import FIG4
@@ -28,3 +29,19 @@ def test_ridge_sums_of_growing_batches_are_those_of_the_equations(task, data):
     error = np.linalg.norm(W[4] - B) / np.linalg.norm(W[4])
     assert record.curves["relative error, layer 2"].last[0] == pytest.approx(error, rel=2e-2)
     assert record.curves["relative error, layer 2"].x[-1] == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("draws", "lower", "holds"),
+    [
+        ((0.004, 0.005), 0.6, True),
+        ((0.02, 0.021), 0.6, False),
+        ((0.004, 0.014), 0.6, None),
+        ((0.004, 0.005), 0.04, False),
+    ],
+)
+def test_what_draws_scatter_around_is_undecided(draws, lower, holds):
+    curves = {f"{name}, layer {k}": Curve([1], [[v] for v in (draws if k == 2 else (lower, lower))])
+              for name in ("relative error", "angle", "sign congruence") for k in (1, 2)}  # fmt: skip
+    claim, *_ = find("lansdell2020/fig4a").outcome({"c = 0.01": Record(curves=curves)}).claims
+    assert claim.holds is holds

@@ -119,3 +119,9 @@ def test_the_curves_are_of_the_losses_that_claims_compare():
     }
     (panel,) = views.outcome(("curves",), records).panels
     assert {line.label: list(line.y) for line in panel.lines} == {"np": [9.0, 6.0], "bp": [9.0, 5.0]}
+    learned = Record(
+        curves={**own, "train loss": Curve([0, 1], [[9.0, 4.0]]), "train loss, noise on": Curve([0, 1], [[9.0, 5.5]])},
+        numbers=records["np"].numbers,
+    )
+    (panel,) = views.outcome(("curves",), {"np": learned}).panels
+    assert [(line.dashed, list(line.y)) for line in panel.lines] == [(False, [9.0, 6.0]), (True, [9.0, 5.5])]

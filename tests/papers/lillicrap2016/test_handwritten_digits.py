@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from apical.data import ImageData
-from apical.papers import Task
-from apical.papers.lillicrap2016.fig3 import FIG3_SPARSE, FIG3A
-from apical.papers.lillicrap2016.handwritten_digits import Contender, HandwrittenDigits, shuffled
+from apical.papers import Curve, Record, Task
+from apical.papers.lillicrap2016.fig3 import FIG3_SPARSE, FIG3A, IN_WORDS
+from apical.papers.lillicrap2016.handwritten_digits import Contender, HandwrittenDigits, Units, shuffled
 from papers.digits import images
 
 
@@ -95,3 +95,44 @@ def test_an_epoch_shows_every_image_once_in_an_order_of_its_own():
     first, second = (torch.cat([shuffled(12, 4, 3 * e + s, 0) for s in range(3)]) for e in range(2))
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(12))
     assert first.tolist() != second.tolist() != torch.cat([shuffled(12, 4, s, 1) for s in range(3)]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("slope", "derivative"),
+    [
+        ("own", lambda h: h * (1 - h)),
+        ("constant", lambda h: np.full_like(h, 0.25)),
+        ("box", lambda h: 0.25 * (np.abs(np.log(h / (1 - h))) <= 2)),
+    ],
+)
+def test_rough_slopes_change_the_derivative_and_nothing_else(slope, derivative):
+    a = torch.linspace(-5, 5, 23, dtype=torch.float64, requires_grad=True)
+    h = Units(slope)(a)
+    torch.testing.assert_close(h, a.sigmoid())
+    h.sum().backward()
+    np.testing.assert_allclose(a.grad.numpy(), derivative(h.detach().numpy()), atol=1e-12)
+
+
+def test_claims_in_words_can_hold_and_fail(tmp_path):
+    data, draw = images(20), np.random.default_rng(0)
+    one = replace(IN_WORDS, hidden=6, rate=0.1, batch=5)
+    record = one.run(Task("fa, box slope", (0,), 1.0, {"updates": 8}, tmp_path, data))
+    assert np.shape(record.arrays["detectors"]) == (6, 3, 3)
+    assert np.abs(record.arrays["detectors"]).max() > 0
+    theirs = draw.normal(size=(20, 5, 5))
+
+    def judged(box, ours):
+        ends = {"fa": 3.0, "fa, box slope": box, "fa, constant slope": 3.2, "bp, 10 eta": 3.0}
+        found = {"fa": ours, "bp, 10 eta": theirs}
+        records = {
+            name: Record(
+                curves={"test error": Curve([0, 1], [[90, end]])},
+                arrays={"detectors": found.get(name, theirs).tolist()},
+            )
+            for name, end in ends.items()
+        }
+        return [claim.holds for claim in one.outcome(records).claims]
+
+    near = theirs[::-1] + 0.3 * draw.normal(size=theirs.shape)
+    assert judged(3.4, -near) == [True, True]
+    assert judged(3.6, near[:, :, ::-1]) == [False, False]

@@ -12,6 +12,7 @@ class Method:
     Args:
         rule: which. rate: of W, for sums over a minibatch. feedback_rate: of B likewise. adam: by Adam instead of SGD.
         noisy: noise on the activities of the pass that is learned from. inputs: sd of noise on the images.
+        width: of the outer hidden layers, where that is another than the experiment's.
     """
 
     rule: str
@@ -20,6 +21,7 @@ class Method:
     adam: bool = False
     noisy: bool = False
     inputs: float = 0.0
+    width: int | None = None
 
 
 METHODS = {
@@ -38,6 +40,16 @@ METHODS = {
     "sg": Method("sg", 1e-4, 8e-6),
     "matched": Method("matched", 1.9942e-4),
     "matched, noise": Method("matched", 1.9942e-4, noisy=True),
+    # CONFLICT: 200 is printed, the model classes of these have 50 [C].
+    "np, width 50": Method("np", 1e-4, 8e-6, width=50),
+    "sg, width 50": Method("sg", 1e-4, 8e-6, width=50),
+    "matched, width 50": Method("matched", 1.9942e-4, width=50),
+    "matched, noise, width 50": Method("matched", 1.9942e-4, noisy=True, width=50),
 }
-TUNED = {"bp, tuned rate": "bp", "bp, noise, tuned rate": "bp, noise", "fa, tuned rate": "fa"}
-"""Method -> the same at the rate of the printed numbers, a row of the table."""
+TUNED = {
+    "bp, tuned rate": "bp",
+    "bp, noise, tuned rate": "bp, noise",
+    "fa, tuned rate": "fa",
+    **{f"{name}, width 50": name for name in ("np", "sg", "matched", "matched, noise")},
+}
+"""Method -> the same with the settings that are printed, a row of the table."""

@@ -173,10 +173,12 @@ def _curves(records: Mapping[str, Record]) -> Panel:
     return Panel(
         title="a",
         x="iterations [10³]",
-        y="test loss of 32 images",
+        y="loss of 32 images (dashed: training)",
         lines=[
-            Line.of(name, record.curves.get("test loss, noise on", record.curves["test loss"]))
+            Line.of(name, curve, dashed=split == "train")
             for name, record in records.items()
+            for split in ("test", "train")
+            if (curve := record.curves.get(f"{split} loss, noise on", record.curves.get(f"{split} loss"))) is not None
         ],
         log_y=True,
     )

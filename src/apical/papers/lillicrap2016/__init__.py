@@ -1,7 +1,7 @@
 """Lillicrap, Cownden, Tweed, Akerman 2016."""
 
 from apical.papers.lillicrap2016.fig2 import FIG2A, FIG2B
-from apical.papers.lillicrap2016.fig3 import FIG3_SPARSE, FIG3A, FIG3B
+from apical.papers.lillicrap2016.fig3 import FIG3_SPARSE, FIG3A, FIG3B, IN_WORDS
 from apical.papers.lillicrap2016.fig3d import FIG3D, FIG3D_CONTROL
 from apical.papers.lillicrap2016.fig4 import FIG4
 from apical.papers.lillicrap2016.fig5 import FIG5A, FIG5C
@@ -14,6 +14,7 @@ EXPERIMENTS = (
     FIG3A,
     FIG3B,
     FIG3_SPARSE,
+    IN_WORDS,
     FIG3D,
     FIG3D_CONTROL,
     FIG4,

@@ -11,7 +11,7 @@ import numpy as np
 from typing_extensions import override
 
 from apical.papers.claims import Statement, judge
-from apical.papers.lillicrap2016.handwritten_digits import Contender, HandwrittenDigits
+from apical.papers.lillicrap2016.handwritten_digits import BP, FA, ROUGH, Contender, HandwrittenDigits, InWords
 from apical.papers.outcome import Claim, Kind, Line, Outcome, Panel, Published, Row
 from apical.papers.record import Curve, Record
 
@@ -250,6 +250,26 @@ FIG3B = replace(
     minutes=30,
     panels="b",
     published={},
+)
+
+IN_WORDS = InWords(
+    name="lillicrap2016/text-mnist",
+    title="Rough derivatives and feature detectors on MNIST",
+    source="Methods, MNIST; Supplementary Figure 5",
+    length="5 epochs",
+    seeds=1,
+    minutes=4,
+    data="ylecun/mnist",
+    together=False,
+    epochs=5,
+    contenders=(FA, *ROUGH, BP),
+    readings=(
+        *READINGS,
+        "Five epochs and one seed are ours. Rough derivatives are 1/4, the largest that h' has, where a unit's potential is "
+        "within 2 of 0, else 0 (box), or 1/4 everywhere (constant).",
+        "A unit's detector is the change of its weights to pixels; both networks start from the same weights. The paper compares "
+        "detectors by eye.",
+    ),
 )
 
 FIG3_SPARSE = replace(

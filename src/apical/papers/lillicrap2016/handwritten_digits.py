@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
@@ -15,8 +16,10 @@ from typing_extensions import override
 import apical
 from apical import losses
 from apical.data import ImageData, Split
+from apical.papers.claims import Statement, judge
 from apical.papers.course import course, spread
 from apical.papers.experiment import Experiment, Task, given
+from apical.papers.outcome import Line, Outcome, Panel, Row
 from apical.papers.record import Record
 
 OUTPUT = "3"
@@ -116,6 +119,7 @@ class HandwrittenDigits(Experiment):
         rate = self.rate * contender.factor
         width = self.weights if contender.weights is None else contender.weights
         model, learner = self.learner(contender.rule, seed, task.data, width, contender.slope)
+        start = first_weights(model).clone()
         # Mean over the batch times its size: a sum over examples, as that many updates online.
         decay = self.decay if self.shrink == "rate" else self.decay / rate
         optimizer = apical.LocalSGD(learner, lr=rate * self.batch, weight_decay=decay)
@@ -143,10 +147,10 @@ class HandwrittenDigits(Experiment):
             parts={"model": model, "optimizer": optimizer},
             x=lambda step: step * self.batch,
         )
-        return Record(curves=curves, arrays=self.kept(model))
+        return Record(curves=curves, arrays=self.kept(first_weights(model) - start, task.data))
 
-    def kept(self, model: nn.Module) -> dict[str, Any]:
-        """What else a record keeps of a network at the end."""
+    def kept(self, change: Tensor, data: ImageData) -> dict[str, Any]:
+        """What else a record keeps, of the change of the hidden units' weights [hidden, features]."""
         return {}
 
     def learner(
@@ -171,6 +175,11 @@ class HandwrittenDigits(Experiment):
         return math.nan if found is None else found
 
 
+def first_weights(model: nn.Module) -> Tensor:
+    """The weights W_0 [hidden, features] of a network."""
+    return next(model.parameters()).detach()
+
+
 def shuffled(n: int, batch: int, step: int, seed: int) -> Tensor:
     """The indices of the batch at a step: every epoch in an order of its own, known from the seed and the epoch alone."""
     epoch, at = divmod(step, max(1, n // batch))
@@ -180,3 +189,72 @@ def shuffled(n: int, batch: int, step: int, seed: int) -> Tensor:
 @lru_cache(maxsize=1)
 def _order(n: int, epoch: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 10**6 + epoch))
+
+
+FA, BP = Contender("fa"), Contender("bp", 10)
+ROUGH = (Contender("fa", slope="box"), Contender("fa", slope="constant"))
+UNITS, SHOWN = 100, 4
+"""Hidden units whose detectors are compared, and a side of the square of those that are shown."""
+SAID = (
+    Statement(
+        "Rough approximations of h' work nearly as well (here: test error at most 0.5 % above that by h')",
+        (str(FA), *map(str, ROUGH)),
+        lambda fa, *rough: max(rough) <= fa + 0.5,
+        lambda fa, *rough: (
+            f"{fa:.2f} % by h'; "
+            + ", ".join(f"{end:.2f} % by a {one.slope}" for one, end in zip(ROUGH, rough, strict=True))
+        ),
+    ),
+    Statement(
+        "FA develops feature detectors similar to BP's (here: two thirds of its units or more are closer to one of BP's than to "
+        "any of BP's mirrored left to right)",
+        ("closest", "mirrored"),
+        lambda closest, mirrored: np.mean(closest > mirrored) >= 2 / 3,
+        lambda closest, mirrored: (
+            f"{100 * np.mean(closest > mirrored):.0f} % of {len(closest)} units; the median of their best correlations is "
+            f"{np.median(closest):.2f}, mirrored {np.median(mirrored):.2f}"
+        ),
+    ),
+)
+"""About the last test errors [%], by contender, and about each FA unit's best correlation with BP's units."""
+
+
+def best_correlations(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Each detector's largest correlation, of either sign, with any of some others: [n, pixels], [m, pixels] -> [n]."""
+    both = [one - one.mean(1, keepdims=True) for one in (ours, theirs)]
+    units = [one / np.maximum(np.linalg.norm(one, axis=1, keepdims=True), 1e-30) for one in both]
+    return np.abs(units[0] @ units[1].T).max(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InWords(HandwrittenDigits):
+    """What the text says of this network beside its figure: rough derivatives, and what its units detect."""
+
+    @override
+    def kept(self, change: Tensor, data: ImageData) -> dict[str, Any]:
+        _, height, width = data.shape
+        found = change[:UNITS].view(-1, data.shape[0], height, width).mean(1)
+        return {"detectors": [[[float(f"{v:.4g}") for v in row] for row in one] for one in found.tolist()]}
+
+    @override
+    def outcome(self, records: Mapping[str, Record]) -> Outcome:
+        errors = {name: record.curves["test error"] for name, record in records.items()}
+        values: dict[str, Any] = {name: float(np.mean(curve.last)) for name, curve in errors.items()}
+        lines = [Line.of(name, curve) for name, curve in errors.items()]
+        panels = [Panel(title="test error", x="examples", y="test error (%)", lines=lines, log_y=True)]
+        found = {name: np.asarray(records[name].arrays["detectors"]) for name in map(str, (FA, BP)) if name in records}
+        if len(found) == 2:
+            fa, bp = found.values()
+            flat = fa.reshape(len(fa), -1)
+            values["closest"] = best_correlations(flat, bp.reshape(len(bp), -1))
+            values["mirrored"] = best_correlations(flat, bp[:, :, ::-1].reshape(len(bp), -1))
+        panels += [Panel(title=f"detectors, {name}", kind="image", image=_mosaic(one)) for name, one in found.items()]
+        rows = [Row(f"test error, {name}", curve.last, unit="%") for name, curve in errors.items()]
+        return Outcome(rows=rows, claims=judge(SAID, values), panels=panels, columns=3)
+
+
+def _mosaic(detectors: np.ndarray) -> list[list[float]]:
+    """Some detectors in a square, each within [-1, 1]."""
+    scaled = detectors / np.maximum(np.abs(detectors).max((1, 2), keepdims=True), 1e-30)
+    rows = [np.concatenate(list(scaled[i * SHOWN : (i + 1) * SHOWN]), axis=1) for i in range(SHOWN)]
+    return np.concatenate(rows).tolist()

@@ -133,6 +133,6 @@ SEARCH = (
 )
 PBP_SEARCH = (
     "Learning by pseudobackprop, and BP beside it, starts from W_0 and W of U[-0.25, 0.25]: the pseudo-inverse of weights as "
-    "small as the others start with is so large that it diverges at 3e-3 and hardly learns at 1e-3. Rate 0.01 for both, which is the "
-    "quickest of 3e-3, 7e-3, 0.01, 0.015 and 0.02 for either (three other seeds)."
+    "small as the others start with is so large that it diverges at 3e-3 and hardly learns at 1e-3. Rate 0.01 for both, which is "
+    "the quickest of 3e-3, 7e-3, 0.01, 0.015 and 0.02 for either (three other seeds)."
 )
