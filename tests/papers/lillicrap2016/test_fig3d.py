@@ -1,14 +1,26 @@
 """The nonlinear networks of figure 3d against NumPy, and its claims."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 import apical
-from apical.papers import Curve, Record
+from apical.papers import Curve, Record, Task
 from apical.papers.claims import judge
-from apical.papers.lillicrap2016.fig3d import ERROR, FIG3D, SIZES, difference, network, teacher
+from apical.papers.lillicrap2016.fig3d import (
+    ERROR,
+    FIG3D,
+    FIG3D_SWEEP,
+    SIZES,
+    SWEPT,
+    Student,
+    difference,
+    network,
+    teacher,
+)
 from apical.papers.lillicrap2016.online import Pairs, uniform
 from papers.lillicrap2016.students import SEEDS, STEPS, TANH, by_hand, trained
 
@@ -66,3 +78,17 @@ def test_claims_can_fail():
     worse = {name: 1 / values for name, values in better.items()}
     assert all(c.holds for c in judge(FIG3D.statements, better))
     assert [c.holds for c in judge(FIG3D.statements, worse)[:2]] == [False, False]
+
+
+def test_the_sweep_scales_inputs_and_rates(tmp_path):
+    def moved(student):
+        one = replace(FIG3D_SWEEP, students=(student,), examples=3)
+        curve = one.run(Task(str(student), (0, 1), 1.0, {"examples": 3}, tmp_path / str(student))).curves[ERROR]
+        return np.abs(np.diff(curve.values)).sum()
+
+    assert len(set(FIG3D_SWEEP.conditions)) == len(SWEPT) == 16
+    slow, quick, small = (moved(Student("bp", 3, spread=s, rate=r)) for s, r in ((1.0, 1e-4), (1.0, 1e-2), (0.1, 1e-2)))
+    assert 10 * slow < quick
+    assert small != quick
+    records = {name: Record(curves={ERROR: Curve([0], [[2e-3]])}) for name in FIG3D_SWEEP.conditions}
+    assert all(row.agrees for row in FIG3D_SWEEP.outcome(records).rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +18,15 @@ import apical
 from apical.data import ImageData
 from apical.papers.claims import Statement, judge
 from apical.papers.experiment import Experiment, Task
-from apical.papers.lillicrap2016.online import Pairs, Students, drawn, learned, normalized_squared_error, uniform
+from apical.papers.lillicrap2016.online import (
+    Pairs,
+    Students,
+    drawn,
+    learned,
+    normal,
+    normalized_squared_error,
+    uniform,
+)
 from apical.papers.outcome import Line, Outcome, Panel, Published, Row
 from apical.papers.record import Curve, Record
 
@@ -35,6 +44,10 @@ def network(sizes: tuple[int, ...], seed: int, bound: float) -> nn.Sequential:
     for parameter in net.parameters():
         nn.init.uniform_(parameter, -bound, bound, generator=generator)
     return net
+
+
+def _spread(sd: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return sd * normal(shape, generator)
 
 
 def teacher() -> Callable[[Tensor], Tensor]:
@@ -57,16 +70,24 @@ def teacher() -> Callable[[Tensor], Tensor]:
 class Student:
     """A condition: rule, layers of units (with the input), and whether the first weights stand still.
 
-    >>> str(Student("fa", 4, frozen=True))
-    'fa, 4 layers, W0 frozen'
+    Args:
+        rule, layers, frozen: these. spread: of x. rate: if another than the experiment's.
+
+    >>> str(Student("fa", 4, frozen=True)), str(Student("bp", 3, spread=0.3, rate=0.03))
+    ('fa, 4 layers, W0 frozen', 'bp, 3 layers, x of sd 0.3, rate 0.03')
     """
 
     rule: str
     layers: int
     frozen: bool = False
+    spread: float = 1.0
+    rate: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.rule}, {self.layers} layers" + (", W0 frozen" if self.frozen else "")
+        parts = [f"{self.rule}, {self.layers} layers"]
+        parts += ["W0 frozen"] if self.frozen else []
+        parts += [f"x of sd {self.spread:g}"] if self.spread != 1 else []
+        return ", ".join([*parts, f"rate {self.rate:g}"] if self.rate is not None else parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +122,14 @@ class Depth(Experiment):
     def run(self, task: Task) -> Record:
         student = self.students[self.conditions.index(task.condition)]
         sizes = SIZES[student.layers]
-        pairs = Pairs(task.seeds, sizes[0], teacher())
+        pairs = Pairs(task.seeds, sizes[0], teacher(), partial(_spread, student.spread))
         hyperparameters = {"init": uniform(self.feedback)} if student.rule == "fa" else {}
         learning = Students(
             lambda seed: network(sizes, seed, self.weights),
             apical.rule(student.rule, **hyperparameters),
             task.seeds,
             inputs=sizes[0],
-            rate=self.rate,
+            rate=self.rate if student.rate is None else student.rate,
             frozen=("0",) if student.frozen else (),
         )
         x, y = pairs.held_out(5000)  # [T]
@@ -234,4 +255,25 @@ FIG3D_CONTROL = Depth(
     students=(Student("bp", 3), Student("fa", 3), Student("bp", 4, frozen=True), Student("fa", 4, frozen=True)),
     statements=CONTROL,
     readings=READINGS,
+)
+SWEPT = [
+    Student(rule, 3, spread=spread, rate=rate)
+    for spread in (0.1, 0.3, 1.0)
+    for rate in ((0.01, 0.03) if spread == 1 else (0.01, 0.03, 0.1))
+    for rule in ("bp", "fa")
+]
+FIG3D_SWEEP = Depth(
+    name="lillicrap2016/fig3d-sweep",
+    title="In which regime three layers come to the preprint's error: scales of the input, and rates",
+    source="Figure 3d; Methods, nonlinear function",
+    length="400000 examples",
+    seeds=3,
+    minutes=50,
+    students=tuple(SWEPT),
+    statements=(),
+    published={one: PUBLISHED[Student(one.rule, 3)] for one in SWEPT},
+    readings=(
+        *READINGS,
+        "Three layers at x of sd 1 end 36 times as high as in the preprint's picture; the scale of x is third-party too.",
+    ),
 )
