@@ -50,7 +50,7 @@ OPTIONS = {
     "rules": "",
     "report": "picture",
     "benchmark": "networks rules batch modes precision seconds repeats threads optimizer device mixed local json figure read",
-    "papers": "pages",
+    "papers": "pages judge",
     "reproduce": "seeds first-seed scale only data folder resume using overwrite publish",
 }
 

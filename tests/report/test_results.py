@@ -6,8 +6,11 @@ import re
 import shutil
 from pathlib import Path
 
+from apical.files import sealed, write_json
+from apical.papers import provenance
 from apical.report.papers import results
 from apical.report.papers.panels import LETTERS, WIDTH, draw
+from apical.report.papers.paper import read
 
 KEPT = Path(__file__).parents[2] / "docs" / "results"
 
@@ -43,3 +46,30 @@ def test_a_long_caption_of_a_narrow_figure_is_folded():
     lines = re.findall(r">([^<>]*word[^<>]*)<", svg)
     assert " ".join(lines).split() == caption.split()
     assert max(map(len, lines)) <= LETTERS * WIDTH
+
+
+def test_published_claims_are_judged_anew_from_published_rows(tmp_path, monkeypatch):
+    names = (
+        "nokland2016/table2",
+        "lansdell2020/table2a",
+        "lansdell2020/fig3a",
+        "lansdell2020/fig4",
+        "amit2019/circuits",
+    )
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(KEPT / f"{name}.json", tmp_path / f"{name}.json")
+    results.judge(tmp_path)
+    before = {name: read(tmp_path / f"{name}.json") for name in names}
+    assert results.judge(tmp_path) == []
+    for name, kept in before.items():
+        claims = [{**claim, "holds": not claim["holds"]} for claim in kept["shows"]["claims"]]
+        write_json(tmp_path / f"{name}.json", sealed({**kept, "shows": {**kept["shows"], "claims": claims}}))
+    monkeypatch.setattr(provenance, "now", lambda: "2030-01-01T00:00:00+00:00")
+    changed = results.judge(tmp_path)
+    assert {str(path.relative_to(tmp_path)) for path in changed} == {f"{name}.json" for name in names[:-1]}
+    for path in changed:
+        own, kept = read(path), before[str(path.relative_to(tmp_path)).removesuffix(".json")]
+        assert own["date"].startswith("2030")
+        assert own["shows"] == kept["shows"]
+        assert {**own, "date": "", "versions": "", "seal": ""} == {**kept, "date": "", "versions": "", "seal": ""}

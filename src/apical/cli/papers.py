@@ -22,15 +22,21 @@ class Papers:
 
     pages: Path | None = None
     """Write the pages of what was published into this folder (with reproduce --publish) anew, and list nothing."""
+    judge: bool = False
+    """With --pages: first judge what was published by the statements as they are now, where its rows suffice."""
 
     def run(self) -> None:
         """List."""
         if self.pages is not None:
             from apical.report.papers import results
 
+            for path in results.judge(self.pages) if self.judge else ():
+                line(f"judged: {path}")
             for page in results.pages(self.pages):
                 line(f"page: {page}")
             return
+        if self.judge:
+            raise ValueError("--judge goes with --pages FOLDER, which holds the results to judge")
         from apical.papers import PAPERS, experiments
 
         table = Table(title="apical reproduce ID", title_justify="left", show_header=False)

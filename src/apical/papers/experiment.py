@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from apical.data import ImageData
-from apical.papers.outcome import Outcome
+from apical.papers.outcome import Claim, Outcome
 from apical.papers.record import Record
 from apical.training import checkpoint
 
 CHECKPOINT_SECONDS = 60.0
 T = TypeVar("T")
+
+Rows = Mapping[str, Sequence[float]]
+"""Label of a row -> value per seed."""
 
 Watcher = Callable[[int, int, str], None]
 """watcher(done, steps, note): called now and then while a task goes on."""
@@ -69,6 +72,13 @@ class Experiment(ABC):
     @abstractmethod
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
         """The rows, claims and panels of condition -> record. Conditions that were left out are missing."""
+
+    def claims_of(self, rows: Rows) -> Sequence[Claim] | None:
+        """The claims as they are judged now, of the rows that were published of these runs; None where rows don't suffice.
+
+        For runs whose records are gone, by experiments whose statements are about rows alone.
+        """
+        return None
 
     @property
     def runs(self) -> str:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 import apical
 from apical.data import ImageData
-from apical.papers.experiment import Task
+from apical.papers.experiment import Rows, Task
 from apical.papers.lansdell2020 import views
 from apical.papers.lansdell2020.common import (
     BATCH,
@@ -26,7 +27,7 @@ from apical.papers.lansdell2020.common import (
     training,
 )
 from apical.papers.lansdell2020.methods import METHODS, Method
-from apical.papers.outcome import Outcome
+from apical.papers.outcome import Claim, Outcome
 from apical.papers.record import Record
 
 
@@ -148,6 +149,10 @@ class Autoencoder(Shared):
     def outcome(self, records: Mapping[str, Record]) -> Outcome:
         """The views that `shows` names: of the table, the curves, the codes and the reconstructions."""
         return views.outcome(self.shows, records)
+
+    @override
+    def claims_of(self, rows: Rows) -> list[Claim] | None:
+        return views.claims_of(rows, self.methods) if {"table", "curves"} & set(self.shows) else None
 
 
 @torch.no_grad()

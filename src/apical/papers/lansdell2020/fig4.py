@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 import apical
 from apical.data import ImageData
 from apical.losses import squared_error
 from apical.networks import lansdell2020_mlp
 from apical.papers.claims import Statement, judge
-from apical.papers.experiment import Task
+from apical.papers.experiment import Rows, Task
 from apical.papers.lansdell2020.accumulate import regress
 from apical.papers.lansdell2020.common import (
     BATCH,
@@ -31,7 +32,7 @@ from apical.papers.lansdell2020.common import (
     training,
     zero_feedback,
 )
-from apical.papers.outcome import Line, Outcome, Panel, Published, Row
+from apical.papers.outcome import Claim, Line, Outcome, Panel, Published, Row
 from apical.papers.record import Curve, Record
 
 MEASURES = {"relative error": "", "angle": "°", "sign congruence": "%"}
@@ -215,6 +216,19 @@ class Convergence(Shared):
             best = min(ends, key=lambda c: mean(ends[c]))
             rows.append(Row(f"relative error, layer 2, at the best noise ({best})", ends[best], Published(LEAST)))
         return Outcome(rows=rows, claims=judge(STATEMENTS, self._measured(records)), panels=panels, columns=2)
+
+    @override
+    def claims_of(self, rows: Rows) -> list[Claim] | None:
+        records = {}
+        for condition in self.conditions:
+            labels = {
+                f"{measure}, {layer}": f"{measure}, {layer}, {condition}" for measure in MEASURES for layer in LAYERS
+            }
+            ends = {name: rows[label] for name, label in labels.items() if label in rows}
+            if ends:
+                curves = {name: Curve([0], [[value] for value in values]) for name, values in ends.items()}
+                records[condition] = Record(curves=curves)
+        return judge(STATEMENTS, self._measured(records)) if records else None
 
     def _measured(self, records: Mapping[str, Record]) -> dict[str, Any]:
         """Values that the statements speak of: ends of the curves shown, over noise levels or widths."""

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from apical.papers.claims import Statement, judge
+from apical.papers.experiment import Rows
 from apical.papers.lansdell2020.common import mean
 from apical.papers.lansdell2020.methods import METHODS, TUNED
-from apical.papers.outcome import Kind, Line, Outcome, Panel, Published, Row
+from apical.papers.outcome import Claim, Kind, Line, Outcome, Panel, Published, Row
 from apical.papers.record import Record
 
 # Table 2a [P]: mean and standard error of the least test loss of an epoch.
@@ -76,6 +77,17 @@ def _table(records: Mapping[str, Record]) -> list[Row]:
             own = "minimum of test loss, noise on"
             rows.append(Row(f"least test loss, {name}, noise on", record.numbers[own], theirs, within=0))
     return rows
+
+
+def claims_of(rows: Rows, methods: Sequence[str]) -> list[Claim] | None:
+    """The claims about the least losses of methods, from the table's rows; None without any."""
+    records = {}
+    for name in methods:
+        labels = {f"minimum of test loss{end}": f"least test loss, {name}{end}" for end in ("", ", noise on")}
+        found = {number: rows[label] for number, label in labels.items() if label in rows}
+        if "minimum of test loss" in found:
+            records[name] = Record(numbers=found)
+    return judge(LOSSES, _measured(records)) if records else None
 
 
 def losses(record: Record) -> Sequence[float]:

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 import torch
 from typing_extensions import override
 
-from apical.papers.experiment import Task
+from apical.papers.experiment import Rows, Task
 from apical.papers.nokland2016.training import ADVERSARIAL, Net, Training, UntilStopped, flushed, start
 from apical.papers.outcome import Claim, Outcome, Published, Row
 from apical.papers.record import Curve, Record
@@ -113,6 +113,11 @@ class Table(UntilStopped):
         there = {entry: records[str(entry)] for entry in self.entries if str(entry) in records}
         rows = [row for entry, record in there.items() for row in rows_of(str(entry), record, self.entries[entry])]
         return Outcome(rows=rows, claims=self.judged(errors_of(there, "test error")))
+
+    @override
+    def claims_of(self, rows: Rows) -> list[Claim] | None:
+        test = {one: fmean(rows[label]) for one in self.entries if (label := f"{one}: test error") in rows}
+        return self.judged(test) if test else None
 
     def judged(self, test: Errors) -> list[Claim]:
         """The claims that can be made of test errors."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from apical.files import write_json, write_text
-from apical.papers import PAPERS, experiments
+from apical.files import sealed, write_json, write_text
+from apical.papers import PAPERS, experiments, provenance
 from apical.papers.experiment import same_data
 from apical.report.drawing.templates import template
 from apical.report.error import ReportError
@@ -56,6 +57,33 @@ def pages(results: Path, *, figures: bool = True) -> list[Path]:
     for outcome in outcomes if figures else ():
         _draw(outcome, results / f"{outcome['experiment']}.json")
     return [*(_page(results, paper, outcomes) for paper in there), _summary(results, outcomes)]
+
+
+def judge(results: Path) -> list[Path]:
+    """Judge the claims of what is published anew, as experiments judge now, where published rows suffice; then call `pages`.
+
+    Returns:
+        The outcomes that have changed; each has a new `date`, and the version of apical that judged.
+    """
+    outcomes, known, changed = _outcomes(results), experiments(), []
+    for outcome in outcomes:
+        experiment = known[outcome["experiment"]]
+        alike = [
+            one
+            for one in outcomes
+            if known[one["experiment"]].runs == experiment.runs
+            and all(one[key] == outcome[key] for key in ("seeds", "scale", "lengths", "data"))
+        ]
+        rows = {row["label"]: row["ours"] for one in alike for row in one["shows"]["rows"]}
+        claims = experiment.claims_of(rows)
+        plain = None if claims is None else [asdict(claim) for claim in claims]
+        if plain is not None and plain != outcome["shows"]["claims"]:
+            outcome["shows"]["claims"] = plain
+            outcome |= {"date": provenance.now(), "versions": {**outcome["versions"], "apical": provenance.version()}}
+            path = results / f"{outcome['experiment']}.json"
+            write_json(path, sealed(outcome))
+            changed.append(path)
+    return changed
 
 
 def _draw(outcome: dict[str, Any], path: Path) -> None:
