@@ -56,6 +56,23 @@ def test_a_run_by_a_graph_is_the_run(tmp_path, graphs, options):
     assert json.loads((tmp_path / "graph" / "config.json").read_text()) == config.asdict()
 
 
+def test_a_graph_is_made_once_the_learning_rate_has_grown(tmp_path, graphs):
+    options = {
+        "warmup_epochs": 1,
+        "accumulate": 3,
+        "clip": 0.1,
+        "ema": 0.9,
+        "label_smoothing": 0.1,
+        "decayed": "weights",
+    }
+    config = TrainConfig(network="64-20-10", rule="kp", epochs=2, weight_decay=0.1, **options)
+    result = train(config, tmp_path / "graph", data=DIGITS)
+    expected = train(config, tmp_path / "eager", data=DIGITS, captured=False)
+    assert [(one.recorded, one.replayed) for one in graphs] == [(1, 19)]
+    assert result["predictions"] == expected["predictions"]
+    assert alike(state(tmp_path / "graph"), state(tmp_path / "eager"))
+
+
 def test_what_cannot_be_captured_runs_as_it_is_and_says_nothing(tmp_path, graphs):
     config = TrainConfig(rule="brsf", network="64-20-10", epochs=1)
     train(config, tmp_path / "run", data=DIGITS)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from apical.data import ImageData, Split
-from apical.training import TrainConfig, train
+from apical.training import RunFolder, TrainConfig, train
 from processes import BoomError, as_torchrun_starts, boom_at, on_two_ranks
 from training.runs import same, weights
 
@@ -25,6 +25,19 @@ CONFIG = TrainConfig(
 SIZES = {7: 40, 8: 25}
 """Batch -> samples: shares of 4 and 3 with a last batch of 3 and 2; and a last batch of one, of which the other has nothing."""
 RULES = ("fa", "kp", "dfa", "sg")
+OPTIONS = dataclasses.replace(
+    CONFIG,
+    batch=8,
+    accumulate=3,
+    clip=0.3,
+    decayed="weights",
+    warmup_epochs=0.5,
+    label_smoothing=0.1,
+    ema=0.5,
+    best_by="test",
+)
+"""Shares of 4 in 3 parts, and a last batch of one, of which the other process has nothing."""
+TAUGHT = ("kp", "reinforce", "dfa")
 NOISY = dataclasses.replace(CONFIG, rule="np", input_noise=0.3, activation_noise=0.1, batch=8, checkpoint_every=1)
 
 
@@ -45,6 +58,8 @@ def runs(rank: int, folder: str) -> dict[str, torch.Tensor]:
     for batch, n in SIZES.items():
         for rule in RULES:
             train(named(rule, batch), Path(folder, f"{rule}-{batch}"), data=samples(n))
+    for rule in TAUGHT:
+        train(dataclasses.replace(OPTIONS, rule=rule), Path(folder, f"options-{rule}"), data=samples(25))
     train(NOISY, Path(folder, "whole"), data=samples(25))
     for again, limit in enumerate((2, 5)):
         try:
@@ -70,6 +85,17 @@ def test_two_processes_learn_what_one_does_however_a_batch_is_shared(rule, batch
     assert mine.keys() == its.keys()
     for name, expected in its.items():
         torch.testing.assert_close(mine[name], expected, rtol=1e-6, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("rule", [rule for rule in TAUGHT if rule != "reinforce"])
+def test_two_processes_learn_by_all_options_what_one_does(rule, folder, tmp_path):
+    result = train(dataclasses.replace(OPTIONS, rule=rule), tmp_path / "one", data=samples(25))
+    mine, its = weights(folder / f"options-{rule}"), weights(tmp_path / "one")
+    for name, expected in its.items():
+        torch.testing.assert_close(mine[name], expected, rtol=1e-6, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+    found = RunFolder(folder / f"options-{rule}").result
+    assert found["test_loss"] == pytest.approx(result["test_loss"], rel=1e-5)
+    assert found["best"] == result["best"]
 
 
 def test_two_processes_that_stop_and_resume_draw_the_noise_they_would_have_drawn(folder):

@@ -6,9 +6,9 @@ import shutil
 from apical.cli.command_line import main
 from apical.files import read_sealed
 from apical.training import RunFolder
-from training.runs import weights
+from training.runs import TIMELESS, weights
 
-TIMES = {"seconds", "step_ms", "measured", "date", "command"}
+TIMES = {*TIMELESS, "step_ms", "measured", "date", "command"}
 
 
 def flipped(path, chance):
@@ -34,7 +34,7 @@ def told(path):
     if path.suffix == ".ckpt":
         return {name: tensor.tolist() for name, tensor in weights(path.parents[1]).items()}
     if path.suffix == ".jsonl":
-        return [{**line, "seconds": 0} for line in RunFolder(path.parent).metrics.read()]
+        return [{**line, **TIMELESS} for line in RunFolder(path.parent).metrics.read()]
     return _timeless(read_sealed(path)) if path.suffix == ".json" else path.read_text()
 
 

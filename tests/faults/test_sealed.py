@@ -15,7 +15,7 @@ from apical.papers.reproduce import reproduce
 from apical.training import CheckpointError, RunFolder, RunFolderError, TrainConfig, train
 from apical.training import checkpoint as checkpoints
 from processes import BoomError, boom_at
-from training.runs import DIGITS, PAIR, SHORT, same, weights
+from training.runs import DIGITS, PAIR, SHORT, TIMELESS, same, weights
 
 CONFIG = dataclasses.replace(SHORT, test_every=5)
 
@@ -31,7 +31,7 @@ def runs(tmp_path_factory):
 
 
 def lines(folder):
-    return [{**line, "seconds": 0} for line in RunFolder(folder).metrics.read()]
+    return [{**line, **TIMELESS} for line in RunFolder(folder).metrics.read()]
 
 
 CHANGES = {

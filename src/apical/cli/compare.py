@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,8 +62,8 @@ class Compare:
 
         config, folder = self.config, self.resume
         if folder is not None:
-            kept = config_in(folder, "compare", [one.name for one in fields(CompareConfig)])
-            check_resumed(self, config.asdict(), kept, CompareConfig().asdict())
+            kept = config_in(folder, "compare", [one.name for one in fields(CompareConfig)], CompareConfig.later())
+            check_resumed(self, asdict(config), kept, asdict(CompareConfig()))
             with settings_of(folder):
                 config = CompareConfig(**{**kept, "rules": tuple(kept["rules"])})
         else:

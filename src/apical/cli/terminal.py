@@ -78,8 +78,13 @@ def new_folder(folder: Path | None, kind: str) -> Path:
     return Path("runs") / f"{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}" if folder is None else folder
 
 
-def config_in(folder: Path, command: str, keys: Iterable[str]) -> dict[str, Any]:
-    """The config of the run to resume, which `command` has started and which has these keys."""
+def config_in(
+    folder: Path, command: str, keys: Iterable[str], later: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The config of the run to resume, which `command` has started and which has these keys.
+
+    later: those of them that it may lack, with what they are then.
+    """
     path = folder / "config.json"
     try:
         found = read_sealed(path)
@@ -94,6 +99,7 @@ def config_in(folder: Path, command: str, keys: Iterable[str]) -> dict[str, Any]
         raise ValueError(
             f"--resume: folder {folder} holds a run of `apical {other}`; go on with: apical {other} --resume {folder}"
         )
+    found = {**(later or {}), **found}
     strange = sorted(found.keys() ^ set(keys))
     if strange:
         raise ValueError(

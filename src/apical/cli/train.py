@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -53,8 +53,8 @@ class Train:
 
         config, folder = self.config, self.resume
         if folder is not None:
-            kept = config_in(folder, "train", [one.name for one in fields(TrainConfig)])
-            check_resumed(self, config.asdict(), kept, TrainConfig().asdict())
+            kept = config_in(folder, "train", [one.name for one in fields(TrainConfig)], TrainConfig.later())
+            check_resumed(self, asdict(config), kept, asdict(TrainConfig()))
             with settings_of(folder):
                 config = TrainConfig(**kept)
         else:

@@ -61,6 +61,10 @@ def obstacle(config: TrainConfig, seeds: int, data: ImageData) -> str | None:
         return f"optimizer {optimizer.__name__} looks at more than one weight at a time, so copies would meet in it"
     if config.input_noise or config.activation_noise:
         return "input_noise and activation_noise are drawn for all copies alike"
+    if config.clip is not None:
+        return "clip looks at the gradients of all copies together"
+    if config.ema or config.best_by or config.decayed != "all":
+        return "ema, best_by and decayed are for runs one by one"
     rule = rule_of(config.rule)
     try:
         models = [make(config, rule, config.seed + number, data)[0] for number in range(2)]

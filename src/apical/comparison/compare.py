@@ -85,7 +85,7 @@ def compare(
     home = RunFolder(folder)
     together = chosen(config, data)
     if resume:
-        home.reopen(_plain(config))
+        home.reopen(_plain(config), config.later())
     else:
         with home.held(overwrite and home.has_run):
             home.start(_plain(config), overwrite=overwrite, more=_left, seal=True)

@@ -33,6 +33,7 @@ class Seal:
 
     Args:
         config: of the run. metrics: count and checksum of its measurements, see `MetricsLog.seal`.
+        data: shape (C, H, W) and classes of what it was trained on; None in checkpoints of earlier versions.
 
     >>> Seal({"seed": 0, "epochs": 2}, {}).check({"seed": 7, "epochs": 2}, "this run")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -41,6 +42,7 @@ class Seal:
 
     config: dict[str, Any]
     metrics: dict[str, Any]
+    data: dict[str, Any] | None = None
 
     def check(self, config: dict[str, Any], these: str) -> None:
         """Raise a CheckpointError unless the checkpoint was written under `config`."""
@@ -53,7 +55,7 @@ class Seal:
 
     def asdict(self) -> dict[str, Any]:
         """The fields by name."""
-        return {"config": self.config, "metrics": self.metrics}
+        return {"config": self.config, "metrics": self.metrics, "data": self.data}
 
 
 def differences(one: dict[str, Any], other: dict[str, Any], told: str) -> str:

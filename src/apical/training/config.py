@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,9 @@ import torch
 from apical.attaching.connectivity import as_connectivity
 from apical.checks import check_fields, check_seed
 from apical.training.options import optimizer_of, rule_of, scheduler_of
+
+_LATER = {"later": True}
+"""Metadata of a field that is written to config.json only where it differs from its default: runs from before it lack it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,18 +71,45 @@ class Recipe:
     """How convolutional networks lie in memory; channels_last is faster with precision bf16-mixed."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run. Several processes, for `apical train` only: start it with torchrun."""
+    accumulate: int = field(default=1, metadata=_LATER)
+    """Parts in which a batch passes, one after the other, so that it takes less memory; their gradients add up to the batch's."""
+    clip: float | None = field(default=None, metadata=_LATER)
+    """Most that the norm of all weights' gradients together may be; beyond it they and those of feedback shrink in proportion."""
+    decayed: Literal["all", "weights"] = field(default="all", metadata=_LATER)
+    """What weight_decay is for: all parameters; or weights with their feedback, but no bias and no normalization."""
+    warmup_epochs: float = field(default=0.0, metadata=_LATER)
+    """Epochs in which the learning rate grows, step by step, to that of the scheduler, which counts epochs from the first on."""
+    label_smoothing: float = field(default=0.0, metadata=_LATER)
+    """Share of each target that is spread over all classes while training (cross-entropy)."""
+    ema: float = field(default=0.0, metadata=_LATER)
+    """Decay per step of an exponential moving average of the weights, which is what is tested; 0: none. Usual: 0.999."""
+    best_by: Literal["validation", "test"] | None = field(default=None, metadata=_LATER)
+    """Keep the network of least error in this split as well, in checkpoint/best.ckpt. By "test", that error is too good."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         problems = [
             f"{name} must be at least 1, got {value}"
-            for name in ("epochs", "batch", "test_every", "checkpoint_every")
+            for name in ("epochs", "batch", "test_every", "checkpoint_every", "accumulate")
             if (value := getattr(self, name)) is not None and value < 1
         ]
         if self.align_every is not None and self.align_every < 0:
             problems.append(f"align_every must be at least 0, got {self.align_every}")
         if self.learning_rate is not None and not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             problems.append(f"learning_rate must be a positive number, got {self.learning_rate}")
+        if self.clip is not None and not (math.isfinite(self.clip) and self.clip > 0):
+            problems.append(f"clip must be a positive number, got {self.clip}")
+        if self.clip is not None and self.precision == "16-mixed":
+            problems.append(
+                "clip can't be had with precision '16-mixed', whose gradients are scaled; take 'bf16-mixed'"
+            )
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            problems.append(f"warmup_epochs must be from 0 to epochs, {self.epochs}, got {self.warmup_epochs}")
+        for name in ("label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                problems.append(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
+        if self.label_smoothing and self.loss != "cross-entropy":
+            problems.append(f"label_smoothing is for loss 'cross-entropy', got it with {self.loss!r}")
         if self.weight_decay is not None and not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             problems.append(f"weight_decay must be at least 0, got {self.weight_decay}")
         try:
@@ -120,8 +150,18 @@ class Recipe:
         return 0.05 if optimizer_of(self.optimizer)[0] is torch.optim.SGD else 0.001
 
     def asdict(self) -> dict[str, Any]:
-        """Name -> value, for JSON."""
-        return dataclasses.asdict(self)
+        """Name -> value, for JSON; without options that came later than others, where they have their defaults.
+
+        >>> "clip" in Recipe().asdict(), Recipe(clip=1.0).asdict()["clip"]
+        (False, 1.0)
+        """
+        later = self.later()
+        return {name: one for name, one in dataclasses.asdict(self).items() if name not in later or one != later[name]}
+
+    @classmethod
+    def later(cls) -> dict[str, Any]:
+        """The options that a config may lack, as they came later than others: name -> default."""
+        return {one.name: one.default for one in dataclasses.fields(cls) if "later" in one.metadata}
 
 
 @dataclass(frozen=True, kw_only=True)

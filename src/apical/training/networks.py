@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,8 @@ from apical.networks.noisy import NoisyInput
 from apical.rules import Rule
 from apical.training.config import TrainConfig
 from apical.training.setup import Engine, make
+from apical.training.steps.average import Average
+from apical.training.steps.gradients import parts
 
 
 class Networks(Protocol):
@@ -140,7 +143,7 @@ class OneNetwork(Networks):
     """A network with its learner, made from nothing but its config.
 
     Attributes:
-        learner: of the network in training.
+        learner: of the network in training. average: of its weights, which is what is tested, where the config asks for it.
     """
 
     learner: Learner
@@ -154,28 +157,39 @@ class OneNetwork(Networks):
 
         self.engine = Engine(config, build, captured=captured)
         self.noise = NoisyInput(config.input_noise) if config.input_noise else nn.Identity()
+        self.average = Average(self.learner, config.ema) if config.ema else None
 
     @override
     def learn(self, x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> Tensor:
         x = self.noise(x.to(self.engine.dtype))
         self.engine.net.train()
-        return self.engine.learn(self._step, x, y, check)
+        losses = self.engine.learn(self._step, x, y, check)
+        if self.average is not None:
+            self.average.update()
+        return losses
 
     def _step(self, x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> Tensor:
-        losses = self.engine.criterion(self.engine.outputs(x), y)
-        loss = self.engine.mean(losses)
-        check(loss.detach()[None])
-        self.engine.fabric.backward(loss)
-        self.learner.adapt(x, y, self.engine.criterion)
-        self.engine.step()
-        return losses.detach().sum()[None]
+        engine, sums = self.engine, []
+        for own, its, last in parts(x, y, self.configs[0].accumulate, engine.smallest):
+            with engine.adding(last):
+                losses = engine.loss(engine.outputs(own), its)
+                loss = engine.mean(losses)
+                check(loss.detach()[None])
+                engine.fabric.backward(loss)
+            sums.append(losses.detach().sum()[None])
+            # Feedback learns in one phase a step. Gradients that a phase fills in are of one part, as all others are.
+            if last or self.learner.phases.cuts:
+                self.learner.adapt(own, its, engine.loss)
+        engine.step()
+        return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
 
     @override
     @torch.no_grad()
     def outputs(self, split: Split) -> Tensor:
         net = self.engine.net.eval()
-        parts = [net(x).float().cpu() for x, _ in split.in_order(1000, device=self.engine.fabric.device)]
-        return torch.cat(parts)[None]
+        with nullcontext() if self.average is None else self.average.in_place():
+            found = [net(x).float().cpu() for x, _ in split.in_order(1000, device=self.engine.fabric.device)]
+        return torch.cat(found)[None]
 
     @override
     def finite(self) -> list[bool]:
@@ -194,6 +208,7 @@ class OneNetwork(Networks):
                 "learner": self.learner.state_dict(),
                 "random": torch.get_rng_state(),
                 "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                **({} if self.average is None else {"average": self.average.state_dict()}),
             }
         ]
 
@@ -203,6 +218,8 @@ class OneNetwork(Networks):
         self.learner.model.load_state_dict(state["model"])
         self.engine.optimizer.load_state_dict(state["optimizer"])
         self.learner.load_state_dict(state["learner"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         torch.set_rng_state(state["random"])
         if state["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])

@@ -58,6 +58,11 @@ def optimizer_of(text: str, **defaults: Any) -> tuple[type[torch.optim.Optimizer
     # LBFGS evaluates the loss several times a step; SparseAdam takes sparse gradients only.
     left_out = ("LBFGS", "SparseAdam")
     found = {k: v for k, v in vars(torch.optim).items() if _is_kind(v, torch.optim.Optimizer) and k not in left_out}
+    if name.lower() == "localsgd":
+        raise ValueError(
+            "apical.LocalSGD moves weights within the backward pass, where a run can neither clip nor accumulate gradients; take "
+            "SGD here, which teaches the same, and LocalSGD in a loop of your own"
+        )
     kind = _choose(name, found, "optimizer")
     accepted = inspect.signature(kind).parameters
     return kind, _accepted(kind, {**{k: v for k, v in defaults.items() if k in accepted}, **options})

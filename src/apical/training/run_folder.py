@@ -1,8 +1,8 @@
-"""A run as a folder: config.json, metrics.jsonl, checkpoint/last.ckpt, result.json."""
+"""A run as a folder: config.json, metrics.jsonl, checkpoint/last.ckpt, result.json; where asked for, checkpoint/best.ckpt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from apical.training.metrics import MetricsLog
 
 _LOCK = ".lock"
 _MEASURED = "measured"
-FILES = ("metrics.jsonl", "result.json", "checkpoint/last.ckpt", _LOCK, "config.json")
+FILES = ("metrics.jsonl", "result.json", "checkpoint/last.ckpt", "checkpoint/best.ckpt", _LOCK, "config.json")
 """All that a run leaves; the config last, as without it nobody would know the rest for a run's."""
 
 
@@ -90,8 +90,10 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self._config, sealed(config) if seal else config)
 
-    def reopen(self, config: dict[str, Any] | None = None) -> dict[str, Any]:
+    def reopen(self, config: dict[str, Any] | None = None, later: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Open the folder of an earlier run, and give its config.
+
+        later: keys that a config may have or lack alike with these values, see `Recipe.asdict`.
 
         Raises:
             RunFolderError: if there is none, it can't be read, or it differs from `config`.
@@ -99,6 +101,8 @@ class RunFolder:
         if not self._config.exists():
             raise RunFolderError(f"folder {self.path} holds no run to resume: it has no config.json")
         found = self._read(self._config)
+        if later is not None:
+            found = {key: value for key, value in found.items() if key not in later or value != later[key]}
         if config is not None and found != config:
             changed = differences(found, config, "{k}: {a!r} there, {b!r} asked")
             raise RunFolderError(
@@ -174,6 +178,10 @@ class RunFolder:
         """Write the checkpoint. seals: how the other files of each run in it were, see `Session.seals`."""
         checkpoint.save(self._checkpoint, state, [seal.asdict() for seal in seals or ()] or None)
 
+    def save_best(self, state: dict[str, Any], seals: Sequence[Seal]) -> None:
+        """Write the network that is the best so far, beside the checkpoint: what of its state is needed to use it."""
+        checkpoint.save(self._best, state, [seal.asdict() for seal in seals])
+
     def forget(self) -> None:
         """Delete the checkpoint."""
         self._checkpoint.unlink(missing_ok=True)
@@ -182,11 +190,15 @@ class RunFolder:
         """The last checkpoint, or None if the run was stopped before the first."""
         return self.restore_all()[0]
 
-    def restore_all(self) -> tuple[dict[str, Any] | None, Sequence[Seal] | None]:
-        """The last checkpoint with its seals. None: the run was stopped before the first, or it is of a version without seals."""
-        if not self._checkpoint.exists():
+    def restore_all(self, *, best: bool = False) -> tuple[dict[str, Any] | None, Sequence[Seal] | None]:
+        """The last checkpoint with its seals. None: the run was stopped before the first, or it is of a version without seals.
+
+        best: what `save_best` has written, in its place.
+        """
+        path = self._best if best else self._checkpoint
+        if not path.exists():
             return None, None
-        state, beside = checkpoint.load_all(self._checkpoint)
+        state, beside = checkpoint.load_all(path)
         return state, None if beside is None else [Seal(**one) for one in beside]
 
     @property
@@ -196,6 +208,10 @@ class RunFolder:
     @property
     def _checkpoint(self) -> Path:
         return self.path / "checkpoint" / "last.ckpt"
+
+    @property
+    def _best(self) -> Path:
+        return self.path / "checkpoint" / "best.ckpt"
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:

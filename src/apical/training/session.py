@@ -17,16 +17,16 @@ from apical.data import ImageData
 from apical.data.images import Batch
 from apical.learner import Learner
 from apical.losses import error_rate
-from apical.measures.alignment import alignment
 from apical.training.checkpoint import CheckpointError, Seal
 from apical.training.metrics import MetricsLog
 from apical.training.networks import Failures, Networks, NonFiniteLossError, not_finite
 from apical.training.run_folder import RunFolder
+from apical.training.steps.alignment import aligned
+from apical.training.steps.best import OF_A_NETWORK, Best, Speed
 from apical.training.stopping import Interrupted
 
 __all__ = ["Interrupted", "NonFiniteLossError", "Session", "Watcher"]
 
-ALIGNMENT_SAMPLES = 256
 KEPT_PREDICTIONS = 1000
 
 
@@ -60,6 +60,7 @@ class Session:
         self._loss_sum, self._loss_count = torch.zeros(self.count, dtype=torch.float64), 0
         self._durations: deque[float] = deque(maxlen=2000)
         self._before = 0.0
+        self._best, self._speed = Best(self.config.best_by, metrics[0]), Speed()
 
     def go(self, run: RunFolder, stopped: Callable[[], bool], watcher: Watcher) -> None:
         """Train from the present step to the last, with checkpoints in `run`.
@@ -75,19 +76,24 @@ class Session:
         self.engine.fabric.barrier()
         if self.step == 0 and self._newest is None:
             self._newest = self._measure()
+        self._speed.start()
         for x, y in self._batches():
             tick = time.perf_counter()
             done = self.step % self.per_epoch * self.config.batch
-            self.engine.begin(self.step, min(self.config.batch, len(self.data.train) - done))
+            rows = min(self.config.batch, len(self.data.train) - done)
+            self.engine.begin(self.step, rows, (self.step + 1) / self.per_epoch)
             losses = self.networks.learn(x, y, self._check)
             self._loss_sum += losses.to(self._loss_sum)
             self._loss_count += y.shape[-1]
+            self._speed.rows += rows * self.count
             self._durations.append(time.perf_counter() - tick)
             self.step += 1
             if self.engine.scheduler is not None and self.step % self.per_epoch == 0:
                 self.engine.scheduler.step()
             if self._due(self.config.test_every) or self._aligns():
                 self._newest = self._measure()
+                self._keep_best(run)
+                self._speed.start()
             watcher(self.step, self.steps, self._mean())
             if self._due(self.config.checkpoint_every) and self.step < self.steps:
                 self._save(run)
@@ -168,9 +174,11 @@ class Session:
 
     def _measure(self) -> dict[int, dict[str, Any]]:
         """Test error and, where due, alignment of every network, written as a line of its metrics."""
+        speed = self._speed.taken()
         outputs, counted = self._tested()
         learners = self.networks.learners() if self._aligns() else [None] * self.count
         found = {number: self._line(outputs[number], self._loss_sum[number], learners[number]) for number in counted}
+        found = {number: {**line, "images_per_second": speed} for number, line in found.items()}
         self._loss_sum.zero_()
         self._loss_count = 0
         if self.engine.fabric.is_global_zero:
@@ -188,17 +196,11 @@ class Session:
             "train_loss": float(loss_sum) / self._loss_count if self._loss_count else None,
             "test_loss": float(self.engine.criterion(outputs, labels).mean()),
             "test_error": error_rate(outputs, labels),
-            "learning_rate": self.engine.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.engine.rate(self.step / self.per_epoch),
         }
         if learner is not None:
-            line["alignment"] = self._alignment(learner)
+            line["alignment"] = aligned(learner, self.data.test, self.engine)
         return line
-
-    def _alignment(self, learner: Learner) -> dict[str, dict[str, float | None]]:
-        x, y = self.data.test.first(ALIGNMENT_SAMPLES, device=self.engine.fabric.device)
-        learner.model.eval()
-        found = alignment(learner, x.to(self.engine.dtype), y, self.engine.criterion)
-        return {name: {k: _number(v) for k, v in a.asdict().items()} for name, a in found.items()}
 
     def _mean(self) -> dict[str, Any] | None:
         """The newest measurement for a watcher: the first network's, with the mean test error of all."""
@@ -227,6 +229,7 @@ class Session:
                 "step_ms": step_ms,
                 "alignment": next((line["alignment"] for line in reversed(lines) if "alignment" in line), None),
                 "predictions": outputs[number, :KEPT_PREDICTIONS].argmax(1).tolist(),
+                **({} if (best := self._best.line) is None else {"best": best}),
             }
         return found
 
@@ -244,6 +247,11 @@ class Session:
             for loss, own in zip(self._loss_sum, self.networks.states(), strict=True)
         ]
 
+    def _keep_best(self, run: RunFolder) -> None:
+        if self.engine.fabric.is_global_zero and self._best.reached(self.step):
+            state = self.states()[0]
+            run.save_best({key: state[key] for key in OF_A_NETWORK if key in state}, self.seals())
+
     def _save(self, run: RunFolder) -> None:
         if self.engine.fabric.is_global_zero:
             states = self.states()
@@ -251,7 +259,10 @@ class Session:
 
     def seals(self) -> list[Seal]:
         """How config and metrics of each network are now, for a checkpoint to hold."""
-        return [Seal(one.asdict(), log.seal) for one, log in zip(self.networks.configs, self.metrics, strict=True)]
+        data = {"shape": list(self.data.shape), "classes": self.data.classes}
+        return [
+            Seal(one.asdict(), log.seal, data) for one, log in zip(self.networks.configs, self.metrics, strict=True)
+        ]
 
     def load(self, state: dict[str, Any], seals: Sequence[Seal] | None = None) -> None:
         """Go back to where a checkpoint was written.
@@ -277,10 +288,3 @@ class Session:
             raise CheckpointError(
                 f"the checkpoint does not fit {these}: {error}; delete the folder to start anew"
             ) from error
-
-
-def _number(value: Any) -> float | None:
-    if value is None:
-        return None
-    value = float(value)
-    return value if math.isfinite(value) else None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from apical.attaching.attach import attach
+from apical.attaching.attach import attach, learner_of
 from apical.attaching.connectivity import Connectivity
 from apical.cuda_graphs.cuda import graphs_for
 from apical.cuda_graphs.step import Captured
@@ -23,6 +26,8 @@ from apical.rules import Rule
 from apical.synapses.registry import synapse_type
 from apical.training.config import Recipe, TrainConfig
 from apical.training.options import making, optimizer_of, rule_of, scheduler_of
+from apical.training.steps.gradients import Clip
+from apical.training.steps.groups import without_decay
 
 Step = Callable[[Tensor, Tensor, Callable[[Tensor], None]], Tensor]
 """step(x, y, check) -> losses summed over the batch; it gives `check` the mean losses before it learns from them."""
@@ -34,7 +39,21 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-def make(config: Recipe, rule: Rule, seed: int, data: ImageData) -> tuple[nn.Module, Learner]:
+class Shaped(Protocol):
+    """What a network has to know of its data: the images' shape (C, H, W), and how many classes there are."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        ...
+
+    @property
+    def classes(self) -> int:
+        """How many."""
+        ...
+
+
+def make(config: Recipe, rule: Rule, seed: int, data: Shaped) -> tuple[nn.Module, Learner]:
     """The network and its learner, from nothing but the config and the seed.
 
     Networks of one seed start with the same weights under every rule.
@@ -66,6 +85,7 @@ class Engine:
     Attributes:
         net: the module as Fabric calls it. dtype: of its weights, and so of its input.
         rows: samples of the present step's batch, in all processes together; None before the first step.
+        criterion: the loss per sample that is measured. loss: that which is learned from, with smoothed labels where asked for.
     """
 
     def __init__(self, config: TrainConfig, build: Callable[[Rule], nn.Module], *, captured: bool = True) -> None:
@@ -77,9 +97,12 @@ class Engine:
         self.net, self.optimizer = self.fabric.setup(model, optimizer)
         self.dtype = next(model.parameters()).dtype
         self.scheduler = make_scheduler(config, optimizer)
-        self.criterion = LOSSES[config.loss]
+        self.criterion = self.loss = LOSSES[config.loss]
+        if config.label_smoothing:
+            self.loss = partial(F.cross_entropy, reduction="none", label_smoothing=config.label_smoothing)
         self.rows: int | None = None
-        self._seed, self._batch = config.seed, config.batch
+        self._seed, self._batch, self._warmup, self._growth = config.seed, config.batch, config.warmup_epochs, 1.0
+        self._clip = None if config.clip is None else Clip(learner_of(model), config.clip)
         # Scaled losses are looked at in every step.
         alone = self.fabric.world_size == 1 and config.precision != "16-mixed"
         self._graphs = graphs_for(self.fabric.device) if captured and alone else None
@@ -90,15 +113,34 @@ class Engine:
         """The seed of PyTorch's global generator, for whatever a network draws while it trains; each process has its own."""
         return seed + 7919 * (self.fabric.global_rank + 1)
 
-    def begin(self, step: int, rows: int) -> None:
-        """Begin a step on a batch of `rows` samples, in all processes together.
+    def begin(self, step: int, rows: int, epochs: float) -> None:
+        """Begin a step on a batch of `rows` samples, in all processes together; `epochs` will have passed after it.
 
         A checkpoint holds the random state of the first process. All others begin every step from one that its number tells, so
         that what is resumed draws what it would have drawn, on every process.
         """
-        self.rows = rows
+        self.rows, self._growth = rows, self._grown(epochs)
         if self.fabric.global_rank:
             torch.manual_seed(self.global_seed(self._seed) + 1_000_003 * (step + 1))
+
+    def rate(self, epochs: float) -> float:
+        """The learning rate after so many epochs."""
+        return self.optimizer.param_groups[0]["lr"] * self._grown(epochs)
+
+    def _grown(self, epochs: float) -> float:
+        """The share of the learning rate that the warm-up has reached."""
+        return min(1.0, epochs / self._warmup) if self._warmup else 1.0
+
+    @property
+    def smallest(self) -> int:
+        """Samples in the smallest share that a process has of the present batch."""
+        return (self.rows or 0) // self.fabric.world_size
+
+    def adding(self, last: bool) -> AbstractContextManager[Any]:
+        """While open, gradients add up in each process; it is by the `last` part of a batch that they are averaged over all."""
+        if last or self.fabric.world_size == 1:
+            return nullcontext()
+        return self.fabric.no_backward_sync(self.net)
 
     def outputs(self, x: Tensor) -> Tensor:
         """The network's outputs, in double precision where that is the config's: Fabric alone would round them to single."""
@@ -116,14 +158,15 @@ class Engine:
 
     def learn(self, step: Step, x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> Tensor:
         """What `step` gives on a batch; on a GPU by a graph, after which `check` sees the mean losses."""
-        if self._graphs is None or self.rows != self._batch:
+        # A graph has one learning rate.
+        if self._graphs is None or self.rows != self._batch or self._growth < 1:
             return step(x, y, check)
         if self._captured is None:
 
             def whole(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
                 means: list[Tensor] = []
                 sums = step(x, y, means.append)
-                return sums, means[0]
+                return sums, torch.stack(means).sum(0)
 
             self._captured = Captured(whole, (x, y), self._graphs, tells=False)
         sums, means = self._captured(x, y)
@@ -132,16 +175,34 @@ class Engine:
 
     def step(self) -> None:
         """Take the optimizer's step, and clear the gradients."""
-        self.optimizer.step()
+        if self._clip is not None:
+            self._clip.shorten()
+        with nullcontext() if self._growth == 1 else self._warming():
+            self.optimizer.step()
         self.optimizer.zero_grad()
+
+    @contextmanager
+    def _warming(self) -> Iterator[None]:
+        """While open, the learning rate is what the warm-up has reached. Schedulers go by that which it grows to."""
+        groups = self.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] *= self._growth
+        yield
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
 
 
 def make_optimizer(config: Recipe, rule: Rule, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of the config, over weights and trainable feedback alike."""
     decay = rule.weight_decay if config.weight_decay is None else config.weight_decay
     kind, options = optimizer_of(config.optimizer, lr=config.rate, weight_decay=decay)
+    if config.decayed == "weights" and "weight_decay" not in options:
+        raise ValueError(
+            f"decayed='weights' needs an optimizer with weight_decay, and {kind.__name__} has none; take another"
+        )
     with making("optimizer", config.optimizer, kind):
-        made = kind(model.parameters(), **options)
+        made = kind(model.parameters() if config.decayed == "all" else without_decay(learner_of(model)), **options)
         trial = _on_trial(kind, options, config)
         # The first step may leave out what the second one computes with.
         _try_step(trial)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -24,6 +23,7 @@ from apical.training.networks import Networks, finite
 from apical.training.run_folder import RunFolder
 from apical.training.session import NonFiniteLossError, Session, Watcher
 from apical.training.setup import Engine, make
+from apical.training.steps.gradients import parts
 from apical.training.stopping import stoppable
 from apical.training.train import placed
 
@@ -55,10 +55,10 @@ def train_together(
         Interrupted: Ctrl-C; call again to go on.
         ValueError: bad config, data, folder or checkpoint.
     """
-    shared = {**dataclasses.asdict(configs[0]), "seed": [config.seed for config in configs]}
+    shared = {**configs[0].asdict(), "seed": [config.seed for config in configs]}
     again = folder.has_run
     if again:
-        folder.reopen(shared)
+        folder.reopen(shared, configs[0].later())
     if folder.result is not None and _lost(folder.result, configs, runs):
         folder.unfinish()
     if folder.result is None:
@@ -72,7 +72,7 @@ def train_together(
         with ExitStack() as held:
             for number, (config, run) in enumerate(zip(configs, runs, strict=True)):
                 if again and run.has_run:
-                    run.reopen(config.asdict())
+                    run.reopen(config.asdict(), config.later())
                     held.enter_context(run.held())
                     run.metrics.cut(None if state is None else session.step, seals[number].metrics if seals else None)
                 else:
@@ -140,15 +140,20 @@ class SideBySide(Networks):
         return self.engine.learn(self._step, x, y, check)
 
     def _step(self, x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> Tensor:
-        outputs = self._forward(x)
-        losses = self.engine.criterion(outputs.flatten(0, 1), y.t().flatten()).view(outputs.shape[:2])
-        means = losses.mean(0)
-        check(means.detach())
-        # A sum, so that the gradient of each copy is that of its own mean.
-        self.engine.fabric.backward(means.sum())
-        self.learner.adapt(x, y, self.engine.criterion)
-        self.engine.step()
-        return losses.detach().sum(0)
+        engine, sums = self.engine, []
+        for own, its, last in parts(x, y, self.configs[0].accumulate, y.shape[1], dim=1):
+            outputs = self._forward(own)
+            losses = engine.loss(outputs.flatten(0, 1), its.t().flatten()).view(outputs.shape[:2])
+            whole = its.shape == y.shape
+            means = losses.mean(0) if whole else losses.sum(0) / y.shape[1]
+            check(means.detach())
+            # A sum, so that the gradient of each copy is that of its own mean.
+            engine.fabric.backward(means.sum())
+            sums.append(losses.detach().sum(0))
+            if last or self.learner.phases.cuts:
+                self.learner.adapt(own, its, engine.loss)
+        engine.step()
+        return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
 
     @override
     @torch.no_grad()

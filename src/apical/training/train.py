@@ -59,13 +59,18 @@ def train(
     (23, True)
     """
     data = images.load(config.data) if data is None else data
+    if config.best_by == "validation" and getattr(data, "validation", None) is None:
+        raise ValueError(
+            f"best_by='validation' needs a validation split, and data {data.name!r} have none; give best_by='test', whose error "
+            "is then too good to report, or leave it out"
+        )
     run = RunFolder(folder)
     session = Session(OneNetwork(config, data, captured=captured), data, [run.metrics])
     fabric = session.engine.fabric
     first = fabric.is_global_zero
     with ExitStack() as held:
         if resume:
-            run.reopen(config.asdict())
+            run.reopen(config.asdict(), config.later())
             if (done := run.result) is not None:
                 lacking = sorted(REPORTED - done.keys())
                 if lacking:

@@ -23,6 +23,7 @@ TIMES = {
     "seal",
     "measured",
     "made",
+    "images_per_second",
 }
 
 

@@ -1,0 +1,1 @@
+"""What a training step does beyond gradients and the optimizer: parts, clipping, warm-up, averages, groups."""

@@ -1,0 +1,37 @@
+"""Parameters in groups: those that weight decay is for, and those that it spares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from apical.learner import Learner
+
+NORMALIZATIONS = (nn.LayerNorm, nn.RMSNorm)
+"""Those whose scale may have more than one dimension."""
+
+
+def without_decay(learner: Learner) -> list[dict[str, Any]]:
+    """Two groups for an optimizer: weights with their feedback, and biases and normalization, which do not decay.
+
+    Weight and feedback of a synapse, and feedback of blocks, are always in the first: Kolen and Pollack's law holds only where
+    both decay alike (akrout2019, eqs 13-18).
+
+    >>> import apical, torch
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    >>> learner = apical.attach(net, "kp", example_input=torch.zeros(2, 4))
+    >>> [[list(one.shape) for one in group["params"]] for group in without_decay(learner)]
+    [[[3, 4], [2, 3], [2, 3]], [[3], [3], [3], [2]]]
+    """
+    spared: dict[int, nn.Parameter] = {}
+    for module in learner.model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "bias" or parameter.dim() <= 1 or isinstance(module, NORMALIZATIONS):
+                spared[id(parameter)] = parameter
+    for owner in learner.owners.values():
+        for name in ("weight", "feedback"):
+            spared.pop(id(owner._parameters.get(name)), None)
+    decayed = [one for one in learner.model.parameters() if id(one) not in spared]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": list(spared.values()), "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
