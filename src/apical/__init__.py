@@ -1,5 +1,8 @@
 """Train any PyTorch network without weight transport."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from apical.attaching.attach import attach, learner_of
 from apical.attaching.connectivity import Connectivity
 from apical.cuda_graphs.step import captured
@@ -29,6 +32,9 @@ from apical.synapses.kinds.linear import LinearSynapse
 from apical.synapses.kinds.locally_connected import LocallyConnected2dSynapse
 from apical.synapses.registry import register_synapse
 from apical.synapses.synapse import Synapse
+
+if TYPE_CHECKING:
+    from apical.training import load
 
 __all__ = [
     "AuditReport",
@@ -66,6 +72,7 @@ __all__ = [
     "audit",
     "captured",
     "learner_of",
+    "load",
     "register_synapse",
     "replicate",
     "rule",
@@ -73,3 +80,10 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # The training engine is no part of the library, and takes a while to import.
+    if name == "load":
+        return importlib.import_module("apical.training").load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

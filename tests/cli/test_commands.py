@@ -47,6 +47,7 @@ RECIPE = (
 OPTIONS = {
     "compare": f"{RECIPE} rules seeds first-seed replicas folder resume overwrite time-steps captured",
     "train": f"{RECIPE} rule seed folder resume overwrite captured",
+    "export": "best overwrite",
     "audit": "rule data network activation loss seed",
     "rules": "",
     "report": "picture",

@@ -1,4 +1,4 @@
-"""The command line: `apical compare`, `train`, `audit`, `rules`, `report`, `benchmark`, `papers`, `reproduce`."""
+"""The command line: a class for each command of `apical`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from apical.cli.allocator import keep_freed_memory
 from apical.cli.audit import Audit
 from apical.cli.benchmark import Benchmark
 from apical.cli.compare import Compare
+from apical.cli.folders.export import Export
 from apical.cli.papers import Papers
 from apical.cli.report import Report
 from apical.cli.reproduce import Reproduce
@@ -21,6 +22,7 @@ from apical.cli.train import Train
 Command: Any = (
     Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
     | Annotated[Train, tyro.conf.subcommand("train", prefix_name=False)]
+    | Annotated[Export, tyro.conf.subcommand("export", prefix_name=False)]
     | Annotated[Audit, tyro.conf.subcommand("audit", prefix_name=False)]
     | Annotated[Rules, tyro.conf.subcommand("rules", prefix_name=False)]
     | Annotated[Report, tyro.conf.subcommand("report", prefix_name=False)]

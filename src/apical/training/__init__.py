@@ -11,6 +11,8 @@ from apical.training.run_folder import RunFolder, RunFolderError
 from apical.training.session import NonFiniteLossError
 from apical.training.stopping import Interrupted
 from apical.training.train import train
+from apical.training.trained.export import export
+from apical.training.trained.load import load
 
 if TYPE_CHECKING:
     from apical.comparison import CompareConfig, compare
@@ -25,6 +27,8 @@ __all__ = [
     "RunFolderError",
     "TrainConfig",
     "compare",
+    "export",
+    "load",
     "train",
 ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from apical.training.metrics import MetricsLog
 
 _LOCK = ".lock"
 _MEASURED = "measured"
-FILES = ("metrics.jsonl", "result.json", "checkpoint/last.ckpt", "checkpoint/best.ckpt", _LOCK, "config.json")
+FILES = ("metrics.jsonl", "result.json", "checkpoint/last.ckpt", _LOCK, "config.json")
 """All that a run leaves; the config last, as without it nobody would know the rest for a run's."""
+BEST = "checkpoint/best.ckpt"
+"""What a run leaves besides whose config has `best_by`."""
 
 
 class RunFolderError(ValueError):
@@ -54,13 +56,14 @@ class RunFolder:
         overwrite: bool = False,
         more: Callable[[dict[str, Any]], Iterable[str | Path]] = lambda _: (),
         seal: bool = False,
+        later: Collection[str] = (),
     ) -> None:
         """Open the folder for a new run.
 
         seal: whether the config holds a checksum of itself. That of a single run has none: its checkpoint knows it.
 
-        overwrite: delete an earlier run of the same kind, one whose config has the same keys: its files, and nothing else that
-            lies in the folder. more: gives, from its config, the files that it has beyond a run's own.
+        overwrite: delete an earlier run of the same kind, one whose config has the same keys but for `later` ones: its files,
+            and nothing else that lies in the folder. more: gives, from its config, the files that it has beyond a run's own.
 
         Raises:
             RunFolderError: if something else is there already.
@@ -71,13 +74,14 @@ class RunFolder:
         left = [*remains(self.path), self.path / _LOCK]
         there = self.path.exists() and any(one not in left for one in self.path.iterdir())
         if there and overwrite:
-            if not self._config.exists() or (found := self._read(self._config)).keys() != config.keys():
+            found = self._read(self._config) if self._config.exists() else {}
+            if not found or (found.keys() ^ config.keys()) - set(later):
                 raise RunFolderError(
                     f"overwrite: folder {self.path} holds no run of this kind, so it is left alone; give another folder, or "
                     "delete it yourself"
                 )
             try:
-                names = [*more(found), *FILES]
+                names = [*more(found), *FILES, *([BEST] if "best_by" in found else [])]
             except (KeyError, TypeError, ValueError) as error:
                 raise RunFolderError(
                     f"overwrite: {self._config} does not say what belongs to the run ({error!r}); delete its files yourself, or "
@@ -211,7 +215,7 @@ class RunFolder:
 
     @property
     def _best(self) -> Path:
-        return self.path / "checkpoint" / "best.ckpt"
+        return self.path / BEST
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:

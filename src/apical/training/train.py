@@ -83,7 +83,7 @@ def train(
             _go_back(session, run)
         elif first:
             held.enter_context(run.held(overwrite and run.has_run))
-            run.start(config.asdict(), overwrite=overwrite)
+            run.start(config.asdict(), overwrite=overwrite, later=config.later())
             held.enter_context(run.held())
         stopped = held.enter_context(stoppable())
         held.enter_context(placed(session))

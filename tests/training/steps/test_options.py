@@ -176,6 +176,13 @@ def test_a_run_with_all_options_that_stops_and_resumes_ends_bit_identical(tmp_pa
     assert cut["step"] == result["best"]["step"] == min(errors, key=errors.get)
 
 
+def test_a_run_is_overwritten_by_one_with_other_options_and_leaves_nothing(tmp_path):
+    for options in ({"best_by": "test"}, {"clip": 1.0}, {}):
+        train(dataclasses.replace(PLAIN, epochs=1, **options), tmp_path / "run", data=small(), overwrite=True)
+        assert (tmp_path / "run" / "checkpoint" / "best.ckpt").exists() == ("best_by" in options)
+        assert RunFolder(tmp_path / "run").reopen().keys() & TrainConfig.later().keys() == options.keys()
+
+
 def test_best_by_validation_needs_a_validation_split(tmp_path):
     with pytest.raises(ValueError, match=r"best_by='validation' needs a validation split.*best_by='test'"):
         train(dataclasses.replace(PLAIN, best_by="validation"), tmp_path / "run", data=small())

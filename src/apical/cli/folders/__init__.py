@@ -1,0 +1,1 @@
+"""Commands about the folders of runs: what becomes of a trained network."""

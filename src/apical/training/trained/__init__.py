@@ -1,0 +1,1 @@
+"""Trained networks taken out of their run folders."""
