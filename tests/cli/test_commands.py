@@ -48,6 +48,7 @@ OPTIONS = {
     "compare": f"{RECIPE} rules seeds first-seed replicas folder resume overwrite time-steps captured",
     "train": f"{RECIPE} rule seed folder resume overwrite captured",
     "export": "best overwrite",
+    "queue": "folder minutes hand-back take retry show",
     "audit": "rule data network activation loss seed",
     "rules": "",
     "report": "picture",

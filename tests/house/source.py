@@ -29,7 +29,7 @@ FLOORS = [
     "replicas",
     "__init__",  # the front door of the library: the laboratory may come in by it, as users do
     "training machine",
-    "benchmark comparison papers search",
+    "benchmark comparison papers queue search",
     "report",
     "cli",
     "__main__",

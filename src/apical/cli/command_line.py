@@ -12,6 +12,7 @@ from apical.cli.audit import Audit
 from apical.cli.benchmark import Benchmark
 from apical.cli.compare import Compare
 from apical.cli.folders.export import Export
+from apical.cli.folders.queue import Queue
 from apical.cli.papers import Papers
 from apical.cli.report import Report
 from apical.cli.reproduce import Reproduce
@@ -23,6 +24,7 @@ Command: Any = (
     Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
     | Annotated[Train, tyro.conf.subcommand("train", prefix_name=False)]
     | Annotated[Export, tyro.conf.subcommand("export", prefix_name=False)]
+    | Annotated[Queue, tyro.conf.subcommand("queue", prefix_name=False)]
     | Annotated[Audit, tyro.conf.subcommand("audit", prefix_name=False)]
     | Annotated[Rules, tyro.conf.subcommand("rules", prefix_name=False)]
     | Annotated[Report, tyro.conf.subcommand("report", prefix_name=False)]
