@@ -121,9 +121,14 @@ def test_what_looks_at_one_network_is_refused_side_by_side_by_name(option):
     assert option in obstacle(dataclasses.replace(PLAIN, **{option: ALONE[option]}), 2, small())
 
 
-@pytest.mark.parametrize("rule", ["kp", "kp-direct", "matched"])
-def test_feedback_comes_near_the_weights_by_kolen_and_pollacks_law_whatever_the_options(tmp_path, rule):
-    config = dataclasses.replace(ALL, rule=rule, optimizer="SGD", weight_decay=0.3, clip=0.1)
+@pytest.mark.parametrize(
+    ("rule", "precision", "tolerance"),
+    [("kp", "64-true", 1e-9), ("kp", "bf16-mixed", 1e-6), ("kp-direct", "64-true", 1e-9), ("matched", "64-true", 1e-9)],
+)
+def test_feedback_comes_near_the_weights_by_kolen_and_pollacks_law_whatever_the_options(
+    tmp_path, rule, precision, tolerance
+):
+    config = dataclasses.replace(ALL, rule=rule, optimizer="SGD", weight_decay=0.3, clip=0.1, precision=precision)
     learner = OneNetwork(config, small()).learner
     before = {name: (s.weight.detach().clone(), s.feedback) for name, s in learner.synapses.items()}
     train(config, tmp_path / "run", data=small())
@@ -135,9 +140,9 @@ def test_feedback_comes_near_the_weights_by_kolen_and_pollacks_law_whatever_the_
         if feedback is not None and feedback.shape == weight.shape and f"{name}.feedback" in after:
             apart = (weight - feedback.detach()).double()
             found = after[f"{name}.weight"] - after[f"{name}.feedback"]
-            torch.testing.assert_close(found, apart * share, rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(found.double(), apart * share, rtol=1e-6, atol=tolerance)
             seen += 1
-    assert seen or rule == "kp-direct"
+    assert seen
 
 
 def test_the_learning_rate_grows_step_by_step_and_schedules_count_epochs_from_the_first(tmp_path):

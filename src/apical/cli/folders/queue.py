@@ -86,7 +86,7 @@ class Queue:
                 raise stopped from error
             finally:
                 if self.hand_back is not None:
-                    hand_back(queue, queue.moved, self.hand_back)
+                    hand_back(queue, dict.fromkeys(queue.moved), self.hand_back)
         console.print(_table(queue))
         states = [queue.state(one) for one in lines]
         if over:
