@@ -64,9 +64,35 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def error_rate(outputs: Float[Tensor, "n c"], targets: Tensor) -> float:
-    """Percent of samples whose largest output is not their class's."""
-    return 100 * int((outputs.argmax(1) != targets).sum()) / len(targets)
+def error_rate(outputs: Float[Tensor, "n c"], targets: Tensor, top: int = 1) -> float:
+    """Percent of samples whose class's output is not the largest, or not among the `top` largest.
+
+    >>> import torch
+    >>> outputs = torch.tensor([[0.1, 0.3, 0.2], [0.5, 0.4, 0.1]])
+    >>> error_rate(outputs, torch.tensor([2, 0])), error_rate(outputs, torch.tensor([2, 0]), top=2)
+    (50.0, 0.0)
+    """
+    if top == 1:
+        return 100 * int((outputs.argmax(1) != targets).sum()) / len(targets)
+    found = outputs.topk(min(top, outputs.shape[1]), 1).indices == targets[:, None]
+    return 100 * int((~found.any(1)).sum()) / len(targets)
+
+
+MANY = 100
+"""Classes from which on top-5 errors are measured as well, as is usual for CIFAR-100 and ImageNet."""
+
+
+def scores(
+    criterion: Callable[[Tensor, Tensor], Tensor], outputs: Float[Tensor, "n c"], targets: Tensor
+) -> dict[str, float]:
+    """The mean loss and the error [%], and for 100 classes or more the error among the five largest outputs.
+
+    >>> import torch
+    >>> scores(cross_entropy, torch.zeros(2, 100), torch.tensor([0, 99]))  # doctest: +ELLIPSIS
+    {'loss': 4.605..., 'error': 50.0, 'top5_error': ...}
+    """
+    found = {"loss": float(criterion(outputs, targets).mean()), "error": error_rate(outputs, targets)}
+    return found | ({"top5_error": error_rate(outputs, targets, 5)} if outputs.shape[1] >= MANY else {})
 
 
 def check_losses(losses: Any, output: Tensor) -> Tensor:

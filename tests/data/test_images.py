@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apical import data
-from apical.data import DataError, ImageData, Split
+from apical.data import DataError, ImageData, Split, held_out
+from data.pictures import assert_holds, pictures, refused, write
 
 
 @given(st.integers(0, 200), st.integers(1, 210), st.booleans(), st.integers(0, 2**40))
@@ -135,3 +136,79 @@ def test_samples_in_their_own_order_and_the_first_of_them():
     assert torch.equal(torch.cat([x for x, _ in ROWS.in_order(3)]), ROWS.batch(torch.arange(10))[0])
     assert ROWS.first(3)[1].tolist() == [0, 1, 2]
     assert len(ROWS.first(99)[1]) == 10
+
+
+@pytest.mark.parametrize(("amount", "count"), [(0.1, 144), (100, 100), (0.5, 721), (1441, 1441)])
+def test_what_is_held_out_is_not_trained_on(amount, count):
+    whole, parted = data.load(), data.load(validation=amount, validation_seed=3)
+    assert (len(parted.validation), len(parted.train)) == (count, 1442 - count)
+    taken = torch.cat([parted.train.index, parted.validation.index])
+    assert taken.sort().values.tolist() == list(range(1442))
+    assert parted.test.images is not whole.train.images
+    assert torch.equal(parted.test.images, whole.test.images)
+    x, y = parted.validation.first(count)
+    assert torch.equal(x, whole.train.batch(parted.validation.index)[0])
+    assert torch.equal(y, whole.train.labels[parted.validation.index])
+
+
+def test_the_seed_decides_what_is_held_out():
+    one, same, other = (data.load(validation=0.2, validation_seed=seed).validation.index for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_a_part_gives_the_batches_of_a_split_of_its_own():
+    part = data.load(validation=100).train
+    alone = Split(part.images, part.labels)
+    assert alone.shape == part.shape
+    for (x, y), (x1, y1) in zip(
+        part.batches(200, [1, 2], epoch=3, start=2, part=(1, 2)),
+        alone.batches(200, [1, 2], epoch=3, start=2, part=(1, 2)),
+        strict=True,
+    ):
+        assert torch.equal(x, x1)
+        assert torch.equal(y, y1)
+    assert torch.equal(part.pictures(3)[0], alone.pictures(3)[0])
+
+
+@pytest.mark.parametrize("amount", [0.0001, 0, 0.0, 1.5, -3, float("nan"), 1442, 5000])
+def test_a_validation_split_with_nothing_in_it_or_all_is_refused(amount):
+    with pytest.raises(ValueError, match="validation"):
+        data.load(validation=amount)
+
+
+def test_an_empty_validation_split_is_refused_by_name():
+    split, none = (Split(torch.zeros(n, 1, 2, 2, dtype=torch.uint8), torch.zeros(n, dtype=torch.int64)) for n in (4, 0))
+    with pytest.raises(DataError, match=r"mine: the validation split is empty.*'val'"):
+        ImageData("mine", split, split, 2, ("a", "b"), validation=none, called={"validation": "val"})
+
+
+def test_the_sets_own_validation_split(folder, cache):
+    write(folder, "validation", pictures(2, seed=5), [2, 0])
+    found = data.load(str(folder), cache=cache, validation="validation")
+    assert_holds(found.validation, pictures(2, seed=5), [2, 0])
+    assert found.tested == {"test": "split 'test'", "validation": "split 'validation'"}
+    with pytest.warns(UserWarning, match="split 'validation'.*not used"):
+        assert data.load(str(folder), cache=cache).validation is None
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nothing", ["validation split", "'nothing'", "'train', 'test'", "validation=0.1"]),
+        ("test", ["validation='test'", "tests on", "validation=0.1"]),
+        ("train", ["validation='train'", "trains on"]),
+    ],
+)
+def test_a_validation_split_that_cannot_be_is_refused(folder, cache, name, words):
+    refused(*words, name=folder, cache=cache, validation=name)
+
+
+def test_the_digits_have_no_split_of_that_name():
+    with pytest.raises(DataError, match=r"'val'.*validation=0\.1"):
+        data.load(validation="val")
+
+
+def test_what_is_held_out_of_a_named_split_says_so(folder, cache):
+    found = held_out(data.load(str(folder), cache=cache), 2, seed=7)
+    assert found.calls("validation") == "2 of 6 images of split 'train', held out by seed 7"

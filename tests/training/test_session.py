@@ -7,12 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from apical.training import (
-    NonFiniteLossError,
-    RunFolder,
-    TrainConfig,
-    train,
-)
+from apical.data import DataError, ImageData, Split, held_out
+from apical.training import CompareConfig, NonFiniteLossError, RunFolder, TrainConfig, compare, train
 from apical.training.networks import OneNetwork
 from training.runs import DIGITS, SHORT, small, weights
 
@@ -136,3 +132,48 @@ def test_ctrl_c_outside_the_main_thread_is_left_to_the_caller(tmp_path):
     thread.start()
     thread.join()
     assert results[0]["steps"] == 46
+
+
+def test_a_run_says_which_split_each_number_is_of(tmp_path):
+    config = dataclasses.replace(SHORT, validation=0.25)
+    result = train(config, tmp_path / "run", data=DIGITS)
+    lines = RunFolder(tmp_path / "run").metrics.read()
+    assert all("validation_error" in line for line in lines)
+    assert result["validation_error"] == lines[-1]["validation_error"]
+    assert result["splits"]["validation"] == "360 of 1,442 images of split 'train', held out by seed 0"
+    assert result["steps"] == 2 * -(-1082 // 64)
+    # What is held out beforehand is the same run.
+    again = train(SHORT, tmp_path / "given", data=held_out(DIGITS, 0.25))
+    assert again["predictions"] == result["predictions"]
+    assert train(config, tmp_path / "run", data=DIGITS, resume=True) == result
+
+
+def test_without_one_a_config_is_what_it_was(tmp_path):
+    train(SHORT, tmp_path / "run", data=DIGITS)
+    found = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert not found.keys() & {"validation", "validation_seed", "test_split"}
+    assert "splits" not in RunFolder(tmp_path / "run").result
+
+
+def test_a_split_that_given_data_lacks_is_asked_for(tmp_path):
+    with pytest.raises(DataError, match=r"validation='val'.*small.*validation=0\.1"):
+        train(TrainConfig(validation="val"), tmp_path / "run", data=small())
+
+
+@pytest.mark.parametrize("replicas", ["on", "off"])
+def test_comparisons_hold_one_split_out_for_all(tmp_path, replicas):
+    config = CompareConfig(
+        rules=("bp", "fa"), seeds=2, epochs=1, network="16-5-3", validation=0.25, replicas=replicas, align_every=0
+    )
+    found = compare(config, tmp_path / "all", data=small())
+    assert found["data"]["validation"] == 16
+    assert set(found["data"]["splits"]) == {"test", "validation"}
+    assert all(0 <= row["validation_error_mean"] <= 100 for row in found["table"])
+
+
+def test_many_classes_have_top_5_errors(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    split = Split(torch.randint(256, (200, 1, 4, 4), generator=g, dtype=torch.uint8), torch.arange(200) % 100)
+    data = ImageData("hundred", split, split, 100, tuple(map(str, range(100))))
+    result = train(TrainConfig(network="16-100", epochs=1, align_every=0), tmp_path / "run", data=data)
+    assert result["test_top5_error"] < result["test_error"]

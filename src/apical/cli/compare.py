@@ -23,6 +23,7 @@ from apical.cli.terminal import (
     resumable,
     settings_of,
     slug,
+    told_splits,
     watch,
 )
 from apical.comparison.config import CompareConfig
@@ -111,6 +112,9 @@ def table(comparison: dict[str, Any]) -> Table:
         "rule", style="bold", overflow="fold", min_width=min(12, max(len(r["rule"]) for r in comparison["table"]))
     )
     result.add_column("test error [%]", justify="right", no_wrap=True, min_width=14)
+    chooses = any("validation_error_mean" in row for row in comparison["table"])
+    if chooses:
+        result.add_column("validation error [%]", justify="right", no_wrap=True, min_width=14)
     result.add_column("delta angle to bp, layer by layer [°]", justify="right", min_width=12)
     result.add_column("time per step / bp", justify="right", min_width=8)
     result.add_column("what is transported", min_width=11)
@@ -121,5 +125,8 @@ def table(comparison: dict[str, Any]) -> Table:
         angles = " ".join("-" if angle is None else f"{angle:.0f}" for angle in row["angles"].values())
         ratio = "" if row["step_ratio"] is None else f"{row['step_ratio']:.2f}"
         broadcast = f"; broadcast: {row['broadcast']}" if row.get("broadcast") else ""
-        result.add_row(row["rule"], error, angles, ratio, (row["transported"] or "not audited") + broadcast)
+        chosen = [f"{row['validation_error_mean']:.2f}" if "validation_error_mean" in row else ""] if chooses else []
+        result.add_row(row["rule"], error, *chosen, angles, ratio, (row["transported"] or "not audited") + broadcast)
+    if "splits" in data:
+        result.caption, result.caption_justify = told_splits(data["splits"]), "left"
     return result

@@ -130,6 +130,15 @@ def check_resumed(command: Any, asked: Mapping[str, Any], kept: Mapping[str, Any
         )
 
 
+def told_splits(splits: Mapping[str, str]) -> str:
+    """Which split each error is of.
+
+    >>> told_splits({"test": "split 'val'", "validation": "100 of 1,000 images of split 'train', held out by seed 0"})
+    "test error: split 'val'; validation error: 100 of 1,000 images of split 'train', held out by seed 0"
+    """
+    return "; ".join(f"{role} error: {told}" for role, told in splits.items())
+
+
 def slug(text: str) -> str:
     """`text` as part of a folder's name."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-.")

@@ -18,6 +18,7 @@ from apical.cli.terminal import (
     resumable,
     settings_of,
     slug,
+    told_splits,
     watch,
 )
 from apical.training.config import TrainConfig
@@ -78,6 +79,10 @@ class Train:
             f"test error [bold]{result['test_error']:.2f} %[/] after {result['steps']:,} steps, {result['seconds']:.1f} s",
             markup=True,
         )
+        if "validation_error" in result:
+            console.print(f"validation error [bold]{result['validation_error']:.2f} %[/]", markup=True)
+        if "splits" in result:
+            line(told_splits(result["splits"]))
         for name, measured in (result["alignment"] or {}).items():
             if measured["delta_angle"] is not None:
                 console.print(f"  {name}: delta angle to backpropagation {measured['delta_angle']:.1f}°")

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 import apical
-from apical import data as images
 from apical.comparison import table
 from apical.comparison.choice import chosen
 from apical.comparison.config import CompareConfig
@@ -52,7 +51,7 @@ def compare(
     `config.replicas` has it so; each run's result is then that of a run alone, to rounding.
 
     Args:
-        config: what to compare. data: loaded already, or None to load what the config names.
+        config: what to compare. data: loaded already, or None to load what the config names; its options apply to either.
         folder: for everything. resume: finish a comparison that was stopped.
         overwrite: delete an earlier comparison in `folder`, once all else is known to be right.
         command: the command to show beside the results. announce: gives each run's watcher.
@@ -79,7 +78,7 @@ def compare(
         "start it without torchrun (seeds of a rule then learn side by side, see --replicas), or train single runs in several "
         "processes: torchrun ... -m apical train --rule RULE --seed SEED",
     )
-    data = images.load(config.data) if data is None else data
+    data = config.applied(data or config.data)
     for rule in config.rules:
         check(config, rule_of(rule), config.first_seed, data)
     home = RunFolder(folder)
@@ -132,6 +131,8 @@ def _compared(
             "test": len(data.test),
             "classes": data.classes,
             "shape": list(data.shape),
+            **({} if data.validation is None else {"validation": len(data.validation)}),
+            **({"splits": tested} if (tested := data.tested) != {"test": "split 'test'"} else {}),
         },
         "network": config.network + (f" ({config.activation})" if re.fullmatch(r"[\d-]+", config.network) else ""),
         "config": _plain(config),

@@ -22,15 +22,20 @@ AUDITED_SAMPLES = 8
 def row(
     config: CompareConfig, rule: str, home: Path, runs: list[dict[str, Any]], data: ImageData, ratio: float | None
 ) -> dict[str, Any]:
-    """The row of one rule: mean test error [%] with its standard error over seeds, time per step, transport, angles [deg]."""
+    """The row of one rule: mean test error [%] with its standard error over seeds, time per step, transport, angles [deg].
+
+    Where there is a validation split, the mean error for it stands there as well.
+    """
     results = [RunFolder(home / run["folder"]).result for run in runs if run["rule"] == rule and "failed" not in run]
     errors = [result["test_error"] for result in results if result is not None]
+    chosen = [result["validation_error"] for result in results if result is not None and "validation_error" in result]
     transported, broadcast = _audited(config, rule, data)
     return {
         "rule": rule,
         "runs": len(errors),
         "test_error_mean": statistics.fmean(errors) if errors else None,
         "test_error_sem": statistics.stdev(errors) / math.sqrt(len(errors)) if len(errors) > 1 else None,
+        **({} if data.validation is None or not chosen else {"validation_error_mean": statistics.fmean(chosen)}),
         "step_ratio": ratio,
         "transported": transported,
         "broadcast": broadcast,
@@ -66,11 +71,12 @@ def samples(home: Path, runs: list[dict[str, Any]], data: ImageData) -> dict[str
         if result is not None and run["seed"] == runs[0]["seed"]:
             predictions[run["rule"]] = result["predictions"]
     known = min((len(found) for found in predictions.values()), default=0)
-    labels = data.test.labels[:known].tolist()
+    images, classes = data.test.pictures(known)
+    labels = classes.tolist()
     wrong = [i for i in range(known) if any(found[i] != labels[i] for found in predictions.values())]
     chosen = wrong[: SHOWN_SAMPLES // 2]
     chosen = sorted(chosen + [i for i in range(known) if i not in chosen][: SHOWN_SAMPLES - len(chosen)])
-    pixels = data.test.images[chosen]
+    pixels = images[chosen]
     return {
         "images": (pixels[:, 0] if pixels.shape[1] == 1 else pixels).tolist(),
         "labels": [labels[i] for i in chosen],

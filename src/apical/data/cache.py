@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from apical.data.images import DataError, ImageData, Split
+from apical.data.data_set import ImageData
+from apical.data.images import DataError, Split
 from apical.files import write_json
 
 _FORMAT = 1
@@ -79,15 +80,16 @@ class Cache:
             arrays = content["arrays"]
             size = sum(math.prod(array["shape"]) for file, array in arrays.items() if file.endswith("-images.u8"))
             keep = _fits(size) if in_memory is None else in_memory
-            train, test = (
-                Split(
-                    torch.from_numpy(_array(entry, f"{split}-images.u8", arrays, keep)),
-                    torch.from_numpy(_array(entry, f"{split}-labels.i64", arrays, True).astype(np.int64)),
+            splits = {
+                role: Split(
+                    torch.from_numpy(_array(entry, f"{role}-images.u8", arrays, keep)),
+                    torch.from_numpy(_array(entry, f"{role}-labels.i64", arrays, True).astype(np.int64)),
                 )
-                for split in ("train", "test")
-            )
+                for role in ("train", "test", "validation")
+                if f"{role}-images.u8" in arrays or role != "validation"
+            }
             names = tuple(content["class_names"])
-            return ImageData(name, train, test, len(names), names)
+            return ImageData(name, classes=len(names), class_names=names, called=content.get("called", {}), **splits)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedError(str(error)) from error
 

@@ -13,29 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from apical.data.columns import Choice, pick_image, pick_label, roles_of
 from apical.data.images import DataError, check_labels
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Dataset
     from PIL.Image import Image
 
 
-TEST_SPLITS = ("test", "validation", "valid", "val")
-_IMAGE_COLUMNS = ("image", "img", "images")
-_LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "target")
 _GREY = ("1", "L", "LA")
 _DEEP = ("I", "F")  # and "I;16" with its byte orders
 _MOST_CLASSES = 100_000
 _ROWS_AT_ONCE = 256
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which split and columns to take. None: found by name and type."""
-
-    test_split: str | None = None
-    image_column: str | None = None
-    label_column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,30 +51,32 @@ def decode(splits: dict[str, Dataset], folder: Path, name: str, choice: Choice) 
         choice: which split and columns.
 
     Returns:
-        What reading needs: {"class_names": [...], "arrays": {file name: {"dtype", "shape", "crc32"}}}.
+        What reading needs: {"class_names": [...], "called": {role: split}, "arrays": {file name: {"dtype", "shape", "crc32"}}}.
 
     Raises:
         DataError: if the rows aren't images of one size with labels.
     """
-    tables, class_names = _tables(splits, name, choice)
+    roles = roles_of(splits, name, choice)
+    tables, class_names = _tables(splits, name, choice, roles)
     for channels in (1, 3):
         try:
-            return {"class_names": class_names, "arrays": _write(tables, folder, name, channels)}
+            return {"class_names": class_names, "called": roles, "arrays": _write(tables, folder, name, channels)}
         except _ColouredError:
             continue
     raise AssertionError("three channels hold any image")
 
 
-def _tables(splits: dict[str, Dataset], name: str, choice: Choice) -> tuple[dict[str, _Table], list[str]]:
+def _tables(
+    splits: dict[str, Dataset], name: str, choice: Choice, roles: dict[str, str]
+) -> tuple[dict[str, _Table], list[str]]:
     """All that can be known before an image is decoded."""
-    wanted = {"train": ("train",), "test": (choice.test_split,) if choice.test_split else TEST_SPLITS}
     tables, names = {}, None
-    for role, split in {role: _pick_split(splits, name, role, usual) for role, usual in wanted.items()}.items():
+    for role, split in roles.items():
         rows, where = splits[split], f"{name}, split {split!r}"
         if len(rows) == 0:
             raise DataError(f"{where} has no rows")
-        image = _pick_image(rows.features, where, choice.image_column)
-        label = _pick_label(rows.features, where, choice.label_column)
+        image = pick_image(rows.features, where, choice.image_column)
+        label = pick_label(rows.features, where, choice.label_column)
         own = getattr(rows.features[label], "names", None)
         if names and own and names != own:
             raise DataError(
@@ -104,87 +95,6 @@ def _tables(splits: dict[str, Dataset], name: str, choice: Choice) -> tuple[dict
     for table in tables.values():
         check_labels(torch.from_numpy(table.labels), classes, table.where)
     return tables, list(names or map(str, range(classes)))
-
-
-def _pick_split(splits: dict[str, Dataset], name: str, role: str, wanted: tuple[str, ...]) -> str:
-    for split in wanted:
-        if split in splits:
-            return split
-    has = ", ".join(map(repr, splits)) or "none"
-    way_out = (
-        "choose one by apical.data.load(..., test_split=), or add a file"
-        if role == "test"
-        else "add a file or rename one, such as"
-    )
-    raise DataError(
-        f"{name} has no {role} split (looked for {', '.join(map(repr, wanted))}); its splits are {has}; "
-        f"{way_out} {role}-00000-of-00001.parquet"
-    )
-
-
-def _pick_image(features: Features, where: str, given: str | None) -> str:
-    import datasets
-
-    def encoded(feature: Any) -> bool:  # What an image column looks like when its writer didn't say that it is one.
-        binary = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
-        return binary or (isinstance(feature, dict) and "bytes" in feature)
-
-    certain = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    possible = [name for name, feature in features.items() if encoded(feature)]
-    return _pick(features, where, given, "image", "images or encoded bytes", _IMAGE_COLUMNS, certain, possible)
-
-
-def _pick_label(features: Features, where: str, given: str | None) -> str:
-    import datasets
-
-    def whole(feature: Any) -> bool:
-        return isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint"))
-
-    certain = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    possible = [name for name, feature in features.items() if whole(feature)]
-    kind = "ClassLabel or whole numbers (text becomes ClassLabel by datasets' class_encode_column)"
-    return _pick(features, where, given, "label", kind, _LABEL_COLUMNS, certain, possible)
-
-
-def _pick(
-    features: Features,
-    where: str,
-    given: str | None,
-    role: str,
-    kind: str,
-    usual: tuple[str, ...],
-    certain: list[str],
-    possible: list[str],
-) -> str:
-    columns = ", ".join(f"{name!r} ({_type(feature)})" for name, feature in features.items())
-    if given is not None:
-        if given not in features:
-            raise DataError(f"{where} has no column {given!r} ({role}_column); its columns are {columns}")
-        if given not in certain + possible:
-            raise DataError(
-                f"{where}: column {given!r} ({role}_column) holds {_type(features[given])}, but has to hold {kind}"
-            )
-        return given
-    by_name = {name.lower(): name for name in (*possible, *certain)}
-    for name in usual:
-        if name in by_name:
-            return by_name[name]
-    if len(certain) == 1:
-        return certain[0]
-    if certain:
-        raise DataError(
-            f"{where} has {len(certain)} columns of {role}s: {columns}; name the one that is meant {role!r}, or choose it by "
-            f"apical.data.load(..., {role}_column=)"
-        )
-    raise DataError(
-        f"{where} has no {role} column, of {kind}; its columns are {columns}; if one of them is it, name it {role!r}, or choose "
-        f"it by apical.data.load(..., {role}_column=)"
-    )
-
-
-def _type(feature: Any) -> str:
-    name = type(feature).__name__
-    return feature.dtype if name == "Value" else name
 
 
 def _labels(rows: Dataset, column: str, where: str) -> np.ndarray:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from apical.data.images import ImageData, Split
+from apical.data.data_set import ImageData
+from apical.data.images import Split
 
 
 def digits() -> ImageData:

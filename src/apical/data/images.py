@@ -1,8 +1,7 @@
-"""Images with their classes, and the batches that training and testing take of them."""
+"""Images with their labels, and the batches that training and testing take of them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -10,6 +9,7 @@ from itertools import islice
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
+from typing_extensions import override
 
 Batch = tuple[Float[Tensor, "*n c h w"], Int[Tensor, "*n"]]
 """Images, float32 from 0 to 1, and their labels."""
@@ -57,6 +57,20 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def check(self, classes: int, where: str) -> None:
+        """Refuse labels outside 0 ... classes - 1.
+
+        Raises:
+            DataError: naming the first such row.
+        """
+        check_labels(self.labels, classes, where)
+
     def batches(
         self,
         size: int,
@@ -93,10 +107,7 @@ class Split:
         [(2, 4, 1, 2, 2), (2, 2, 1, 2, 2)]
         """
         several = not isinstance(seed, int)
-        orders = [
-            batches(len(self), size, generator=torch.Generator().manual_seed((one + 1) * 1_000_003 + epoch))
-            for one in (seed if several else [seed])
-        ]
+        orders = [self.order(size, one, epoch) for one in (seed if several else [seed])]
         number, parts = part
         for indices in islice(zip(*orders, strict=True), start, None):
             # One look-up for all orders: a row of each beside those of the others, as networks side by side take them.
@@ -106,6 +117,10 @@ class Split:
             if several:
                 images, labels = (x.unflatten(0, index.shape).transpose(0, 1) for x in (images, labels))
             yield images, labels
+
+    def order(self, size: int, seed: int, epoch: int) -> Iterator[Int[Tensor, " size"]]:
+        """The indices of an epoch's batches: every sample once, in an order that the seed and the epoch alone decide."""
+        return batches(len(self), size, generator=torch.Generator().manual_seed((seed + 1) * 1_000_003 + epoch))
 
     def in_order(self, size: int, *, device: torch.device | str = "cpu") -> Iterator[Batch]:
         """All samples in their own order, `size` at a time, for testing.
@@ -123,6 +138,18 @@ class Split:
         [0, 1]
         """
         return self.batch(torch.arange(min(n, len(self))), device=device)
+
+    def part(self, index: Int[Tensor, " n"]) -> Split:
+        """Those samples alone, as a split in the order of `index`. What lies in memory is not copied."""
+        return Part(self, index)
+
+    def pictures(self, n: int) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, " n"]]:
+        """The first `n` images as they are, in bytes, with their labels: to be looked at.
+
+        >>> Split(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.arange(5)).pictures(2)[0].dtype
+        torch.uint8
+        """
+        return self.images[:n], self.labels[:n]
 
     def batch(self, index: Int[Tensor, " n"], *, device: torch.device | str = "cpu") -> Batch:
         """The samples at `index`.
@@ -143,56 +170,48 @@ class Split:
         (tensor([0.2000, 0.2000]), tensor([2, 0]))
         """
         index = index.to(self.images.device)
-        images = self.images.index_select(0, index).to(device, non_blocking=True).to(torch.float32)
-        labels = self.labels.index_select(0, index).to(device, non_blocking=True)
-        # A divisor on the device, because CUDA turns one from the CPU into a factor 1/255, which rounds differently.
-        return images.div_(torch.full((), 255.0, device=images.device)), labels
+        return as_batch(self.images.index_select(0, index), self.labels.index_select(0, index), device)
 
 
-@dataclass(frozen=True, eq=False)
-class ImageData:
-    """An image-classification data set: a split to train on and one to test on.
+class Part(Split):
+    """Some samples of a split, which stay where they are.
 
     Args:
-        name: how it was asked for. train, test: the two splits.
-        classes: how many there are; labels count from 0. class_names: one for each.
+        of: the split. index: int64 [n], which of its samples, in the part's own order.
 
-    Raises:
-        DataError: if the splits' images differ in shape, or the names or labels don't agree with `classes`.
-
-    >>> split = Split(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
-    >>> data = ImageData("mine", train=split, test=split, classes=2, class_names=("cat", "dog"))
-    >>> data.shape, data.features
-    ((3, 2, 2), 12)
+    >>> whole = Split(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.arange(5))
+    >>> [y.tolist() for x, y in Part(whole, torch.tensor([4, 1, 2])).in_order(2)]
+    [[4, 1], [2]]
     """
 
-    name: str
-    train: Split
-    test: Split
-    classes: int
-    class_names: tuple[str, ...]
+    def __init__(self, of: Split, index: Int[Tensor, " n"]) -> None:
+        self.of, self.index = of, index
 
-    def __post_init__(self) -> None:
-        if self.train.images.shape[1:] != self.test.images.shape[1:]:
-            raise DataError(
-                f"{self.name}: training images are {tuple(self.train.images.shape[1:])}, "
-                f"test images {tuple(self.test.images.shape[1:])}; they have to have one shape [C, H, W]"
-            )
-        if len(self.class_names) != self.classes:
-            raise DataError(f"{self.name}: {self.classes} classes can't have {len(self.class_names)} names")
-        for split, labels in (("train", self.train.labels), ("test", self.test.labels)):
-            check_labels(labels, self.classes, f"{self.name}, split {split!r}")
+    def __len__(self) -> int:
+        return len(self.index)
 
     @property
+    def images(self) -> UInt8[Tensor, "n c h w"]:
+        """The images, uint8 [N, C, H, W]: a copy."""
+        return self.of.images[self.index]
+
+    @property
+    def labels(self) -> Int[Tensor, " n"]:
+        """The labels, int64 [N]."""
+        return self.of.labels[self.index]
+
+    @property
+    @override
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+        return self.of.shape
 
-    @property
-    def features(self) -> int:
-        """Values per image: C H W."""
-        return math.prod(self.shape)
+    @override
+    def pictures(self, n: int) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, " n"]]:
+        return self.of.images[self.index[:n]], self.of.labels[self.index[:n]]
+
+    @override
+    def batch(self, index: Int[Tensor, " n"], *, device: torch.device | str = "cpu") -> Batch:
+        return self.of.batch(self.index[index.to(self.index.device)], device=device)
 
 
 def batches(
@@ -224,6 +243,13 @@ def batches(
     order = torch.randperm(n, generator=generator, device=generator.device)
     end = n - n % size if drop_last else n
     return (order[start : min(start + size, end)] for start in range(0, end, size))
+
+
+def as_batch(images: UInt8[Tensor, "n c h w"], labels: Int[Tensor, " n"], device: torch.device | str) -> Batch:
+    """Images of bytes, and their labels, as a batch on a device, where they travel as bytes."""
+    pixels = images.to(device, non_blocking=True).to(torch.float32)
+    # A divisor on the device, because CUDA turns one from the CPU into a factor 1/255, which rounds differently.
+    return pixels.div_(torch.full((), 255.0, device=pixels.device)), labels.to(device, non_blocking=True)
 
 
 def check_labels(labels: Int[Tensor, " n"], classes: int, where: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import warnings
 from collections.abc import Collection
@@ -11,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from apical.data.cache import Cache, DamagedError
-from apical.data.decode import TEST_SPLITS, Choice, decode
+from apical.data.columns import TEST_SPLITS, Choice
+from apical.data.data_set import Amount, ImageData, held_out
+from apical.data.decode import decode
 from apical.data.digits import digits
-from apical.data.images import DataError, ImageData
+from apical.data.images import DataError
 from apical.data.source import Folder, Hub, UnreachableError, offline_by_choice, resolve
 from apical.files import cache_folder
 
@@ -25,6 +26,8 @@ def load(
     *,
     cache: Path | None = None,
     test_split: str | None = None,
+    validation: str | Amount | None = None,
+    validation_seed: int = 0,
     image_column: str | None = None,
     label_column: str | None = None,
     in_memory: bool | None = None,
@@ -40,13 +43,16 @@ def load(
             on the Hugging Face hub such as "ylecun/mnist" or "uoft-cs/cifar10", or a local folder in the hub's layout.
         cache: where decoded images are kept. None: $APICAL_CACHE, else `apical` in $XDG_CACHE_HOME or ~/.cache.
         test_split: the split to test on. None: "test", else "validation", "valid" or "val". The other is "train".
+        validation: the split to choose settings and checkpoints by: a split's name, or how much of the training split to hold
+            out, as a fraction (0.1) or a number of images (5000). None: there is none.
+        validation_seed: which images are held out.
         image_column: None: found by its type and by a name such as "image" or "img".
         label_column: None: found by its type and by a name such as "label" or "fine_label".
         in_memory: read the images into memory; False: map their files, and read what a batch needs. None: into memory
             if they take up to a quarter of it.
 
     Returns:
-        Two splits with uint8 images [N, C, H, W] and int64 labels [N].
+        Two or three splits with uint8 images [N, C, H, W] and int64 labels [N].
 
     Raises:
         DataError: if the data is missing, empty, damaged or unreachable, has images of several sizes, or is no
@@ -56,9 +62,21 @@ def load(
     >>> len(digits.train), len(digits.test), digits.shape, digits.classes
     (1442, 355, (1, 8, 8), 10)
     """
-    name, choice = os.fspath(name), Choice(test_split, image_column, label_column)
+    own = validation if isinstance(validation, str) else None
+    data = _load(os.fspath(name), cache, Choice(test_split, image_column, label_column, own), in_memory)
+    if validation is None or isinstance(validation, str):
+        return data
+    return held_out(data, validation, validation_seed)
+
+
+def _load(name: str, cache: Path | None, choice: Choice, in_memory: bool | None) -> ImageData:
     if name == "digits":
-        if given := [key for key, value in dataclasses.asdict(choice).items() if value is not None]:
+        if choice.validation_split:
+            raise DataError(
+                f"digits have no split {choice.validation_split!r} to choose by (validation); hold a part of the training split "
+                "out: validation=0.1 (a folder of that name is './digits')"
+            )
+        if given := [key for key, value in choice.identity.items() if value is not None]:
             raise DataError(
                 f"digits come in one form; leave out {', '.join(given)} (a folder of that name is './digits')"
             )
@@ -69,7 +87,7 @@ def load(
         raise DataError(
             f"cache folder {root} lies in the data folder {name!r}, and would change it; name another by cache="
         )
-    kept = Cache(root, name, [source.identity, dataclasses.asdict(choice)])
+    kept = Cache(root, name, [source.identity, choice.identity])
     try:
         fingerprint = source.fingerprint()
     except UnreachableError as error:
@@ -83,8 +101,9 @@ def load(
     if unused := kept.unused(entry):
         warnings.warn(
             f"data {name!r}: {', '.join(unused)} not used; it trains on split 'train' and tests on the first of 'test', "
-            "'validation', 'valid', 'val' (to test on another: apical.data.load(..., test_split=), or a folder with these two)",
-            stacklevel=2,
+            "'validation', 'valid', 'val' (to test on another: apical.data.load(..., test_split=), or a folder with these two; "
+            "to choose settings by one: validation=)",
+            stacklevel=3,
         )
     return found
 
@@ -106,7 +125,7 @@ def _without_hub(
         warnings.warn(
             f"the Hugging Face hub can't be reached: {source.name} may have changed since it was decoded into {latest} "
             "(to work without the hub, and this warning, set HF_HUB_OFFLINE=1)",
-            stacklevel=3,
+            stacklevel=4,
         )
     return found
 
@@ -120,7 +139,7 @@ def _decode(
         except DamagedError as damage:
             found = None
             warnings.warn(
-                f"decoded images in {entry} are damaged ({damage}); decoding {source.name} again", stacklevel=3
+                f"decoded images in {entry} are damaged ({damage}); decoding {source.name} again", stacklevel=4
             )
         if found is not None:  # Another process wrote it while this one waited.
             return found
@@ -145,7 +164,8 @@ def _decode(
 
 def _unused(source: Folder | Hub, splits: Collection[str], scratch: Path, choice: Choice) -> list[str]:
     """What of a data set is neither trained nor tested on, though nobody has said so."""
-    wanted, unread = {"train", next((split for split in TEST_SPLITS if split in splits), "")}, []
+    usual = next((split for split in TEST_SPLITS if split in splits), "")
+    wanted, unread = {"train", usual, choice.validation_split}, []
     with suppress(Exception):  # It is for a warning only.
         unread = source.unread(scratch)
     others = [] if choice.test_split else [split for split in splits if split not in wanted]

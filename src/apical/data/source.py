@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apical.data.class_names import check_class_names
+from apical.data.columns import check_class_names
 from apical.data.images import DataError
 from apical.files import full
 

@@ -11,6 +11,7 @@ import torch
 
 from apical.attaching.connectivity import as_connectivity
 from apical.checks import check_fields, check_seed
+from apical.data.options import DataOptions
 from apical.training.options import optimizer_of, rule_of, scheduler_of
 
 _LATER = {"later": True}
@@ -18,7 +19,7 @@ _LATER = {"later": True}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(DataOptions):
     """A way to train, whatever the rule and the seed: data, network, loss, optimizer, length, measurements.
 
     Every field is an option of the command line, under the same name.
@@ -135,6 +136,7 @@ class Recipe:
                     check(value)
             except ValueError as error:
                 problems.append(str(error))
+        problems += self.problems()
         if problems:
             raise ValueError("; ".join(problems))
 

@@ -43,8 +43,8 @@ class Networks(Protocol):
         """
         ...
 
-    def outputs(self, split: Split) -> Tensor:
-        """Outputs [networks, N, classes] for all samples of a split, in eval mode, on the CPU."""
+    def outputs(self, split: Split) -> tuple[Tensor, Tensor]:
+        """Outputs [networks, N, classes] for all samples of a split, in eval mode, and their labels [N]; on the CPU."""
         ...
 
     def finite(self) -> list[bool]:
@@ -185,11 +185,12 @@ class OneNetwork(Networks):
 
     @override
     @torch.no_grad()
-    def outputs(self, split: Split) -> Tensor:
+    def outputs(self, split: Split) -> tuple[Tensor, Tensor]:
         net = self.engine.net.eval()
+        batches = split.in_order(1000, device=self.engine.fabric.device)
         with nullcontext() if self.average is None else self.average.in_place():
-            found = [net(x).float().cpu() for x, _ in split.in_order(1000, device=self.engine.fabric.device)]
-        return torch.cat(found)[None]
+            outputs, labels = zip(*((net(x).float().cpu(), y.cpu()) for x, y in batches), strict=True)
+        return torch.cat(outputs)[None], torch.cat(labels)
 
     @override
     def finite(self) -> list[bool]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from apical.data import ImageData
 from apical.data.images import Batch
 from apical.learner import Learner
-from apical.losses import error_rate
+from apical.losses import error_rate, scores
 from apical.training.checkpoint import CheckpointError, Seal
 from apical.training.metrics import MetricsLog
 from apical.training.networks import Failures, Networks, NonFiniteLossError, not_finite
@@ -28,7 +28,8 @@ from apical.training.stopping import Interrupted
 __all__ = ["Interrupted", "NonFiniteLossError", "Session", "Watcher"]
 
 KEPT_PREDICTIONS = 1000
-
+Tested = dict[str, tuple[Tensor, Tensor]]
+"""Role of a split -> outputs [networks, N, classes] for it, and its labels [N]."""
 
 Watcher = Callable[[int, int, dict[str, Any] | None], None]
 """watcher(step, steps, newest measurement): called after every step."""
@@ -128,17 +129,18 @@ class Session:
                 self.failures.note(number, f"loss became {loss}", self.step + 1)
         self.failures.leave_some()
 
-    def _tested(self) -> tuple[Tensor, list[int]]:
-        """Outputs [networks, N, classes] for the test set, and the networks of which they are to be counted.
+    def _tested(self) -> tuple[Tested, list[int]]:
+        """Outputs for all splits but the training split, and the networks of which they are to be counted.
 
         Networks that have become infinite or not a number fail here: the loss is looked at before a step, so it never shows what
         the last one did, and on a GPU only now and then. Only before the first step may outputs be so: batch norm that has
         seen no data yet lets those of deep networks grow beyond every bound.
         """
-        outputs, finite = self.networks.outputs(self.data.test), self.networks.finite()
+        tested = {role: self.networks.outputs(one) for role, one in self.data.splits.items() if role != "train"}
+        (outputs, labels), finite = tested["test"], self.networks.finite()
         counted = []
         for number in self.failures.going:
-            wrong = not_finite(outputs[number], self.engine.criterion(outputs[number], self.data.test.labels))
+            wrong = not_finite(outputs[number], self.engine.criterion(outputs[number], labels))
             loss = float(self._loss_sum[number])
             if not finite[number]:
                 self.failures.note(number, "weights are infinite or nan", self.step)
@@ -153,7 +155,7 @@ class Session:
             else:
                 counted.append(number)
         self.failures.leave_some()
-        return outputs, counted
+        return tested, counted
 
     def _due(self, every: int | None) -> bool:
         return self.step == self.steps or self.step % (every or self.per_epoch) == 0
@@ -175,9 +177,9 @@ class Session:
     def _measure(self) -> dict[int, dict[str, Any]]:
         """Test error and, where due, alignment of every network, written as a line of its metrics."""
         speed = self._speed.taken()
-        outputs, counted = self._tested()
+        tested, counted = self._tested()
         learners = self.networks.learners() if self._aligns() else [None] * self.count
-        found = {number: self._line(outputs[number], self._loss_sum[number], learners[number]) for number in counted}
+        found = {number: self._line(number, tested, learners[number]) for number in counted}
         found = {number: {**line, "images_per_second": speed} for number, line in found.items()}
         self._loss_sum.zero_()
         self._loss_count = 0
@@ -186,18 +188,18 @@ class Session:
                 self.metrics[number].append(line)
         return found
 
-    def _line(self, outputs: Tensor, loss_sum: Tensor, learner: Learner | None) -> dict[str, Any]:
-        """One network's measurement, from its outputs [N, classes] for the test set and its loss since the last one."""
-        labels = self.data.test.labels
+    def _line(self, number: int, tested: Tested, learner: Learner | None) -> dict[str, Any]:
+        """One network's measurement, from what `_tested` gave and its loss since the last one."""
         line: dict[str, Any] = {
             "step": self.step,
             "epoch": self.step / self.per_epoch,
             "seconds": round(self._seconds, 3),
-            "train_loss": float(loss_sum) / self._loss_count if self._loss_count else None,
-            "test_loss": float(self.engine.criterion(outputs, labels).mean()),
-            "test_error": error_rate(outputs, labels),
-            "learning_rate": self.engine.rate(self.step / self.per_epoch),
+            "train_loss": float(self._loss_sum[number]) / self._loss_count if self._loss_count else None,
         }
+        for role, (outputs, labels) in tested.items():
+            found = scores(self.engine.criterion, outputs[number], labels)
+            line |= {f"{role}_{name}": value for name, value in found.items()}
+        line["learning_rate"] = self.engine.rate(self.step / self.per_epoch)
         if learner is not None:
             line["alignment"] = aligned(learner, self.data.test, self.engine)
         return line
@@ -215,13 +217,14 @@ class Session:
     def results(self) -> dict[int, dict[str, Any]]:
         """Number -> result of every network that has not failed, once the last step is taken."""
         assert self._newest is not None
-        outputs, counted = self._tested()
+        tested, counted = self._tested()
+        outputs, labels = tested["test"]
         step_ms = round(1000 * statistics.median(self._durations) / self.count, 4) if self._durations else None
         found = {}
         for number in counted:
             lines = self.metrics[number].read()
             found[number] = {
-                "test_error": error_rate(outputs[number], self.data.test.labels),
+                "test_error": error_rate(outputs[number], labels),
                 "test_loss": self._newest[number]["test_loss"],
                 "steps": self.step,
                 "epochs": self.config.epochs,
@@ -229,6 +232,12 @@ class Session:
                 "step_ms": step_ms,
                 "alignment": next((line["alignment"] for line in reversed(lines) if "alignment" in line), None),
                 "predictions": outputs[number, :KEPT_PREDICTIONS].argmax(1).tolist(),
+                **{
+                    key: one
+                    for key, one in self._newest[number].items()
+                    if key.startswith("validation") or "top5" in key
+                },
+                **({"splits": self.data.tested} if self.data.tested != {"test": "split 'test'"} else {}),
                 **({} if (best := self._best.line) is None else {"best": best}),
             }
         return found

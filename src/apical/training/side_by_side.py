@@ -157,11 +157,14 @@ class SideBySide(Networks):
 
     @override
     @torch.no_grad()
-    def outputs(self, split: Split) -> Tensor:
+    def outputs(self, split: Split) -> tuple[Tensor, Tensor]:
         self.engine.net.eval()
         copies = len(self.configs)
         batches = split.in_order(max(1, 1000 // copies), device=self.engine.fabric.device)
-        return torch.cat([self._forward(x.expand(copies, *x.shape)).float().cpu() for x, _ in batches]).transpose(0, 1)
+        outputs, labels = zip(
+            *((self._forward(x.expand(copies, *x.shape)).float().cpu(), y.cpu()) for x, y in batches), strict=True
+        )
+        return torch.cat(outputs).transpose(0, 1), torch.cat(labels)
 
     @override
     def finite(self) -> list[bool]:

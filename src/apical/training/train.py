@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from apical import data as images
 from apical.data import ImageData
 from apical.distributed import peers_told
 from apical.training.config import TrainConfig
@@ -34,7 +33,7 @@ def train(
     """Train one network by one rule, and leave a run folder.
 
     Args:
-        config: what to run. data: loaded already, or None to load what the config names.
+        config: what to run. data: loaded already, or None to load what the config names; its options apply to either.
         folder: for config.json, metrics.jsonl, checkpoint/ and result.json.
         resume: go on with the run in `folder`. It ends bit-identical to one that was never stopped.
         overwrite: delete an earlier run in `folder`, once all else is known to be right.
@@ -58,11 +57,11 @@ def train(
     >>> result["steps"], result["test_error"] < 60
     (23, True)
     """
-    data = images.load(config.data) if data is None else data
-    if config.best_by == "validation" and getattr(data, "validation", None) is None:
+    data = config.applied(data or config.data)
+    if config.best_by == "validation" and data.validation is None:
         raise ValueError(
-            f"best_by='validation' needs a validation split, and data {data.name!r} have none; give best_by='test', whose error "
-            "is then too good to report, or leave it out"
+            f"best_by='validation' needs a validation split, and data {data.name!r} have none; give validation=0.1 to hold one "
+            "out, or best_by='test', whose error is then too good to report"
         )
     run = RunFolder(folder)
     session = Session(OneNetwork(config, data, captured=captured), data, [run.metrics])
