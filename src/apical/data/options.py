@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from apical.checks import check_seed
+from apical.data.augment import augmentations
 from apical.data.data_set import ImageData, held_out
 from apical.data.images import DataError
 from apical.data.loading import load
+from apical.data.prepared import Prepared, normal_of, prepared
 
 
 def later(default: Any) -> Any:
@@ -33,6 +35,11 @@ class DataOptions:
     validation_seed: int = later(0)
     """Which training images are held out."""
 
+    augment: str = later("")
+    """What is done to training images, joined by +: flip, crop:padding=4, cutout:size=16, resized-crop:scale=0.08."""
+    normalize: str | None = later(None)
+    """Mean and deviation of each channel, which images from 0 to 1 lose: own, imagenet, or 0.5,0.5,0.5/0.2,0.2,0.2."""
+
     def problems(self) -> list[str]:
         """What is wrong with the values, in words."""
         found = []
@@ -40,6 +47,8 @@ class DataOptions:
             found.append(f"validation must be a positive number or a split's name, got {self.validation}")
         checks: list[Callable[[], Any]] = [
             lambda: check_seed("validation_seed", self.validation_seed),
+            lambda: augmentations(self.augment),
+            lambda: self.normalize in (None, "own") or normal_of(str(self.normalize)),
         ]
         for check in checks:
             try:
@@ -60,6 +69,11 @@ class DataOptions:
             data = load(
                 data, test_split=self.test_split, validation=self.validation, validation_seed=self.validation_seed
             )
+        if isinstance(data.train, Prepared):  # by these options, once already
+            return data
+        return prepared(self._divided(data), augmentations(self.augment), self.normalize)
+
+    def _divided(self, data: ImageData) -> ImageData:
         if self.validation is None or data.validation is not None:
             return data
         if isinstance(self.validation, str):
