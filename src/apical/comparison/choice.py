@@ -51,6 +51,8 @@ def chosen(config: CompareConfig, data: ImageData) -> list[str]:
 def obstacle(config: TrainConfig, seeds: int, data: ImageData) -> str | None:
     """The reason why runs from several seeds can't be trained together with the results of single ones; None if they can."""
     optimizer = optimizer_of(config.optimizer)[0]
+    if data.train.streamed:
+        return "streamed images come in one order at a time"
     if started() > 1:
         return "there are several processes"
     if seeds < 2:

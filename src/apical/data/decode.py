@@ -125,7 +125,8 @@ def _write(tables: dict[str, _Table], folder: Path, name: str, channels: int) ->
                     if image.size != size:
                         raise DataError(
                             f"{where}: image of {_size(image.size)} pixels among images of {_size(size)}; bring all to "
-                            "one size first, with datasets' map and Pillow's resize or crop"
+                            "one size first, with datasets' map and Pillow's resize or crop, or stream them: --stream "
+                            "--image-size SIZE"
                         )
                     pixels = _pixels(image, channels, where)
                     crc = zlib.crc32(pixels, crc)

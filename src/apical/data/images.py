@@ -63,6 +63,11 @@ class Split:
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
+    @property
+    def streamed(self) -> bool:
+        """Whether images are read while they are learned from, so that batches come in one order at a time."""
+        return False
+
     def check(self, classes: int, where: str) -> None:
         """Refuse labels outside 0 ... classes - 1.
 
@@ -204,6 +209,11 @@ class Part(Split):
     @override
     def shape(self) -> tuple[int, int, int]:
         return self.of.shape
+
+    @property
+    @override
+    def streamed(self) -> bool:
+        return self.of.streamed
 
     @override
     def pictures(self, n: int) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, " n"]]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from apical.checks import check_seed
-from apical.data.augment import augmentations
+from apical.data.augment import Augmentation, ResizedCrop, augmentations
+from apical.data.columns import Choice
 from apical.data.data_set import ImageData, held_out
 from apical.data.images import DataError
 from apical.data.loading import load
 from apical.data.prepared import Prepared, normal_of, prepared
+from apical.data.streaming.opening import stream
+from apical.data.streaming.stream import Reading
 
 
 def later(default: Any) -> Any:
@@ -40,11 +44,30 @@ class DataOptions:
     normalize: str | None = later(None)
     """Mean and deviation of each channel, which images from 0 to 1 lose: own, imagenet, or 0.5,0.5,0.5/0.2,0.2,0.2."""
 
+    stream: bool = later(False)
+    """Read images while training, instead of all beforehand: class folders (ImageNet), tar shards (WebDataset) or parquet."""
+    image_size: int | None = later(None)
+    """With --stream: pixels of each side that images of any sizes come to have. Usual for ImageNet: 224."""
+    shuffle_buffer: int = later(10_000)
+    """With --stream: images that are mixed at a time, where shards are read from end to end; files are mixed altogether."""
+    workers: int | None = later(None)
+    """With --stream: threads of each process that decode images. None: one for each of its processors."""
+    skip_corrupt: bool = later(False)
+    """With --stream: leave images out that can't be decoded, with a warning that names them, instead of ending."""
+
     def problems(self) -> list[str]:
         """What is wrong with the values, in words."""
         found = []
         if not isinstance(self.validation, str | None) and not self.validation > 0:
             found.append(f"validation must be a positive number or a split's name, got {self.validation}")
+        for name in ("image_size", "shuffle_buffer", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                found.append(f"{name} must be at least 1, got {value}")
+        if not self.stream and (given := self._of_streams()):
+            found.append(f"{', '.join(given)} is for streamed data; give stream=True (--stream), or leave it out")
+        if self.stream and self.normalize == "own":
+            found.append("normalize='own' would read a whole stream first; give 'imagenet' or numbers")
         checks: list[Callable[[], Any]] = [
             lambda: check_seed("validation_seed", self.validation_seed),
             lambda: augmentations(self.augment),
@@ -65,13 +88,32 @@ class DataOptions:
         Raises:
             DataError: if the data can't be loaded, or has no such split.
         """
+        augment = augmentations(self.augment)
         if isinstance(data, str):
-            data = load(
-                data, test_split=self.test_split, validation=self.validation, validation_seed=self.validation_seed
-            )
+            data = self._stream(data, augment) if self.stream else self._load(data)
         if isinstance(data.train, Prepared):  # by these options, once already
             return data
-        return prepared(self._divided(data), augmentations(self.augment), self.normalize)
+        if data.train.streamed:  # They cut parts out as they decode, from the whole image.
+            augment = tuple(one for one in augment if not isinstance(one, ResizedCrop))
+        return prepared(self._divided(data), augment, self.normalize)
+
+    def _of_streams(self) -> list[str]:
+        """The options given that are for streams only."""
+        own = ("image_size", "shuffle_buffer", "workers", "skip_corrupt")
+        return [one.name for one in fields(self) if one.name in own and getattr(self, one.name) != one.default]
+
+    def _load(self, name: str) -> ImageData:
+        return load(name, test_split=self.test_split, validation=self.validation, validation_seed=self.validation_seed)
+
+    def _stream(self, name: str, augment: Sequence[Augmentation]) -> ImageData:
+        own = self.validation if isinstance(self.validation, str) else None
+        return stream(
+            name,
+            image_size=self.image_size,
+            part=next((one for one in augment if isinstance(one, ResizedCrop)), None),
+            reading=Reading(self.shuffle_buffer, self.workers or processors(), self.skip_corrupt),
+            choice=Choice(test_split=self.test_split, validation_split=own),
+        )
 
     def _divided(self, data: ImageData) -> ImageData:
         if self.validation is None or data.validation is not None:
@@ -82,3 +124,9 @@ class DataOptions:
                 "load it with apical.data.load(..., validation=), or hold a part of the training split out: validation=0.1"
             )
         return held_out(data, self.validation, self.validation_seed)
+
+
+def processors() -> int:
+    """How many processors each process has, of those that the processes on this machine share."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

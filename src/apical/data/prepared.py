@@ -62,6 +62,11 @@ class Prepared(Split):
     def shape(self) -> tuple[int, int, int]:
         return self.of.shape
 
+    @property
+    @override
+    def streamed(self) -> bool:
+        return self.of.streamed
+
     @override
     def check(self, classes: int, where: str) -> None:
         self.of.check(classes, where)
