@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from apical.checks import check_seed
-from apical.data.augment import Augmentation, ResizedCrop, augmentations
+from apical.data.augment import ResizedCrop, augmentations
 from apical.data.columns import Choice
 from apical.data.data_set import ImageData, held_out
 from apical.data.images import DataError
@@ -89,28 +89,31 @@ class DataOptions:
             DataError: if the data can't be loaded, or has no such split.
         """
         augment = augmentations(self.augment)
-        if isinstance(data, str):
-            data = self._stream(data, augment) if self.stream else self._load(data)
+        if isinstance(data, str) and self.stream:
+            # A stream cuts parts out as it decodes, from the whole image.
+            cut = [one for one in augment if isinstance(one, ResizedCrop)]
+            augment = tuple(one for one in augment if not isinstance(one, ResizedCrop))
+            data = self._stream(data, cut[0] if cut else None)
+        elif isinstance(data, str):
+            data = load(
+                data, test_split=self.test_split, validation=self.validation, validation_seed=self.validation_seed
+            )
         if isinstance(data.train, Prepared):  # by these options, once already
             return data
-        if data.train.streamed:  # They cut parts out as they decode, from the whole image.
-            augment = tuple(one for one in augment if not isinstance(one, ResizedCrop))
-        return prepared(self._divided(data), augment, self.normalize)
+        data = self._divided(data)
+        return prepared(data, augment, self.normalize) if self.augment or self.normalize else data
 
     def _of_streams(self) -> list[str]:
         """The options given that are for streams only."""
         own = ("image_size", "shuffle_buffer", "workers", "skip_corrupt")
         return [one.name for one in fields(self) if one.name in own and getattr(self, one.name) != one.default]
 
-    def _load(self, name: str) -> ImageData:
-        return load(name, test_split=self.test_split, validation=self.validation, validation_seed=self.validation_seed)
-
-    def _stream(self, name: str, augment: Sequence[Augmentation]) -> ImageData:
+    def _stream(self, name: str, part: ResizedCrop | None) -> ImageData:
         own = self.validation if isinstance(self.validation, str) else None
         return stream(
             name,
             image_size=self.image_size,
-            part=next((one for one in augment if isinstance(one, ResizedCrop)), None),
+            part=part,
             reading=Reading(self.shuffle_buffer, self.workers or processors(), self.skip_corrupt),
             choice=Choice(test_split=self.test_split, validation_split=own),
         )

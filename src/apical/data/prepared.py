@@ -161,8 +161,6 @@ def prepared(data: ImageData, augment: Sequence[Augmentation] = (), normalize: s
     >>> round(abs(float(x.mean())), 3), round(float(x.std()), 3)
     (0.0, 1.0)
     """
-    if not augment and normalize is None:
-        return data
     normal = None if normalize is None else measured(data) if normalize == "own" else normal_of(normalize)
     splits = {role: Prepared(one, augment if role == "train" else (), normal) for role, one in data.splits.items()}
     return dataclasses.replace(data, **splits)

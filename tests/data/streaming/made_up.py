@@ -46,7 +46,7 @@ def write(folder, layout, splits, *, per_shard=7, kind="png", classes=3):
         place = Path(folder) / split if layout == "folders" else Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         if layout == "folders":
-            for label in range(classes):
+            for label in {label for _, label in images}:
                 (place / f"n{label:04}").mkdir(exist_ok=True)
             for number, (encoded, label) in enumerate(images):
                 (place / f"n{label:04}" / f"{split}_{number:06}.{kind.upper()}").write_bytes(encoded)

@@ -3,17 +3,23 @@
 import itertools
 import threading
 
+import datasets
+import fsspec
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 
 from apical import data
 from apical.comparison.choice import obstacle
+from apical.data import DataError
 from apical.data.options import DataOptions
+from apical.data.source import Hub
 from apical.data.streaming.opening import stream
 from apical.data.streaming.stream import Reading
 from apical.training import TrainConfig, train
 from apical.training.checkpoint import load
+from data.pictures import write as write_hub
 from data.streaming.made_up import LAYOUTS, made, numbers, write
 
 SAME = [(6, 5)]
@@ -103,6 +109,45 @@ def test_a_set_of_its_own_to_choose_by(tmp_path, monkeypatch):
     found = DataOptions(stream=True, validation="val").applied(str(place))
     assert found.tested == {"test": "split 'test'", "validation": "split 'val'"}
     assert sorted(numbers(found.validation.first(9)[0])) == [60, 61, 62, 63, 64]
+
+
+def test_parquet_on_the_hub_is_read_in_place(tmp_path, monkeypatch):
+    memory = fsspec.filesystem("memory")
+    place = write(tmp_path / "set", "parquet", SPLITS)
+    for file in place.iterdir():
+        memory.pipe(f"datasets/somebody/pictures@{'a' * 40}/data/{file.name}", file.read_bytes())
+    monkeypatch.setattr(Hub, "fingerprint", lambda self: "a" * 40)
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", lambda: memory)
+    found = stream("somebody/pictures", reading=Reading(10), cache=tmp_path / "cache")
+    assert found.class_names == ("0", "1", "2")
+    assert epoch(found.train) == epoch(opened(place, tmp_path).train)
+    memory.rm("datasets/somebody", recursive=True)
+    with pytest.raises(DataError, match="hf download --repo-type dataset somebody/pictures"):
+        stream("somebody/pictures")
+
+
+def test_cifar_100s_columns(tmp_path):
+    features = {"img": datasets.Image(), "fine_label": datasets.ClassLabel(num_classes=100)}
+    features["coarse_label"] = datasets.ClassLabel(num_classes=20)
+    for split in ("train", "test"):
+        images, labels = zip(*made(9, 100, SAME), strict=True)
+        columns = {"image": "img", "label": "fine_label", "features": features, "coarse_label": [0] * 9}
+        write_hub(tmp_path / "set", split, images, labels, **columns)
+    found = opened(tmp_path / "set", tmp_path)
+    assert found.classes == 100
+    assert found.train.labels.tolist() == [label for _, label in made(9, 100, SAME)]
+
+
+def test_a_random_part_is_cut_once_only(tmp_path):
+    place = write(tmp_path / "set", "folders", {"train": made(9, 3, SAME, "jpeg"), "val": SPLITS["test"]}, kind="jpeg")
+    options = DataOptions(stream=True, image_size=4, augment="resized-crop")
+    found = options.applied(str(place))
+    assert options.applied(found) is found
+    (x, _), (again, _) = (next(one.batches(9, 0, 0)) for one in (found.train, found.train.of))
+    assert torch.equal(x, again)
+    assert not torch.equal(
+        x, next(DataOptions(stream=True, image_size=4).applied(str(place)).train.batches(9, 0, 0))[0]
+    )
 
 
 def test_images_of_mixed_sizes_come_to_have_one(tmp_path):

@@ -73,6 +73,8 @@ def setting(comparison: Comparison) -> str:
         said += f", on {data['train']:,} training images"
     if isinstance(data.get("test"), int):
         said += f"; errors are over {data['test']:,} test images"
+        if isinstance(splits := data.get("splits"), dict) and splits.get("test", "split 'test'") != "split 'test'":
+            said += f" ({splits['test']})"
     if any(row.test_error_sem is not None for row in comparison.table):
         said += ", ± is the standard error over seeds"
     return said + "."
