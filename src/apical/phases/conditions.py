@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from threading import get_ident
@@ -87,12 +87,23 @@ class Statistics:
     variance: Tensor | None
     precision: Tensor | None = None
 
+    def squared(self, eps: float) -> Tensor:
+        """The variance, which is found now if it is not known yet."""
+        if self.variance is None:
+            _find([(self, eps)])
+        assert self.variance is not None
+        return self.variance
+
 
 def _find_variances(normalized: dict[nn.Module, list[Statistics]]) -> None:
     """Find the variances that are not known yet, all together; only here, since not every phase asks for them."""
     waiting = [(one, module.eps) for module, found in normalized.items() for one in found if one.variance is None]
-    if not waiting:
-        return
+    if waiting:
+        _find(waiting)
+
+
+def _find(waiting: Sequence[tuple[Statistics, Any]]) -> None:
+    """Find variances, given the number that was added to each before the root."""
     variances = torch._foreach_pow([one.precision for one, _ in waiting], -2)  # pyright: ignore
     torch._foreach_sub_(variances, [eps for _, eps in waiting])  # pyright: ignore
     torch._foreach_clamp_min_(variances, 0.0)  # pyright: ignore
