@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from apical.data.augment import ResizedCrop
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MARGIN = 256 / 224
 """The shorter side of a test image over the square that is cut out of its middle, as everybody tests on ImageNet."""
@@ -35,6 +38,8 @@ class Resize:
 
     def __call__(self, image: Image.Image, u: np.ndarray | None) -> Image.Image | None:
         """The image in its new size; None if it has another, and there is no rule. u: random numbers, to train on it."""
+        from PIL.Image import Resampling
+
         width, height = image.size
         if self.size is None and (height, width) != self.shape:
             return None
@@ -48,7 +53,7 @@ class Resize:
             side = min(width, height) / MARGIN
             left, top = (width - side) / 2, (height - side) / 2
             box = (left, top, left + side, top + side)
-        return image.resize((target[0], target[1]), Image.Resampling.BILINEAR, box=box)
+        return image.resize((target[0], target[1]), Resampling.BILINEAR, box=box)
 
 
 def opened(encoded: bytes) -> Image.Image:
@@ -57,6 +62,8 @@ def opened(encoded: bytes) -> Image.Image:
     Raises:
         UndecodableError: if the bytes are no whole image, or one of more than 8 bits.
     """
+    from PIL import Image, ImageOps
+
     try:
         image = Image.open(io.BytesIO(encoded))
         image.load()
