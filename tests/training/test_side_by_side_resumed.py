@@ -110,7 +110,7 @@ def test_a_comparison_goes_on_as_it_was_started(tmp_path):
     """Here one by one, as by a machine or a version that chose otherwise."""
     config = dataclasses.replace(SHORT, replicas="auto")
     home = tmp_path / "all"
-    RunFolder(home).start(json.loads(json.dumps(dataclasses.asdict(config))))
+    RunFolder(home).start(json.loads(json.dumps(config.asdict())))
     train(config.run("kp", 0), home / "runs" / "kp-0", data=DIGITS)
     found = compare(config, home, data=DIGITS, resume=True)
     assert [rule["together"] for rule in found["rules"]] == [False, True]

@@ -2,17 +2,16 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from apical.data.streaming.order import shuffled
 
 
-@given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 60), st.integers(0, 5), st.integers(0, 3))
-def test_every_sample_comes_once(blocks, buffer, seed, epoch):
-    order = shuffled(blocks, buffer, seed, epoch)
+@pytest.mark.parametrize("blocks", [[], [1], [0, 3], [7] * 9, [1] * 40, [5, 0, 11, 1, 2]], ids=str)
+@pytest.mark.parametrize("buffer", [1, 2, 10, 63, 1000])
+def test_every_sample_comes_once(blocks, buffer):
+    order = shuffled(blocks, buffer, seed=2, epoch=1)
     assert sorted(order.tolist()) == list(range(sum(blocks)))
-    np.testing.assert_array_equal(order, shuffled(blocks, buffer, seed, epoch))
+    np.testing.assert_array_equal(order, shuffled(blocks, buffer, seed=2, epoch=1))
 
 
 def test_seed_and_epoch_decide():
