@@ -195,8 +195,11 @@ class Regression(Stored, Phased):
         if self.solver == "sgd":
             # In one pass over memory.
             value, scaled = -self.rate / rows, 1.0 if phase.world > 1 else self._scaled(phase, site)
-            # A number as a tensor, too: both divide alike, to the bit.
-            site.feedback.addcdiv_(sums[0], torch.as_tensor(scaled, dtype=torch.float64), value=value)
+            if isinstance(scaled, float) and scaled == 1:
+                site.feedback.add_(sums[0], alpha=value)
+            else:  # A number as a tensor, too: both divide alike, to the bit.
+                scaled = torch.as_tensor(scaled, dtype=torch.float64, device=site.feedback.device)
+                site.feedback.addcdiv_(sums[0], scaled, value=value)
             return
         gram, cross = kept(site.owner, "gram"), kept(site.owner, "cross")
         assert gram is not None
