@@ -189,9 +189,20 @@ def test_a_run_is_overwritten_by_one_with_other_options_and_leaves_nothing(tmp_p
 
 
 def test_best_by_validation_needs_a_validation_split(tmp_path):
-    with pytest.raises(ValueError, match=r"best_by='validation' needs a validation split.*best_by='test'"):
+    with pytest.raises(ValueError, match=r"best_by='validation' needs a validation split.*validation=0.1"):
         train(dataclasses.replace(PLAIN, best_by="validation"), tmp_path / "run", data=small())
     assert not (tmp_path / "run").exists()
+
+
+def test_the_best_by_validation_is_kept(tmp_path):
+    config = dataclasses.replace(PLAIN, epochs=4, learning_rate=1.0, best_by="validation", validation=0.25)
+    result = train(config, tmp_path / "run", data=small())
+    errors = {
+        line["step"]: line["validation_error"] for line in RunFolder(tmp_path / "run").metrics.read() if line["step"]
+    }
+    assert result["best"]["validation_error"] == min(errors.values())
+    assert result["best"]["step"] == checkpoints.load(tmp_path / "run" / "checkpoint" / "best.ckpt")["step"]
+    assert errors[result["best"]["step"]] == min(errors.values())
 
 
 def test_options_at_their_defaults_leave_no_trace(tmp_path):

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from apical import data as images
 from apical.learner import Learner
 from apical.training.checkpoint import CheckpointError
 from apical.training.config import TrainConfig
@@ -25,7 +24,8 @@ def load(run: Path | str, *, best: bool = False, data: Shaped | None = None) -> 
 
     The network is on the CPU and in eval mode, ready to be used, measured (`apical.alignment`, `apical.audit`) or trained on by a
     loop of one's own; ``learner.detach()`` makes it a plain one. A run with a moving average of its weights (``ema``) gives that
-    average, which is what it was tested with. To go on with the run itself, resume it instead.
+    average, which is what it was tested with. One with ``normalize`` has learned from such images, and its network goes on
+    taking them: ``TrainConfig.applied(data)`` gives the batches that the run saw. To go on with a run itself, resume it instead.
 
     Args:
         run: the folder of `apical train`, or of one of the runs in a comparison's. The run may have ended or not.
@@ -51,7 +51,7 @@ def load(run: Path | str, *, best: bool = False, data: Shaped | None = None) -> 
     folder = RunFolder(run)
     config = config_of(folder)
     state, shaped = _restored(folder, best, config)
-    data = data or shaped or images.load(config.data)
+    data = data or shaped or config.applied(config.data)
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     with torch.random.fork_rng(devices=cuda):
         model, learner = make(config, rule_of(config.rule), config.seed, data)
