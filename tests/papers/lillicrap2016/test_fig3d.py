@@ -86,7 +86,7 @@ def test_the_sweep_scales_inputs_and_rates(tmp_path):
         curve = one.run(Task(str(student), (0, 1), 1.0, {"examples": 3}, tmp_path / str(student))).curves[ERROR]
         return np.abs(np.diff(curve.values)).sum()
 
-    assert len(set(FIG3D_SWEEP.conditions)) == len(SWEPT) == 16
+    assert len(set(FIG3D_SWEEP.conditions)) == len(SWEPT) == 8
     slow, quick, small = (moved(Student("bp", 3, spread=s, rate=r)) for s, r in ((1.0, 1e-4), (1.0, 1e-2), (0.1, 1e-2)))
     assert 10 * slow < quick
     assert small != quick
