@@ -14,7 +14,7 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results"
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 # Ten seconds in all; conditions where all would take longer.
 QUICK = {
-    "akrout2019/theory": ("kp difference", "wm loss", "flops"),
+    "akrout2019/theory": ("wm loss", "flops"),
     "amit2019/circuits": (),
     "amit2019/theorem1": (),
 }
