@@ -77,16 +77,19 @@ class Supply:
         if sum(sizes) > POOL:
             self.pool = fill(self._empty(max(POOL, *sizes)), distribution, generator)
 
-    def take(self, shape: torch.Size) -> tuple[Tensor, Tensor | None]:
-        """Values of `shape` [N, *features] and, where they come from the pool, signs [N, 1, ...] to multiply them with."""
+    def take(self, shape: torch.Size, like: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Values of `shape` [N, *features] and, where they come from the pool, signs [N, 1, ...] to multiply them with.
+
+        like: whose memory format they are to have.
+        """
         size = shape.numel()
         if self.pool is None or size > len(self.pool):
-            return fill(self._empty(*shape), self.distribution, self.generator), None
+            return shaped(fill(self._empty(size), self.distribution, self.generator), shape, like), None
         # Whole cache lines, so that vectorized kernels stay on their fast path; always the same ones, as a CUDA graph has them.
         lines = (len(self.pool) - size + 1 + 15) // 16
         start = self._taken * APART % lines * 16
         self._taken += 1
-        return self.pool[start : start + size].view(shape), self._sign(shape)
+        return shaped(self.pool[start : start + size], shape, like), self._sign(shape)
 
     def _sign(self, shape: torch.Size) -> Tensor:
         """Signs [N, 1, ...], of many that are drawn at once."""
@@ -124,8 +127,8 @@ class Supplies:
     def __init__(self, own: Sequence[Supply]) -> None:
         self.own = own
 
-    def take(self, shape: torch.Size) -> tuple[Tensor, None]:
-        """Values of `shape` [N, copies features, ...]."""
+    def take(self, shape: torch.Size, like: Tensor | None = None) -> tuple[Tensor, None]:
+        """Values of `shape` [N, copies features, ...], each copy's in the order in which it would have them alone."""
         share = torch.Size([shape[0], shape[1] // len(self.own), *shape[2:]])
-        drawn = [one.take(share) for one in self.own]
+        drawn = [one.take(share, like) for one in self.own]
         return torch.cat([values if signs is None else values * signs for values, signs in drawn], 1), None

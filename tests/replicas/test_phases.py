@@ -40,6 +40,18 @@ def test_feedback_regresses_as_alone(make, name, optimizer, pool, monkeypatch):
     )
 
 
+def channels_last() -> nn.Sequential:
+    layers = nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 5, 1), nn.Tanh(), nn.Flatten(), nn.Linear(80, 3)
+    return nn.Sequential(*layers).double().to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("rule", "pool"), [("np", 64), ("np", 2**20), ("wm", 2**20)])
+def test_copies_have_the_memory_format_of_one_and_its_noise(rule, pool, monkeypatch):
+    monkeypatch.setattr("apical.noise.POOL", pool)
+    singles = attached(channels_last, rule)
+    same(trained(singles, OPTIMIZERS["torch"]), singles)
+
+
 @pytest.mark.parametrize(
     "rule",
     [*("np", "sg", "sg-direct", "reinforce"), *(apical.rule(name, solver="ridge") for name in ("sg", "sg-direct"))],

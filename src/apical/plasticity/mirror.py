@@ -128,11 +128,10 @@ class Mirror(Stored, Phased):
                 # One pool for all: what two layers learn from equal noise is not compared with each other.
                 if pool is None or pool.shape[1] < size:
                     pool = self._pool(phase, size)
-                if copies == 1:
-                    kernels = None if site.direct else site.synapse.weight_now
-                    z = shaped(pool[0, :size], torch.Size((rows, *shape)), kernels)
-                else:
-                    z = pool[:, :size].view(copies, rows, -1, *shape[1:]).transpose(0, 1).flatten(1, 2)
+                kernels = None if site.direct else site.synapse.weight_now
+                own = torch.Size((rows, shape[0] // copies, *shape[1:]))
+                parts = [shaped(part, own, kernels) for part in pool[:, :size]]
+                z = parts[0] if copies == 1 else torch.cat(parts, 1)
                 if site.direct:
                     products.append(self._by_output(phase, site, z))
                 else:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
+from apical.noise import shaped
 from apical.per_copy import mark
 from apical.synapses.locally_connected import LocallyConnected2d
 from apical.synapses.registry import register_synapse
@@ -160,7 +161,9 @@ def widen(model: nn.Module, n: int) -> None:
             module.num_features = n * module.num_features
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dim():
-            tensor.data = tensor.detach().repeat(n, *[1] * (tensor.dim() - 1))
+            repeated = tensor.detach().repeat(n, *[1] * (tensor.dim() - 1))
+            # In the memory format of one, by which copies draw their noise in the order in which one alone does.
+            tensor.data = shaped(torch.empty_like(repeated).view(-1), repeated.shape, tensor).copy_(repeated)
     mark(model, n)
 
 
