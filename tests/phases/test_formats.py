@@ -59,6 +59,19 @@ def test_noise_has_format_and_precision_of_the_activities(half, pool, monkeypatc
     assert not torch.equal(learner.synapses["2"].feedback, before)
 
 
+@pytest.mark.parametrize("rule", ["np", "sg", "wm"])
+def test_doubles_stay_doubles_under_autocast_which_leaves_them_alone(rule):
+    nets = images().double(), images().double()
+    for net, half in zip(nets, (True, False), strict=True):
+        learner = apical.attach(net, rule, example_input=X.double(), generator=seed(3))
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            losses = cross_entropy(net(X.double()), Y)
+        losses.mean().backward()
+        learner.adapt(X.double(), Y, cross_entropy)
+    for one, other in zip(*(net.state_dict().values() for net in nets), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
 def test_mirrors_meet_their_weights_in_bfloat16(form):
     """Each pair of noise and answer is rounded to eight bits, and B comes near W all the same."""

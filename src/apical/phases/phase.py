@@ -73,8 +73,9 @@ class Phase:
         weight = next(learner.model.parameters())
         self.device = weight.device
         self.dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
-        # Not float16, in which squares of errors vanish.
-        self.fast = torch.bfloat16 if torch.bfloat16 in (weight.dtype, learner.phases.autocast) else self.dtype
+        # Not float16, in which squares of errors vanish; nor where weights are float64, which autocast leaves alone.
+        half = self.dtype == torch.float32 and torch.bfloat16 in (weight.dtype, learner.phases.autocast)
+        self.fast = torch.bfloat16 if half else self.dtype
         self.world = distributed.world()
         self.generators = capturing.streams(learner) or [
             torch.Generator(self.device).manual_seed(seed) for seed in learner.phases.seeds()
