@@ -50,7 +50,7 @@ def test_reinforce_puts_no_noise_where_nothing_learns_from_it(shown, monkeypatch
     """Neither on the data, nor behind frozen layers: it would only make the estimates worse."""
     drawn = []
     take = Supply.take
-    monkeypatch.setattr(Supply, "take", lambda self, shape, like: drawn.append(shape[1]) or take(self, shape, like))
+    monkeypatch.setattr(Supply, "take", lambda self, shape: drawn.append(shape[1]) or take(self, shape))
     net = nn.Sequential(
         nn.Linear(11, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 3)
     )

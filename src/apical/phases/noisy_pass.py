@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.nested import Arguments, input_of, with_input
-from apical.noise import Distribution
+from apical.noise import Distribution, channels_last
 
 if TYPE_CHECKING:
     from apical.learner import Learner
@@ -79,7 +79,8 @@ def estimates(
                 f"activity at '{place}' has {len(activity)} rows, but there are {rows} losses; a perturbation needs the batch in "
                 "the first dimension throughout"
             )
-        values, signs = supply.take(activity.shape, activity)
+        like = (activity,) if channels_last(activity) else ()
+        values, signs = supply.take(activity.shape, *like)
         drawn[place, call] = values, signs
         noisy = (
             torch.add(activity, values, alpha=c) if signs is None else torch.addcmul(activity, values, signs, value=c)
