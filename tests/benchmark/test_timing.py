@@ -218,6 +218,27 @@ def test_direct_signals_do_not_wait_for_each_other():
     assert memory("dfa") < memory(None) + feedback + 2 * activity
 
 
+class Noted(nn.Linear):
+    """Keeps in its state what is no tensor."""
+
+    def get_extra_state(self):
+        return {"note": "one"}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_a_model_whose_state_is_not_all_tensors_is_timed():
+    def make():
+        def step():
+            pass
+
+        step.model = Noted(2, 2)
+        return step
+
+    assert contest({"plain": make}, seconds=0.01)["plain"].ratio == 1
+
+
 def test_steps_whose_weights_do_not_stay_finite_have_no_timing():
     def make(name: str):
         model = nn.Linear(2, 2)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 TURN = 0.05
@@ -122,7 +123,8 @@ def contest(
 def _finite(step: Step) -> bool:
     """Whether all that a step's model consists of is finite, as far as it says what its model is."""
     model = getattr(step, "model", None)
-    values = [] if model is None else [v for v in model.state_dict().values() if v.is_floating_point()]
+    held = {} if model is None else model.state_dict()  # Not of tensors alone.
+    values = [value for value in held.values() if isinstance(value, Tensor) and value.is_floating_point()]
     return all(bool(value.isfinite().all()) for value in values)
 
 
