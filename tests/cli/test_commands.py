@@ -55,7 +55,7 @@ OPTIONS = {
     "report": "picture",
     "benchmark": "networks rules batch modes precision seconds repeats threads optimizer device mixed local json figure read",
     "papers": "pages judge",
-    "reproduce": "seeds first-seed scale only data folder resume using overwrite publish",
+    "reproduce": "seeds first-seed scale only data precision folder resume using overwrite publish",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.progress import Progress
@@ -38,6 +38,8 @@ class Reproduce:
     """Some of the experiment's conditions (rules, rows of a table). None given: all."""
     data: str | None = None
     """Hub name or folder of the images. None: the data set of the paper by its hub name."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """Of the passes through the network, of experiments that have a choice: those on convolutional networks."""
     folder: Path | None = None
     """Where to leave everything. None: a new folder under runs/."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
@@ -63,9 +65,12 @@ class Reproduce:
             "data": self.data,
             "only": self.only,
             "using": self.using,
+            "precision": self.precision,
         }
         if self.resume is not None:
-            folder, kept = self.resume, config_in(self.resume, "reproduce", KEYS)
+            folder, kept = self.resume, config_in(
+                self.resume, "reproduce", (*KEYS, "precision"), {"precision": "32-true"}
+            )
             chosen = find(kept["experiment"])
             if self.name is not None and find(self.name) is not chosen:
                 raise ValueError(f"--resume: folder {folder} holds {chosen.name}, not {self.name}; leave the ID out")
@@ -75,6 +80,7 @@ class Reproduce:
                 "scale": kept["scale"],
                 "data": kept["data"],
                 "only": kept["conditions"],
+                "precision": kept["precision"],
             }
             same = set(self.only) == set(kept["conditions"])  # In whatever order.
             asked = {**options, "only": kept["conditions"] if same else self.only}

@@ -39,6 +39,7 @@ class Experiment(ABC):
         data: name of the image data set on the hub, or None where samples are drawn.
         readings: every choice that the paper leaves open, one sentence each.
         together: whether `run` takes all seeds of a condition at once (replicas), or is called for each.
+        precisions: of the passes through the network, that a run may choose from; the first is used unless told otherwise.
 
     >>> from apical.papers import find
     >>> fig2a = find("lillicrap2016/fig2a")
@@ -55,6 +56,7 @@ class Experiment(ABC):
     data: str | None = None
     readings: tuple[str, ...] = ()
     together: bool = True
+    precisions: tuple[str, ...] = ("32-true",)
 
     @property
     @abstractmethod
@@ -139,7 +141,7 @@ class Task:
     Args:
         condition: one of the experiment's. seeds: to run from. scale: fraction of the paper's length.
         lengths: the experiment's `steps` after scaling. folder: for checkpoints. images: of experiments that name data.
-        watcher: hears of progress.
+        watcher: hears of progress. precision: one of the experiment's `precisions`.
 
     >>> import tempfile
     >>> from apical.papers import find
@@ -157,6 +159,7 @@ class Task:
     folder: Path
     images: ImageData | None = None
     watcher: Watcher = unwatched
+    precision: str = "32-true"
 
     @cached_property
     def data(self) -> ImageData:

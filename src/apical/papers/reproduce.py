@@ -38,6 +38,7 @@ def reproduce(
     resume: bool = False,
     overwrite: bool = False,
     using: Path | str | None = None,
+    precision: str = "32-true",
     announce: Announce | None = None,
 ) -> dict[str, Any]:
     """The outcome of an experiment that is run, also left as `outcome.json` in `folder`.
@@ -50,6 +51,7 @@ def reproduce(
         only: some of the conditions; none given: all.
         resume: go on with what was stopped in `folder`. overwrite: delete an earlier experiment there, once all else is right.
         using: folder of an experiment of the same runs, whose finished conditions are taken over.
+        precision: of the passes through the network, one of the experiment's.
         announce: gives each task's watcher.
 
     Returns:
@@ -62,6 +64,9 @@ def reproduce(
     chosen, own_seeds = _chosen(experiment, only), _seeds(experiment, seeds, first_seed)
     if not (math.isfinite(scale) and 0 < scale <= 1):
         raise ValueError(f"scale must be above 0 and at most 1 (the paper's length), got {scale}")
+    if precision not in experiment.precisions:
+        known = " or ".join(experiment.precisions)
+        raise ValueError(f"precision of {experiment.name} is {known}, got {precision!r}")
     loaded = _images(experiment, data)
     config: dict[str, Any] = {
         "experiment": experiment.name,
@@ -71,6 +76,8 @@ def reproduce(
         "data": experiment.data if data is None else data,
         "lengths": scaled(experiment, experiment.steps(loaded), scale),
     }
+    if precision != "32-true":  # Folders from before there was a choice have no such key.
+        config["precision"] = precision
     found = {} if using is None else _finished(experiment, Path(using), config)
     home = RunFolder(folder)
     if resume:
@@ -99,9 +106,8 @@ def _outcome(
         for share in _shares(experiment, config["seeds"]):
             slug = _slug(condition, share)
             watcher = announce(condition, share) if announce else unwatched
-            task = Task(
-                condition, share, config["scale"], config["lengths"], home.path / "tasks" / slug, loaded, watcher
-            )
+            place, precision = home.path / "tasks" / slug, config.get("precision", "32-true")
+            task = Task(condition, share, config["scale"], config["lengths"], place, loaded, watcher, precision)
             parts.append(_record(experiment, task, home.path / "records" / f"{slug}.json"))
         records[condition] = Record.joined(parts)
     judged = provenance.made()
@@ -183,6 +189,8 @@ def _command(experiment: Experiment, config: dict[str, Any]) -> str:
         words += ["--scale", repr(config["scale"])]
     if len(config["conditions"]) < len(experiment.conditions):
         words += ["--only", *config["conditions"]]
+    if "precision" in config:
+        words += ["--precision", config["precision"]]
     own = None if config["data"] is None else _name(config["data"])
     if own is not None and not same_data(own, experiment.data):
         words += ["--data", own]
@@ -234,9 +242,9 @@ def _finished(experiment: Experiment, folder: Path, config: dict[str, Any]) -> d
             + " or ".join(name for name, one in experiments().items() if one.runs == experiment.runs)
         )
     changed = [
-        f"{key}: {there[key]!r} there, {config[key]!r} asked"
-        for key in ("seeds", "scale", "data", "lengths")
-        if there[key] != config[key]
+        f"{key}: {there.get(key)!r} there, {config.get(key)!r} asked"
+        for key in ("seeds", "scale", "data", "lengths", "precision")
+        if there.get(key) != config.get(key)
     ]
     if changed:
         raise ValueError(
