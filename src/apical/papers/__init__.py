@@ -44,7 +44,7 @@ def experiments() -> dict[str, Experiment]:
     """The experiments: name -> experiment, paper by paper.
 
     >>> len([one for one in experiments().values() if one.paper == "nokland2016"])
-    10
+    12
     """
     found = [one for paper in PAPERS for one in importlib.import_module(f"apical.papers.{paper}").EXPERIMENTS]
     return {one.name: one for one in found}
