@@ -68,8 +68,9 @@ class Reproduce:
             "precision": self.precision,
         }
         if self.resume is not None:
-            folder, kept = self.resume, config_in(
-                self.resume, "reproduce", (*KEYS, "precision"), {"precision": "32-true"}
+            folder, kept = (
+                self.resume,
+                config_in(self.resume, "reproduce", (*KEYS, "precision"), {"precision": "32-true"}),
             )
             chosen = find(kept["experiment"])
             if self.name is not None and find(self.name) is not chosen:
