@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from apical import data as images
 from apical.data import ImageData
 from apical.papers.outcome import Claim, Outcome
 from apical.papers.record import Record
@@ -67,6 +68,25 @@ class Experiment(ABC):
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
         """The lengths at scale 1 that `--scale` shortens: name -> steps. Each must be at least 1 when it is scaled."""
 
+    def load(self, name: str | None) -> ImageData | None:
+        """The images of this name, or of the experiment's own; None for one that draws its samples.
+
+        Raises:
+            ValueError: for images of another kind, or any where none are taken.
+        """
+        if self.data is None:
+            if name is not None:
+                raise ValueError(f"{self.name} draws its own samples and takes no data; leave data out, got {name!r}")
+            return None
+        name = self.data if name is None else name
+        loaded, own = images.load(name), IMAGES[self.data]
+        if (tuple(loaded.shape), loaded.classes) != (own.shape, own.classes):
+            raise ValueError(
+                f"data: {name} has images of {list(loaded.shape)} in {loaded.classes} classes, but {self.name} is about "
+                f"{self.data}, {list(own.shape)} in {own.classes} classes"
+            )
+        return loaded
+
     @abstractmethod
     def run(self, task: Task) -> Record:
         """The record of a training under `task.condition` from `task.seeds`."""
@@ -109,6 +129,7 @@ IMAGES = {
     "ylecun/mnist": Images((1, 28, 28), 10, 60_000, 10_000),
     "uoft-cs/cifar10": Images((3, 32, 32), 10, 50_000, 10_000),
     "uoft-cs/cifar100": Images((3, 32, 32), 100, 50_000, 10_000),
+    "ILSVRC/imagenet-1k": Images((3, 224, 224), 1000, 1_281_167, 50_000),
 }
 """The data sets that experiments name: name on the hub -> measures."""
 

@@ -67,7 +67,7 @@ def reproduce(
     if precision not in experiment.precisions:
         known = " or ".join(experiment.precisions)
         raise ValueError(f"precision of {experiment.name} is {known}, got {precision!r}")
-    loaded = _images(experiment, data)
+    loaded = experiment.load(data)
     config: dict[str, Any] = {
         "experiment": experiment.name,
         "conditions": chosen,
@@ -131,22 +131,6 @@ def _outcome(
     outcome = sealed(outcome)
     write_json(home.path / "outcome.json", outcome)
     return outcome
-
-
-def _images(experiment: Experiment, data: str | None) -> images.ImageData | None:
-    """The images of this name, or of the experiment's own; None for one that draws its samples."""
-    if experiment.data is None:
-        if data is not None:
-            raise ValueError(f"{experiment.name} draws its own samples and takes no data; leave data out, got {data!r}")
-        return None
-    name = experiment.data if data is None else data
-    loaded, own = images.load(name), IMAGES[experiment.data]
-    if (tuple(loaded.shape), loaded.classes) != (own.shape, own.classes):
-        raise ValueError(
-            f"data: {name} has images of {list(loaded.shape)} in {loaded.classes} classes, but {experiment.name} is about "
-            f"{experiment.data}, {list(own.shape)} in {own.classes} classes"
-        )
-    return loaded
 
 
 def _seeds(experiment: Experiment, seeds: int | None, first: int) -> list[int]:

@@ -1,0 +1,1 @@
+"""Image classifiers that learn by a printed recipe, under any rule."""
