@@ -19,6 +19,7 @@ PAPERS: dict[str, str] = {
     "akrout2019": "Deep learning without weight transport",
     "amit2019": "Deep learning with asymmetric connections and Hebbian updates",
     "lansdell2020": "Learning to solve the credit assignment problem",
+    "biotorch": "BioTorch's benchmarks, of a library and not of a paper",
 }
 """Key -> title, in the order of publication."""
 
