@@ -78,13 +78,14 @@ def test_imagenets_recipe_is_the_printed_one():
     wm, ss = (entries(["resnet50"])[f"resnet50, {rule}"] for rule in ("wm", "usf"))
     assert [wm.recipe.rate_at(epoch) for epoch in (1, 2, 5, 8, 32)] == pytest.approx([0, 0, 0.4, 0.8, 0.08])
     assert (wm.recipe.batch, wm.recipe.workers, wm.recipe.nesterov, wm.recipe.decay) == (2048, 32, True, 1e-4)
-    assert (wm.rule.plasticity.batch, wm.rule.plasticity.rate, wm.rule.plasticity.decay) == (2048, 0.1, 0.5)
+    assert [vars(wm.rule.plasticity)[name] for name in ("batch", "rate", "decay")] == [2048, 0.1, 0.5]
     assert (ss.recipe.rate, ss.recipe.epochs) == (0.5, 140)
 
 
 def test_imagenets_run_learns_from_class_folders_of_mixed_sizes(tmp_path):
     place = imagenet(tmp_path / "imagenet", 24, 3, 6, [(40, 60), (36, 36), (50, 34)])
     one = find("akrout2019/fig3a")
+    assert isinstance(one, ImageNet)
     small = {
         name: replace(
             own,
@@ -95,7 +96,6 @@ def test_imagenets_run_learns_from_class_folders_of_mixed_sizes(tmp_path):
         for name, own in one.entries.items()
         if name.endswith((", bp", ", wm"))
     }
-    assert isinstance(one, ImageNet)
     short = replace(one, entries=small, pixels=32)
     outcome = reproduce(short, tmp_path / "run", data=str(place))
     assert outcome["lengths"]["steps"] == 6

@@ -91,7 +91,7 @@ CIFAR10 = Benchmark(
     source="jsalbert/biotorch, Benchmarks.md and benchmark_configs, SGD",
     length="250 epochs",
     seeds=1,
-    minutes=60_000,
+    minutes=7500,
     data="uoft-cs/cifar10",
     readings=(
         "A third party's table, of one run each, and no result of a paper: every claim is counted as ours. The table has no KP, "
