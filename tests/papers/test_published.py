@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +52,8 @@ def test_what_is_published_is_what_the_command_gives(name, only, tmp_path):
         told = claims[claim["text"]]
         assert {**claim, "evidence": ""} == {**told, "evidence": ""}
         assert NUMBER.sub("#", claim["evidence"]) == NUMBER.sub("#", told["evidence"])
-    lines = {(panel["title"], panel["y"], line["label"], line["dashed"]): line for panel, line in _lines(there)}
-    for panel, line in _lines(shows):
-        label = panel["title"], panel["y"], line["label"], line["dashed"]
+    lines = _lines(there)
+    for label, line in _lines(shows).items():
         _same(line["y"], lines[label]["y"], label)
 
 
@@ -62,7 +62,14 @@ def _listed(shows):
 
 
 def _lines(shows):
-    return ((panel, line) for panel in shows["panels"] for line in panel["lines"])
+    """By panel and label; the runs of an experiment may have panels of one title each, which are counted."""
+    found, counted = {}, Counter()
+    for panel in shows["panels"]:
+        for line in panel["lines"]:
+            label = panel["title"], panel["y"], line["label"], line["dashed"]
+            found[*label, counted[label]] = line
+            counted[label] += 1
+    return found
 
 
 def _same(ours, theirs, what):

@@ -19,7 +19,7 @@ SMALL = replace(FIG4, hidden=(6, 5), group=4, streams=3, tested=4)
 
 def test_an_image_is_five_steps_in_which_pixels_are_probabilities_and_targets_groups():
     data = images(7)
-    assert SMALL.steps(data) == {"steps": 20 * 5 * 2, "steps of alternatives": 100}
+    assert SMALL.steps(data) == {"steps": 200 * 5 * 2, "steps of alternatives": 100}
     x, target = SMALL.shown(data.train, torch.tensor([5, 2]), 3)
     shown = data.train.images[[5, 2]].flatten(1).double().numpy() / 255
     np.testing.assert_allclose(x, np.minimum(shown, 0.95), rtol=1e-6)

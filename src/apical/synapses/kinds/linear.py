@@ -45,7 +45,8 @@ class LinearSynapse(Synapse, nn.Linear):
     @override
     def add_hebbian(self, target, x, delta, beta, alpha):
         if target.dtype == x.dtype:
-            target.addmm_(delta.t(), x, beta=beta, alpha=alpha)
+            # Not addmm_, which PyTorch's FlopCounterMode does not know.
+            torch.addmm(target, delta.t(), x, beta=beta, alpha=alpha, out=target)
         else:
             target.mul_(beta).add_(self.hebbian(x, delta), alpha=alpha)
 
