@@ -73,3 +73,28 @@ def test_published_claims_are_judged_anew_from_published_rows(tmp_path, monkeypa
         assert own["date"].startswith("2030")
         assert own["shows"] == kept["shows"]
         assert {**own, "date": "", "versions": "", "seal": ""} == {**kept, "date": "", "versions": "", "seal": ""}
+
+
+def test_a_legend_of_many_lines_leaves_the_panel_room():
+    lines = [
+        {
+            "label": f"a rule and its setting {n // 2}",
+            "x": [0, 1],
+            "y": [n, n + 1],
+            "dashed": bool(n % 2),
+            "spread": None,
+        }
+        for n in range(36)
+    ]
+    panel = {
+        "title": "a",
+        "x": "",
+        "y": "",
+        "lines": lines,
+        "kind": "lines",
+        "marks": (),
+        "log_x": False,
+        "log_y": False,
+    }
+    svg = draw([{**panel, "low": 0, "high": 40}] * 2, 2, "caption")
+    assert len(re.findall(r">a rule and its setting 7<", svg)) == 1

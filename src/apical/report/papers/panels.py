@@ -18,6 +18,7 @@ from apical.report.drawing.svg import styled, svg
 WIDTH, HEIGHT = 4.6, 3.3  # of a panel, in inches
 IMAGE = 1.5  # a side of a panel that is an image
 LETTERS = 15  # of a caption, in an inch
+ENTRIES = 12  # of a legend, in a column
 
 
 def draw(panels: Sequence[Mapping[str, Any]], columns: int, caption: str) -> str:
@@ -66,7 +67,20 @@ def _draw(axes: Axes, panel: Mapping[str, Any], chosen: Mapping[str, Ink], *, le
             axes.minorticks_off()
     axes.set_ylim(panel["low"], panel["high"])
     if legend and (len(panel["lines"]) > 1 or panel["kind"] == "bars"):
-        axes.legend(markerscale=2 if panel["kind"] == "points" else 1)
+        _explain(axes, markerscale=2 if panel["kind"] == "points" else 1)
+
+
+def _explain(axes: Axes, markerscale: float) -> None:
+    """A legend; one of many lines in columns, each label once, since it would else leave the panel no room."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) <= ENTRIES:
+        axes.legend(markerscale=markerscale)
+        return
+    first = dict(zip(reversed(labels), reversed(handles), strict=True))
+    once = {label: first[label] for label in dict.fromkeys(labels)}
+    axes.legend(
+        once.values(), once.keys(), markerscale=markerscale, ncols=-(-len(once) // ENTRIES), fontsize="xx-small"
+    )
 
 
 def _has_zero(panel: Mapping[str, Any]) -> bool:
