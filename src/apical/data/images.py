@@ -178,7 +178,23 @@ class Split:
         return as_batch(self.images.index_select(0, index), self.labels.index_select(0, index), device)
 
 
-class Part(Split):
+class View(Split):
+    """A split whose samples lie in another one, `of`."""
+
+    of: Split
+
+    @property
+    @override
+    def shape(self) -> tuple[int, int, int]:
+        return self.of.shape
+
+    @property
+    @override
+    def streamed(self) -> bool:
+        return self.of.streamed
+
+
+class Part(View):
     """Some samples of a split, which stay where they are.
 
     Args:
@@ -204,16 +220,6 @@ class Part(Split):
     def labels(self) -> Int[Tensor, " n"]:
         """The labels, int64 [N]."""
         return self.of.labels[self.index]
-
-    @property
-    @override
-    def shape(self) -> tuple[int, int, int]:
-        return self.of.shape
-
-    @property
-    @override
-    def streamed(self) -> bool:
-        return self.of.streamed
 
     @override
     def pictures(self, n: int) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, " n"]]:

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from apical.data.augment import Augmentation, Cutout, drawn
 from apical.data.data_set import ImageData
-from apical.data.images import Batch, DataError, Split
+from apical.data.images import Batch, DataError, Split, View
 
 IMAGENET = "0.485,0.456,0.406/0.229,0.224,0.225"
 """Mean and deviation of ImageNet's colours, as everybody gives them."""
@@ -22,7 +22,7 @@ Normal = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and deviation of each channel."""
 
 
-class Prepared(Split):
+class Prepared(View):
     """A split whose training batches are augmented, and all of whose batches are normalized.
 
     Args:
@@ -56,16 +56,6 @@ class Prepared(Split):
     def labels(self) -> Int[Tensor, " n"]:
         """The labels, int64 [N]."""
         return self.of.labels
-
-    @property
-    @override
-    def shape(self) -> tuple[int, int, int]:
-        return self.of.shape
-
-    @property
-    @override
-    def streamed(self) -> bool:
-        return self.of.streamed
 
     @override
     def check(self, classes: int, where: str) -> None:

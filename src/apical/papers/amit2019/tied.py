@@ -12,12 +12,10 @@ from typing_extensions import override
 import apical
 from apical.papers import vision
 from apical.papers.amit2019.training import (
-    RULES,
     Cifar,
-    Correlations,
     attached,
+    correlations_of,
     example_of,
-    rule_of,
     split_up,
     tied,
     training_of,
@@ -41,22 +39,14 @@ class Tied(Cifar):
     """Networks by rules; several seeds are trained side by side. (On a CPU in bfloat16, one by one is quicker.)
 
     Args:
-        networks: names. Where there are several, a condition is "NETWORK, RULE", else "RULE". rules: labels.
         shows: parts of the outcome: "errors", "curves", "correlations". statements: what is judged, by test errors ("RULE"),
             validation errors ("curve, RULE") and correlations at the end ("correlations, RULE").
         family: of the runs.
     """
 
-    networks: tuple[str, ...]
-    rules: tuple[str, ...] = RULES
     shows: tuple[str, ...]
     statements: tuple[Statement, ...]
     family: str
-
-    @property
-    @override
-    def conditions(self) -> tuple[str, ...]:
-        return tuple(f"{net}, {rule}" for net in self.networks for rule in self.rules)
 
     @property
     @override
@@ -64,18 +54,12 @@ class Tied(Cifar):
         return self.family
 
     @override
-    def run(self, task: Task) -> Record:
-        with vision.repeatable(task.seeds[0]):
-            return self._run(task)
-
-    def _run(self, task: Task) -> Record:
+    def trained(self, task: Task) -> Record:
         net, label = task.condition.split(", ")
         example, (train, watched) = example_of(task.data), split_up(task.data)
         learners = [attached(tied(net, task.data, seed), label, seed, example) for seed in task.seeds]
         model, training = training_of(learners, label, train, task, example)
-        correlations = dict
-        if label in ("urfb", "frfb"):
-            correlations = Correlations(model, rule_of(label), task.seeds, layer_names(model))
+        correlations = correlations_of(model, label, task.seeds, layer_names(model))
         curves = vision.run(task, training, task.lengths["steps"], watched, more=correlations)
         return Record(curves=curves, numbers={"test error": training.errors(task.data.test)})
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 import apical
 from apical.data import ImageData
@@ -17,6 +18,7 @@ from apical.measures.tensors import correlation
 from apical.networks.amit2019 import amit2019_deepernet, amit2019_deepnet, amit2019_deepnet_s, amit2019_simpnet
 from apical.papers import vision
 from apical.papers.experiment import Experiment, Task, given
+from apical.papers.record import Record
 from apical.papers.vision import Recipe, Training
 
 BATCH, RATE, EPOCHS = 500, 0.1, 1000  # [P]
@@ -124,15 +126,38 @@ class Correlations:
         return found
 
 
+def correlations_of(
+    model: nn.Module, label: str, seeds: Sequence[int], layers: Mapping[str, str]
+) -> Callable[[], dict[str, list[float]]]:
+    """What measures `Correlations` where feedback is random; else nothing."""
+    return Correlations(model, rule_of(label), seeds, layers) if label in ("urfb", "frfb") else dict
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cifar(Experiment):
-    """An experiment on CIFAR-10 with the paper's one recipe.
+    """An experiment on CIFAR-10 with the paper's one recipe: networks by rules, each a condition "NETWORK, RULE".
 
     Args:
-        epochs: of one training.
+        networks: names. rules: labels. epochs: of one training.
     """
 
+    networks: tuple[str, ...]
+    rules: tuple[str, ...] = RULES
     epochs: int = EPOCHS
+
+    @property
+    @override
+    def conditions(self) -> tuple[str, ...]:
+        return tuple(f"{net}, {rule}" for net in self.networks for rule in self.rules)
+
+    @override
+    def run(self, task: Task) -> Record:
+        with vision.repeatable(task.seeds[0]):
+            return self.trained(task)
+
+    def trained(self, task: Task) -> Record:
+        """The record of a condition, under the seeds' random state."""
+        raise NotImplementedError
 
     def steps(self, data: ImageData | None) -> Mapping[str, int]:
         """The number of minibatches."""

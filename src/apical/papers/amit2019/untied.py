@@ -22,10 +22,9 @@ from apical.papers.amit2019.training import (
     HELD_OUT,
     READINGS,
     Cifar,
-    Correlations,
     attached,
+    correlations_of,
     example_of,
-    rule_of,
     split_up,
     tied,
     training_of,
@@ -46,18 +45,13 @@ class Untied(Cifar):
     """Networks that learn tied; then, started anew but for a first convolution that stays, untied.
 
     Args:
-        shows: "errors", "filters", "correlations". networks: of the conditions "NETWORK, RULE". rules: labels.
+        shows: "errors", "filters", "correlations".
     """
 
     shows: tuple[str, ...]
     statements: tuple[Statement, ...]
     networks: tuple[str, ...] = NETWORKS
     rules: tuple[str, ...] = RULES
-
-    @property
-    @override
-    def conditions(self) -> tuple[str, ...]:
-        return tuple(f"{net}, {rule}" for net in self.networks for rule in self.rules)
 
     @property
     @override
@@ -70,11 +64,7 @@ class Untied(Cifar):
         return {"tied": each, "untied": each}
 
     @override
-    def run(self, task: Task) -> Record:
-        with vision.repeatable(task.seeds[0]):
-            return self._run(task)
-
-    def _run(self, task: Task) -> Record:
+    def trained(self, task: Task) -> Record:
         net, label = task.condition.split(", ")
         example, (train, watched) = example_of(task.data), split_up(task.data)
         learners = [attached(tied(net, task.data, seed), label, seed, example) for seed in task.seeds]
@@ -95,11 +85,9 @@ class Untied(Cifar):
             self._untied(net, label, task.data, seed, own, example) for seed, own in zip(task.seeds, first, strict=True)
         ]
         model, training = training_of(learners, label, train, task, example)
-        correlations = dict
         names = layer_names(model)
-        if label in ("urfb", "frfb"):
-            updated = {name: one for name, one in names.items() if net != "deepnet_s" or name != FROZEN}
-            correlations = Correlations(model, rule_of(label), task.seeds, updated)
+        updated = {name: one for name, one in names.items() if net != "deepnet_s" or name != FROZEN}
+        correlations = correlations_of(model, label, task.seeds, updated)
         found = vision.run(task, training, task.lengths["untied"], watched, more=correlations, name="untied")
         numbers["untied, test error"] = training.errors(task.data.test)
         curves = {f"tied, {name}": curve for name, curve in errors.items()}
