@@ -10,6 +10,7 @@ import copy
 import os
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -67,18 +68,16 @@ def main() -> None:
         )
         print(
             f"\n{options.network}, {rule}{', LocalSGD' if options.local else ''}, {options.precision}:",
-            *table(step, options),
+            table(step, options.device == "cuda", options.kernels),
         )
         del step
 
 
-def table(step, options) -> list[str]:
-    """Lines: milliseconds of the step, of the device by kind of kernel, and of the slowest kernels."""
-    cuda = options.device == "cuda"
+def table(step: Callable[[], object], cuda: bool, kernels: int) -> str:
+    """Milliseconds of the step, of the device by kind of kernel, and of the slowest kernels, line by line."""
     for _ in range(4):
         step()
-    whole = statistics.median(_timed(step, cuda) for _ in range(7))
-    host = statistics.median(_launched(step, cuda) for _ in range(5))
+    host, whole = map(statistics.median, zip(*(_timed(step, cuda) for _ in range(7)), strict=True))
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
         for _ in range(STEPS):
@@ -96,26 +95,18 @@ def table(step, options) -> list[str]:
     busy, launches = sum(kinds.values()), sum(count for *_, count in found)
     lines = [f"{whole:.3f} ms a step, {host:.3f} until all is launched, {busy:.3f} in {launches:.0f} kernels"]
     lines += [f"  {time_:9.3f} ms  {kind}" for kind, time_ in sorted(kinds.items(), key=lambda one: -one[1])]
-    lines += [f"  {time_:9.3f} ms  {count:6.0f} x {name[:110]}" for name, time_, count in found[: options.kernels]]
-    return ["\n".join(lines)]
+    lines += [f"  {time_:9.3f} ms  {count:6.0f} x {name[:110]}" for name, time_, count in found[:kernels]]
+    return "\n".join(lines)
 
 
-def _timed(step, cuda: bool) -> float:
+def _timed(step: Callable[[], object], cuda: bool) -> tuple[float, float]:
+    """Milliseconds until Python comes back, while the device may be at work, and until all is done."""
     start = time.perf_counter()
     step()
+    host = time.perf_counter()
     if cuda:
         torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - start)
-
-
-def _launched(step, cuda: bool) -> float:
-    """Milliseconds until Python comes back, while the device may be at work."""
-    start = time.perf_counter()
-    step()
-    found = 1000 * (time.perf_counter() - start)
-    if cuda:
-        torch.cuda.synchronize()
-    return found
+    return 1000 * (host - start), 1000 * (time.perf_counter() - start)
 
 
 if __name__ == "__main__":

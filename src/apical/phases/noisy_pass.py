@@ -44,10 +44,11 @@ class Estimate:
         """The difference signal - scale * estimate, in one pass over memory; own: into the signal's."""
         out = signal if own else None
         if isinstance(scale, Tensor):
-            factors = scale if self.factors is None else self.factors
-            if self.factors is not None:
-                factors = torch.mul(factors, scale, out=torch.empty_like(factors, dtype=signal.dtype))  # In one launch.
-            return torch.addcmul(signal, self.values, factors.to(signal.dtype), value=-1, out=out)
+            if self.factors is None:
+                factors = scale.to(signal.dtype)
+            else:  # In one launch.
+                factors = torch.mul(self.factors, scale, out=torch.empty_like(self.factors, dtype=signal.dtype))
+            return torch.addcmul(signal, self.values, factors, value=-1, out=out)
         if self.factors is None:
             return torch.sub(signal, self.values, alpha=scale, out=out)
         return torch.addcmul(signal, self.values, self.factors.to(signal.dtype), value=-scale, out=out)

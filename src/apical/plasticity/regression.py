@@ -125,8 +125,10 @@ class Regression(Stored, Phased):
         told = [len(phase.clean.losses), *(name in sums for name in names)]
         facts = torch.tensor(told, dtype=torch.float64, device=phase.device)
         for name in names:
-            if name in sums:  # Each process's loss is scaled as its own batch is.
-                sums[name] = [tensor.to(phase.dtype).div_(self._scaled(phase, sites[name])) for tensor in sums[name]]
+            if name in sums:
+                scaled = self._scaled(phase, sites[name])
+                if scaled is not None:  # Each process's loss is scaled as its own batch is.
+                    sums[name] = [tensor.to(phase.dtype).div_(scaled) for tensor in sums[name]]
             else:
                 like = ["feedback"] if self.solver == "sgd" else ["gram", "cross"]
                 shapes = [found.shape for one in like if (found := kept(sites[name].owner, one)) is not None]
@@ -160,11 +162,13 @@ class Regression(Stored, Phased):
         call.delta = call.signal = None  # As large as the activities, and not needed again.
         return [product]
 
-    def _scaled(self, phase: Phase, site: Site) -> float | Tensor:
-        """What products of an error and a signal are multiplied with: both are as the loop's loss scaled them."""
+    def _scaled(self, phase: Phase, site: Site) -> float | Tensor | None:
+        """What products of an error and a signal are multiplied with, both as the loop's loss scaled them; None: nothing."""
+        if site.direct or self.solver == "ridge":
+            return None
         scale = phase.clean.scale
         assert scale is not None
-        return 1.0 if site.direct or self.solver == "ridge" else scale**2
+        return scale**2
 
     def _direct_sums(self, phase: Phase, site: Site, target: Estimate) -> list[Tensor]:
         errors = phase.clean.errors.flatten(1).to(phase.dtype)
@@ -194,8 +198,8 @@ class Regression(Stored, Phased):
     def _learn(self, phase: Phase, site: Site, sums: list[Tensor], rows: float) -> None:
         if self.solver == "sgd":
             # In one pass over memory.
-            value, scaled = -self.rate / rows, 1.0 if phase.world > 1 else self._scaled(phase, site)
-            if isinstance(scaled, float) and scaled == 1:
+            value, scaled = -self.rate / rows, None if phase.world > 1 else self._scaled(phase, site)
+            if scaled is None:
                 site.feedback.add_(sums[0], alpha=value)
             else:  # A number as a tensor, too: both divide alike, to the bit.
                 scaled = torch.as_tensor(scaled, dtype=torch.float64, device=site.feedback.device)
