@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch", type=int, default=None)
+    parser.add_argument("--mode", choices=("eager", "compiled"), default="eager")
     parser.add_argument("--local", action="store_true")
     parser.add_argument("--kernels", type=int, default=12, help="lines of the slowest kernels")
     options = parser.parse_args()
@@ -65,9 +66,10 @@ def main() -> None:
             local=options.local,
             setting={"fused": True} if options.device == "cuda" else None,
             mixed=options.precision == "bfloat16",
+            mode=options.mode,
         )
         print(
-            f"\n{options.network}, {rule}{', LocalSGD' if options.local else ''}, {options.precision}:",
+            f"\n{options.network}, {rule}{', LocalSGD' if options.local else ''}, {options.precision}, {options.mode}:",
             table(step, options.device == "cuda", options.kernels),
         )
         del step
