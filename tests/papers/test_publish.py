@@ -84,12 +84,13 @@ def test_a_longer_run_replaces_a_shorter_one_and_not_the_other_way_round(tmp_pat
     [
         (1.0, "paper", False, "no"),
         (0.25, "paper", False, "not comparable at this length"),
-        (0.25, "ours", False, "no"),
+        (0.25, "ours", False, "not comparable at this length"),
+        (0.25, "derived", False, "no"),
         (0.25, "paper", True, "yes"),
         (0.25, "paper", None, "undecided"),
     ],
 )
-def test_a_shortened_run_does_not_refute_the_paper(scale, kind, holds, said, tmp_path, monkeypatch):
+def test_a_shortened_run_refutes_only_what_was_derived(scale, kind, holds, said, tmp_path, monkeypatch):
     claim = Claim("it moves", holds, "it did", kind)
     monkeypatch.setattr(Walk, "outcome", lambda self, records: Outcome(claims=[claim]))
     one = walk()

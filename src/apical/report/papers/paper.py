@@ -96,29 +96,30 @@ def origin(outcome: Mapping[str, Any]) -> str:
 
 
 def verdict(holds: bool | None, scale: float, kind: str = "paper") -> str:
-    """Whether a claim holds, or a number agrees, in words: a shortened run can bear the paper out, and not refute it.
+    """Whether a claim holds, or a number agrees, in words: a shortened run can bear one out, and refute what was derived alone.
 
     >>> verdict(True, 0.1), verdict(False, 0.1), verdict(False, 1.0), verdict(None, 1.0)
     ('yes', 'not comparable at this length', 'no', 'undecided')
-    >>> verdict(False, 0.1, "derived")
-    'no'
+    >>> verdict(False, 0.1, "ours"), verdict(False, 0.1, "derived")
+    ('not comparable at this length', 'no')
     """
     if holds is None:
         return "undecided"
     if holds:
         return "yes"
-    return "not comparable at this length" if scale < 1 and kind == "paper" else "no"
+    return "not comparable at this length" if scale < 1 and kind != "derived" else "no"
 
 
-def counted(holds: Sequence[bool | None], scale: float) -> str:
-    """How many of the paper's claims hold, or numbers agree, in words; empty for none.
+def counted(claims: Sequence[Mapping[str, Any]], scale: float) -> str:
+    """How many of some claims hold, in words; empty for none.
 
-    >>> counted([True, False, None], 1.0), counted([True, False, None], 0.1)
+    >>> claims = [{"holds": holds, "kind": "paper"} for holds in (True, False, None)]
+    >>> counted(claims, 1.0), counted(claims, 0.1)
     ('1 of 3 (1 undecided)', '1 of 3 (1 undecided, 1 not comparable)')
     """
-    if not holds:
+    if not claims:
         return ""
-    words = [verdict(one, scale) for one in holds]
+    words = [verdict(one["holds"], scale, one["kind"]) for one in claims]
     left = {word: words.count(word) for word in ("undecided", "not comparable at this length")}
     more = ", ".join(f"{count} {word.removesuffix(' at this length')}" for word, count in left.items() if count)
     return f"{words.count('yes')} of {len(words)}" + (f" ({more})" if more else "")
