@@ -11,7 +11,7 @@ import numpy as np
 from typing_extensions import override
 
 from apical.papers.claims import Statement, judge
-from apical.papers.lillicrap2016.handwritten_digits import BP, FA, ROUGH, Contender, HandwrittenDigits, InWords
+from apical.papers.lillicrap2016.handwritten_digits import BOX, BP, CONSTANT, FA, Contender, HandwrittenDigits, InWords
 from apical.papers.outcome import Claim, Kind, Line, Outcome, Panel, Published, Row
 from apical.papers.record import Curve, Record
 
@@ -262,7 +262,7 @@ IN_WORDS = InWords(
     data="ylecun/mnist",
     together=False,
     epochs=5,
-    contenders=(FA, *ROUGH, BP),
+    contenders=(FA, BOX, CONSTANT, BP),
     readings=(
         *READINGS,
         "Five epochs and one seed are ours. Rough derivatives are 1/4, the largest that h' has, where a unit's potential is "

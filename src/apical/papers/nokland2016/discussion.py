@@ -172,6 +172,8 @@ DISCUSSION = Discussion(
     readings=(
         "The paper shows no runs of these; network, rate (1e-4, as on MNIST otherwise) and length are ours.",
         "Where the layers above are fixed, weights start at U(±1/sqrt(fan in)) under every rule, as nothing passes zeros.",
+        "Of rates 1e-5, 3e-5, 1e-4, 3e-4 and 1e-3 (one seed) none lets DFA do without the derivative: 54.6, 25.3, 11.0, 10.8 and "
+        "11.4 % test error, with it 28.0, 8.9, 4.5, 2.7 and 2.7 %.",
     ),
 )
 TEXT_DEPTH = ProperStart(
