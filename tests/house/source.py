@@ -82,11 +82,11 @@ def lines(file: Path) -> int:
 
 
 def folders(top: Path) -> dict[str, int]:
-    """Folder -> number of files in it, as a clean clone has them."""
+    """Folder -> number of files in it, as a clean clone has them; the marker py.typed aside."""
     found = Counter(
         file.parent.relative_to(top.parent).as_posix()
         for file in top.rglob("*")
-        if file.is_file() and not {"__pycache__", ".pytest_cache"} & set(file.parts)
+        if file.is_file() and not {"__pycache__", ".pytest_cache", "py.typed"} & set(file.parts)
     )
     return dict(found)
 
