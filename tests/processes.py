@@ -146,15 +146,20 @@ def as_torchrun_starts(rank: int, port: int) -> None:
 
 def on_two_ranks(learn: Callable[..., object], folder: Path, *arguments: object) -> list:
     """What `learn(rank, *arguments)` returns in each of two processes that know each other."""
-    port = free_port()
-    mp.start_processes(_on_a_rank, args=(port, folder, learn, arguments), nprocs=2, start_method="forkserver")
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return on_ranks(2, learn, folder, *arguments)
 
 
-def _on_a_rank(rank: int, port: int, folder: Path, learn: Callable[..., object], arguments: tuple) -> None:
+def on_ranks(count: int, learn: Callable[..., object], folder: Path, *arguments: object) -> list:
+    """What `learn(rank, *arguments)` returns in each of so many processes that know each other."""
+    options = (count, free_port(), folder, learn, arguments)
+    mp.start_processes(_on_a_rank, args=options, nprocs=count, start_method="forkserver")
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+def _on_a_rank(rank: int, count: int, port: int, folder: Path, learn: Callable[..., object], arguments: tuple) -> None:
     torch.set_num_threads(1)
     gc.freeze()  # What is imported is no garbage to search.
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", rank=rank, world_size=count)
     torch.save(learn(rank, *arguments), folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -121,6 +121,11 @@ def _wrapped(model: nn.Module) -> bool:
     return any(one in model.modules() or model in one.modules() for one in wrappers)
 
 
+def lost_peer(error: BaseException) -> bool:
+    """Whether an error says that a connection to another process broke off."""
+    return isinstance(error, distributed.DistError) or bool(_PEER.search(str(error)))
+
+
 @contextmanager
 def peers_told() -> Iterator[None]:
     """What PyTorch says of a connection that broke off, as an error that says why, and how to go on.
@@ -131,7 +136,7 @@ def peers_told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if world() == 1 or not (isinstance(error, distributed.DistError) or _PEER.search(str(error))):
+        if world() == 1 or not lost_peer(error):
             raise
         raise PeerLostError(
             f"process {rank()} of {world()} stops, as another one has ended or can't be reached ({str(error).splitlines()[0]}); "

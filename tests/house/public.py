@@ -27,7 +27,7 @@ from apical.training.options import rule_of
 
 LIST = Path(__file__).with_name("public.json")
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
-MODULES = ("papers", "plasticity", "measures", "networks", "data", "training", "report")
+MODULES = ("papers", "plasticity", "measures", "networks", "data", "training", "report", "parallel")
 LEARNER = (
     *(
         "model",

@@ -26,7 +26,7 @@ FLOORS = [
     "phases rules",
     "learner networks",
     "attaching cuda_graphs measures optim",
-    "replicas",
+    "parallel replicas",
     "__init__",  # the front door of the library: the laboratory may come in by it, as users do
     "training machine",
     "benchmark comparison papers queue search",
