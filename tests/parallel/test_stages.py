@@ -89,12 +89,14 @@ def refused(rank: int) -> dict:
     run = in_stages("mlp", "dfa")
     for key, call in {
         "state": lambda: run.load_state_dict({**run.state_dict(), "stage": 5}),
-        "rows": lambda: run.evaluate(torch.randn(0, 6).double()),
+        "rows": lambda: in_stages("mlp", "dfa").evaluate(torch.randn(0, 6).double()),
+        "shape": lambda: in_stages("mlp", "dfa").evaluate(torch.randn(8, 5).double()),
     }.items():
         try:
             call()
         except ValueError as error:
             said[key] = str(error)
+        dist.barrier()
     dist.barrier()
     return said
 
@@ -152,6 +154,7 @@ def test_what_cannot_be_learned_in_stages_is_refused(ranks):
         assert "still attached" not in said["tied"]
         assert "not the state of stage" in said["state"]
         assert "the batch is empty" in said["rows"]
+        assert "the batch is [N, 5] (torch.float64), and the stages were made for" in said["shape"]
     assert "stage 0 has no parameters" in ranks[0]["said"]["empty"]
 
 

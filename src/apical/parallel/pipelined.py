@@ -128,7 +128,7 @@ class Pipeline:
         self.names = [part.names for part in parts]
         total = sum(part.cost for part in parts)
         self.costs = [part.cost / total if total else 1 / len(parts) for part in parts]
-        self._part, self._output = parts[self.stage], parts[-1].gives
+        self._part, self._input, self._output = parts[self.stage], parts[0].given, parts[-1].gives
         self._roll = Roll(self.stages, self.stage, timeout)
         self._holdings = Holdings(learner.model, parts, self.stage, self._roll.group)
         self._holdings.spread()
@@ -188,10 +188,12 @@ class Pipeline:
         """The outputs [N, *] of a batch in eval mode, without gradients, on every process; every process calls it."""
         modes = [(module, module.training) for module in self._own.modules()]
         with self._stopping(), torch.no_grad():
-            self._own.eval()
-            outputs = self._pass(x)
-            for module, training in modes:
-                module.training = training
+            try:
+                self._own.eval()
+                outputs = self._pass(x)
+            finally:
+                for module, training in modes:
+                    module.training = training
             if outputs is None:
                 outputs = torch.empty(len(x), *self._output.shape[1:], dtype=self._output.dtype, device=self.device)
             self._send_to_all(outputs)
@@ -234,6 +236,10 @@ class Pipeline:
 
     def _pass(self, x: Tensor) -> Tensor | None:
         """A forward pass through all stages; the outputs in the last one, None elsewhere."""
+        if (x.shape[1:], x.dtype) != (self._input.shape[1:], self._input.dtype):
+            raise ValueError(
+                f"the batch is {_shaped(x)}, and the stages were made for an example_input of {_shaped(self._input)}"
+            )
         schedule = self._schedule(len(x))
         return schedule.step(x) if self.stage == 0 else schedule.step()
 
@@ -267,6 +273,10 @@ class Pipeline:
             if told is None:
                 raise
             raise told from error
+
+
+def _shaped(x: Tensor) -> str:
+    return f"[{', '.join(['N', *map(str, x.shape[1:])])}] ({x.dtype})"
 
 
 def _error_of(outputs: Tensor, y: Any, criterion: Callable[[Tensor, Any], Tensor]) -> tuple[Tensor, Tensor]:
