@@ -22,7 +22,10 @@ import torch.multiprocessing as mp
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["apical.cli.command_line", "apical.comparison", "lightning_fabric", "pytest", "sklearn.datasets", "torch._dynamo"]
+    [
+        *("apical.cli.command_line", "apical.comparison", "apical.parallel"),
+        *("lightning_fabric", "pytest", "sklearn.datasets", "torch._dynamo"),
+    ]
 )
 """Processes are forked from one that has imported everything and done nothing: imports take seconds, and PyTorch can't be
 forked after a backward pass where there is a GPU."""

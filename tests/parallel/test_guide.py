@@ -23,5 +23,5 @@ def test_the_script_learns():
     assert [rank.returncode for rank in ranks] == [0, 0], errors
     loss, accuracy = map(float, re.fullmatch(r"loss ([\d.]+), accuracy ([\d.]+), 6 parameters\n", told[0]).groups())
     assert loss < 1.5
-    assert accuracy > 0.8
+    assert accuracy > 0.7
     assert not told[1]

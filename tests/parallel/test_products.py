@@ -25,11 +25,15 @@ class Twice(nn.Module):
         return self.last(torch.tanh(self.again(torch.tanh(self.again(h)))).flatten(1))
 
 
+def blocks() -> nn.Sequential:
+    return nn.Sequential(mlp()[:4], *mlp()[4:])
+
+
 CASES = {
     "rows": (mlp, (6,), "dfa", {}),
     "learned": (mlp, (6,), "kp-direct", {}),
     "sparse": (mlp, (6,), "kp-direct", {"connectivity": 0.5}),
-    "inside blocks": (mlp, (6,), "kp-direct", {"at": ["2"]}),
+    "inside blocks": (blocks, (6,), "kp-direct", {"at": ["0"]}),
     "positions": (Twice, (6,), "dfa", {}),
     "convolutions": (convolutions, (2, 6, 6), "dfa", {}),
 }

@@ -36,7 +36,7 @@ class Holdings:
         model: attached; changed in place. parts: of all stages. stage: of this process. group: of all processes.
 
     Raises:
-        ValueError: if two stages share a tensor.
+        ValueError: if two stages share a tensor, or one has no parameters.
     """
 
     def __init__(
@@ -44,6 +44,10 @@ class Holdings:
     ) -> None:
         self.model, self.stage, self.group = model, stage, group
         self.all = _all(model, _stages(parts))
+        learns = {one.stage for one in self.all if isinstance(one.tensor, nn.Parameter)}
+        for number in range(len(parts)):
+            if number not in learns:
+                raise ValueError(f"stage {number} has no parameters; let it begin or end elsewhere, by split=[...]")
 
     def spread(self) -> None:
         """Let all processes have the first one's values."""
@@ -59,6 +63,10 @@ class Holdings:
                 one.tensor = _like(one.tensor, empty)
                 _put(self.model, one)
 
+    def parameters(self) -> list[nn.Parameter]:
+        """This stage's parameters."""
+        return [tensor for _, tensor in self.own() if isinstance(tensor, nn.Parameter)]
+
     def own(self) -> list[tuple[str, Tensor]]:
         """This stage's tensors by name."""
         return [(one.name, one.tensor) for one in self.all if one.stage == self.stage]
@@ -66,7 +74,7 @@ class Holdings:
     @torch.no_grad()
     def gather(self) -> nn.Module:
         """The plain model, with what all stages have learned, on every process."""
-        device = next(tensor.device for _, tensor in self.own())
+        device = self.parameters()[0].device
         whole = copy.deepcopy(self.model)
         for one in self.all:
             value = torch.empty_like(one.tensor, device=device)

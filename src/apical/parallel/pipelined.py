@@ -22,7 +22,7 @@ from apical.parallel.ends import Roll
 from apical.parallel.holding import Holdings
 from apical.parallel.products import Products
 from apical.parallel.splitting import Part, parts_of
-from apical.parallel.stage import Stage, parameters_of
+from apical.parallel.stage import Stage
 from apical.pathways import Direct, Indirect, NoPathway
 from apical.plasticity.base import Phased
 from apical.rules import Rule
@@ -134,7 +134,7 @@ class Pipeline:
         self._holdings.spread()
         self._own = Stage(self._part, learner, None if self._last else self._output)
         self._holdings.let_go()
-        parameters = parameters_of(self.stage, self._holdings.own())
+        parameters = self._holdings.parameters()
         self.device = parameters[0].device
         self.optimizer = optimizer(parameters)
         self._products = learner.circuit.updater = Products()

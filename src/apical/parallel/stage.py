@@ -6,8 +6,6 @@ A tap hears e D, whatever lies behind it. So a stage's pass ends in a node with 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
@@ -64,15 +62,3 @@ class Stage(nn.Module):
         for one, part in zip(waiting, parts, strict=True):
             if one.requires_grad:
                 one.backward(part)
-
-
-def parameters_of(stage: int, tensors: Sequence[tuple[str, Tensor]]) -> list[nn.Parameter]:
-    """The parameters among a stage's tensors.
-
-    Raises:
-        ValueError: if it has none.
-    """
-    found = [tensor for _, tensor in tensors if isinstance(tensor, nn.Parameter)]
-    if not found:
-        raise ValueError(f"stage {stage} has no parameters; let it begin or end elsewhere, by split=[...]")
-    return found
