@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 from apical.attaching.attach import learner_of
 from apical.parallel.splitting import Part
 from apical.synapses.storage import names_kept
+from apical.synapses.synapse import Synapse
 
 Place = tuple[str, str, str]
 """Name of a module, "_parameters" or "_buffers", and the tensor's name there."""
@@ -19,10 +20,10 @@ Place = tuple[str, str, str]
 
 @dataclass
 class Held:
-    """A tensor of the model. name: in its state dict. stage: which one holds it. places: everywhere it stands."""
+    """A tensor of the model. name: in its state dict. stages: which ones hold it. places: everywhere it stands."""
 
     name: str
-    stage: int
+    stages: frozenset[int]
     tensor: Tensor
     places: list[Place] = field(default_factory=list)
 
@@ -44,7 +45,7 @@ class Holdings:
     ) -> None:
         self.model, self.stage, self.group = model, stage, group
         self.all = _all(model, _stages(parts))
-        learns = {one.stage for one in self.all if isinstance(one.tensor, nn.Parameter)}
+        learns = {stage for one in self.all if isinstance(one.tensor, nn.Parameter) for stage in one.stages}
         for number in range(len(parts)):
             if number not in learns:
                 raise ValueError(f"stage {number} has no parameters; let it begin or end elsewhere, by split=[...]")
@@ -57,7 +58,7 @@ class Holdings:
     def let_go(self) -> None:
         """Keep this stage's tensors alone."""
         for one in self.all:
-            if one.stage != self.stage:
+            if self.stage not in one.stages:
                 with torch.no_grad():
                     empty = one.tensor.detach().to("meta")
                 one.tensor = _like(one.tensor, empty)
@@ -69,7 +70,7 @@ class Holdings:
 
     def own(self) -> list[tuple[str, Tensor]]:
         """This stage's tensors by name."""
-        return [(one.name, one.tensor) for one in self.all if one.stage == self.stage]
+        return [(one.name, one.tensor) for one in self.all if self.stage in one.stages]
 
     @torch.no_grad()
     def gather(self) -> nn.Module:
@@ -78,10 +79,10 @@ class Holdings:
         whole = copy.deepcopy(self.model)
         for one in self.all:
             value = torch.empty_like(one.tensor, device=device)
-            if one.stage == self.stage:
+            if self.stage in one.stages:
                 value.copy_(one.tensor.detach())
-            _broadcast(value, one.stage, self.group)
-            _put(whole, Held(one.name, one.stage, _like(one.tensor, value), one.places))
+            _broadcast(value, min(one.stages), self.group)
+            _put(whole, Held(one.name, one.stages, _like(one.tensor, value), one.places))
         return learner_of(whole).detach()
 
 
@@ -103,30 +104,32 @@ def _put(model: nn.Module, one: Held) -> None:
         vars(model.get_submodule(name))[store][key] = one.tensor
 
 
-def _stages(parts: Sequence[Part]) -> dict[int, int]:
-    """Id of a tensor -> the stage that holds it."""
-    found: dict[int, int] = {}
+def _stages(parts: Sequence[Part]) -> dict[int, set[int]]:
+    """Id of a tensor -> the stages that hold it."""
+    found: dict[int, set[int]] = {}
+    ahead: Sequence[Synapse] = ()
     for stage, part in enumerate(parts):
-        for name, tensor in (*part.layers.named_parameters(), *part.layers.named_buffers()):
-            if found.setdefault(id(tensor), stage) != stage:
+        for (name, store, key), tensor in _stores(part.layers):
+            synapse = part.layers.get_submodule(name)
+            feedback = key in (*names_kept(synapse), "feedback_mask")
+            stages = found.setdefault(id(tensor), set())
+            stages.add(stage - 1 if feedback and synapse in ahead else stage)
+            # Feedback that several have in common is fixed, so each stage has its own copy.
+            if len(stages) > 1 and not (feedback and store == "_buffers"):
                 raise ValueError(
-                    f"stages {found[id(tensor)]} and {stage} share '{name}', and can't learn one tensor together: untie it, "
-                    " or let one stage have both, by split=[...]"
+                    f"stages {' and '.join(map(str, sorted(stages)))} share '{name}.{key}', and can't learn one tensor together: "
+                    "untie it, or let one stage have both, by split=[...]"
                 )
-    for stage, part in enumerate(parts):
-        for synapse in part.ahead:
-            stores = {**synapse._parameters, **synapse._buffers}
-            for name in (*names_kept(synapse), "feedback_mask"):
-                if stores.get(name) is not None:
-                    found[id(stores[name])] = stage
+        ahead = part.ahead
     return found
 
 
-def _all(model: nn.Module, stages: dict[int, int]) -> list[Held]:
+def _all(model: nn.Module, stages: dict[int, set[int]]) -> list[Held]:
     found: dict[int, Held] = {}
     for place, tensor in _stores(model):
         name = ".".join(filter(None, (place[0], place[2])))
-        found.setdefault(id(tensor), Held(name, stages.get(id(tensor), 0), tensor)).places.append(place)
+        own = frozenset(stages.get(id(tensor), {0}))
+        found.setdefault(id(tensor), Held(name, own, tensor)).places.append(place)
     return list(found.values())
 
 
