@@ -86,10 +86,16 @@ def refused(rank: int) -> dict:
     tied[4].weight, tied[2].bias = tied[2].weight, nn.Parameter(torch.zeros(9))
     ask("tied", tied, "dfa", example_input=torch.randn(2, 6), split=["4"])
     ask("empty", nn.Sequential(nn.Flatten(), mlp()), "dfa", example_input=torch.randn(2, 6), split=["1.0"])
+
+    def under_autocast() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            in_stages("mlp", "dfa", torch.float32).evaluate(torch.randn(8, 6))
+
     run = in_stages("mlp", "dfa")
     for key, call in {
         "state": lambda: run.load_state_dict({**run.state_dict(), "stage": 5}),
         "rows": lambda: in_stages("mlp", "dfa").evaluate(torch.randn(0, 6).double()),
+        "autocast": under_autocast,
         "shape": lambda: in_stages("mlp", "dfa").evaluate(torch.randn(8, 5).double()),
     }.items():
         try:
@@ -154,6 +160,7 @@ def test_what_cannot_be_learned_in_stages_is_refused(ranks):
         assert "still attached" not in said["tied"]
         assert "not the state of stage" in said["state"]
         assert "the batch is empty" in said["rows"]
+        assert "without autocast" in said["autocast"]
         assert "the batch is [N, 5] (torch.float64), and the stages were made for" in said["shape"]
         assert "stage 0 has no parameters" in said["empty"]
         assert "still attached" not in said["empty"]

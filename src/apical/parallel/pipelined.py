@@ -240,6 +240,10 @@ class Pipeline:
             raise ValueError(
                 f"the batch is {_shaped(x)}, and the stages were made for an example_input of {_shaped(self._input)}"
             )
+        if torch.is_autocast_enabled(self.device.type):
+            raise ValueError(
+                "stages pass on what the example showed, without autocast; make the model of the dtype it is to have"
+            )
         schedule = self._schedule(len(x))
         return schedule.step(x) if self.stage == 0 else schedule.step()
 
