@@ -242,7 +242,7 @@ class Pipeline:
             )
         if torch.is_autocast_enabled(self.device.type):
             raise ValueError(
-                "stages pass on what the example showed, without autocast; make the model of the dtype it is to have"
+                "stages send what the example showed, without autocast; make the model of the dtype it is to have"
             )
         schedule = self._schedule(len(x))
         return schedule.step(x) if self.stage == 0 else schedule.step()
