@@ -109,6 +109,18 @@ class Learner:
         return ", ".join(dict.fromkeys(one.name for one in self.rules.values()))
 
     @property
+    def followed(self) -> dict[str, int]:
+        """Backward passes that each synapse's tracked subspace has followed (see `apical.pathways.subspace`)."""
+        found = {name: synapse.subspace for name, synapse in self.synapses.items()}
+        return {name: one.passes for name, one in found.items() if one is not None and one.tracking is not None}
+
+    @followed.setter
+    def followed(self, passes: Mapping[str, int]) -> None:
+        for name, synapse in self.synapses.items():
+            if synapse.subspace is not None:
+                synapse.subspace.passes = passes.get(name, 0)
+
+    @property
     def owners(self) -> dict[str, nn.Module]:
         """Module name -> whatever may own feedback: synapses and blocks."""
         return {**self.synapses, **self.blocks}
@@ -180,8 +192,8 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """The learner's own state, which a checkpoint needs besides ``model.state_dict()``; that holds the feedback.
 
-        The generator's state, the names of the synapses that no signal leaves, how often `adapt` was called, and the shapes of
-        the activities that its phases have met.
+        The generator's state, the names of the synapses that no signal leaves, how often `adapt` was called, the shapes of the
+        activities that its phases have met, and the passes by which subspaces (``rank=``) count when to turn.
         """
         silent = [name for name, synapse in self.synapses.items() if not synapse.sends_back]
         return {
@@ -189,6 +201,7 @@ class Learner:
             "silent": silent,
             "adapted": self.adapted,
             "features": {key: dict(met) for key, met in self.phases.features.items()},
+            **({"followed": followed} if (followed := self.followed) else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -199,7 +212,7 @@ class Learner:
         Raises:
             ValueError: if it is something else, or of another model.
         """
-        if set(state) - {"features"} != {"generator", "silent", "adapted"}:
+        if set(state) - {"features", "followed"} != {"generator", "silent", "adapted"}:
             raise ValueError(
                 f"not the state of a learner: it holds {sorted(state)}, not 'generator', 'silent' and 'adapted'"
             )
@@ -209,6 +222,7 @@ class Learner:
         self.generator.set_state(state["generator"].cpu())
         self.phases.adapted = int(state["adapted"])
         self.phases.features = {key: dict(met) for key, met in state.get("features", {}).items()}
+        self.followed = state.get("followed", {})
         for name in state["silent"]:
             if not isinstance(self.synapses[name].pathway, Direct):
                 self.synapses[name].silence()

@@ -14,6 +14,7 @@ from apical import step_hooks
 from apical.attaching import connectivity
 from apical.attaching.first_pass import FirstLook, FirstPass
 from apical.pathways import Direct, Indirect, LayerWise, Pathway
+from apical.pathways.subspace import aside
 from apical.plasticity import Plasticity, Trained
 from apical.synapses import memory
 from apical.synapses.registry import synapse_type
@@ -34,6 +35,7 @@ class Held:
 
     def __init__(self, learner: Learner) -> None:
         self._tensors: dict[nn.Module, dict[str, Tensor]] = {}
+        self._followed = {learner.synapses[name]: passes for name, passes in learner.followed.items()}
         emptied = learner.circuit.emptied
         for name, owner in learner.owners.items():
             if name not in emptied and not (emptied and name in learner.blocks):
@@ -49,6 +51,8 @@ class Held:
             if all(key in held and held[key].shape == tensor.shape for key, tensor in drawn.items()):
                 for key in drawn:
                     _store(owner, key, held[key])
+                if isinstance(owner, Synapse) and owner.subspace is not None:
+                    owner.subspace.passes = self._followed.get(owner, 0)
                 if (feedback := owner._parameters.get("feedback")) is not None:
                     weight = owner._parameters.get("weight")
                     feedback.requires_grad_(weight is None or weight.requires_grad)
@@ -77,6 +81,11 @@ def convert(learner: Learner, shown: Shown | None, at: Sequence[str] | None, hel
     connectivity.draw_weight_masks(learner)
     for name, synapse in learner.synapses.items():
         _give_feedback(learner, name, synapse, shown)
+    # After all feedback, which is so the same as without.
+    sources = aside(learner.generator)
+    for synapse in learner.synapses.values():
+        if isinstance(synapse.pathway, LayerWise):
+            _reduce(synapse, synapse.pathway, sources)
     for name in at or ():
         assert shown is not None
         _give_block_feedback(learner, name, shown)
@@ -158,6 +167,14 @@ def _give_feedback(learner: Learner, name: str, synapse: Synapse, shown: Shown |
     connectivity.draw_feedback_mask(learner, synapse, name, shape)
     if silent:
         synapse.sends_back = False
+        drop(synapse)
+
+
+def _reduce(synapse: Synapse, pathway: LayerWise, sources: Sequence[torch.Generator]) -> None:
+    """Have a synapse seen through few directions of its error, if its pathway says so and a signal leaves it."""
+    pathway.reduce(synapse, sources)
+    if not synapse.sends_back and synapse.subspace is not None:
+        synapse.subspace = None
         drop(synapse)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,8 +14,14 @@ from apical.cuda_graphs.standing import Standing
 from apical.learner import Learner
 from apical.per_copy import Streams
 
+if TYPE_CHECKING:
+    from apical.pathways.subspace import Subspace
+
 Noise = list[tuple[Learner, list[list[torch.Generator]]]]
 """Learner -> the generators of each of its phases in one step."""
+
+Follows = list[tuple["Subspace", int]]
+"""Subspaces that turn every few backward passes, with how many of these there are in one step."""
 
 
 class Graph:
@@ -23,6 +29,7 @@ class Graph:
 
     Args:
         noise: learner -> the generators of each of its phases. grads: of the parameters when the step began.
+        follows: what counts backward passes.
     """
 
     def __init__(
@@ -33,8 +40,9 @@ class Graph:
         result: Any,
         noise: Noise,
         grads: list[Tensor | None],
+        follows: Follows,
     ) -> None:
-        self.standing, self.replays = standing, 0
+        self.standing, self.replays, self._follows = standing, 0, follows
         self._seen, self._replay, self._result, self._noise = seen, replay, result, noise
         now = [(p, before, p.grad) for p, before in zip(seen.parameters, grads, strict=True)]
         # Where the step drops what lies there, it may be anything; else it has to be what the graph adds to.
@@ -78,6 +86,8 @@ class Graph:
         self.replays += 1
         for learner, phases in self._noise:
             learner.phases.adapted += len(phases)
+        for one, passes in self._follows:
+            one.passes += passes
         for parameter, grad in self._left:
             parameter.grad = grad
         return self._result

@@ -17,6 +17,7 @@ from apical.step_hooks import everywhere
 
 if TYPE_CHECKING:
     from apical.learner import Learner
+    from apical.pathways.subspace import Subspace
     from apical.synapses.circuit import Circuit
 
 
@@ -70,6 +71,12 @@ class Seen:
         """What the learners' synapses share."""
         return [one.circuit for one in self.learners]
 
+    @property
+    def subspaces(self) -> list[Subspace]:
+        """Those of the learners' synapses that turn every few steps."""
+        found = [synapse.subspace for one in self.learners for synapse in one.synapses.values()]
+        return [one for one in found if one is not None and one.tracking is not None]
+
     def adapted(self) -> list[int]:
         """How many phases each learner has had."""
         return [one.adapted for one in self.learners]
@@ -104,14 +111,14 @@ class Kept:
 
     def __init__(self, seen: Seen) -> None:
         self._grads = [(p, p.grad) for p in seen.parameters]
-        self._learners = [(one, one.adapted, one.generator.get_state()) for one in seen.learners]
+        self._learners = [(one, one.adapted, one.followed, one.generator.get_state()) for one in seen.learners]
         self._random = torch.get_rng_state()
 
     def restore(self) -> None:
         """Put it back, and let go of what the step has left half done."""
         torch.set_rng_state(self._random)
-        for learner, adapted, state in self._learners:
-            learner.phases.adapted = adapted
+        for learner, adapted, followed, state in self._learners:
+            learner.phases.adapted, learner.followed = adapted, followed
             learner.generator.set_state(state)
             if learner.circuit.updater is not None:
                 learner.circuit.updater.drop()

@@ -13,7 +13,7 @@ from torch.utils import _pytree as trees
 
 from apical import capturing
 from apical.cuda_graphs.cuda import Graphs, graphs_for
-from apical.cuda_graphs.graph import Graph, apart, generators, sow
+from apical.cuda_graphs.graph import Follows, Graph, apart, generators, sow
 from apical.cuda_graphs.seen import Kept, Seen
 from apical.cuda_graphs.standing import Standing
 from apical.distributed import world
@@ -99,6 +99,7 @@ class Captured:
         self._seen = Seen(step)
         self._steps, self._captures, self._ready = 0, 0, False
         self._graph: Graph | None = None
+        self._follows: Follows = []
         if graphs is not None and (why := _refused(leaves)) is not None:
             self._stop(why)
         elif graphs is not None:
@@ -134,6 +135,8 @@ class Captured:
             for own, given in zip(self._inputs, leaves, strict=True):
                 if isinstance(own, Tensor):
                     own.copy_(given, non_blocking=True)
+        if any(one.due(passes) for one, passes in self._follows):
+            return graphs.aside(self._run)  # A subspace turns, which is not in the graph.
         graph = self._graph
         if graph is not None:
             standing = Standing.of(self._seen, self._kind)
@@ -165,16 +168,20 @@ class Captured:
         """One more step as it is, under the eyes of whoever knows what can't be captured."""
         seen, optimizers = self._seen, len(self._seen.optimizers)
         before, drawn, adapted = Standing.of(seen, self._kind), graphs.random_state(), seen.adapted()
+        followed = [(one, one.passes) for one in seen.subspaces]
         random, casts = torch.get_rng_state(), torch.is_autocast_enabled(self._kind)
         with seen.watching(), capturing.trying() as trial:
             result, waits = graphs.watched(self._run)
         self._ready = optimizers == len(seen.optimizers)
         if self._ready:
+            self._follows = [(one, one.passes - passes) for one, passes in followed]
+            always = any(one.tracking is not None and passes >= one.tracking.every for one, passes in self._follows)
             self._phases = [now - then for then, now in zip(adapted, seen.adapted(), strict=True)]
             moved = not torch.equal(drawn, graphs.random_state())
             hindrances = [
                 *trial.hindrances,
                 *(["autocast is on around it, which belongs inside, around the forward pass"] * casts),
+                *(["subspaces turn in every step; give their rule a larger every="] * always),
                 *(["no optimizer takes a step in it, so it is no whole training step"] * (not seen.optimizers)),
                 *filter(None, [seen.elsewhere(), before.anew(Standing.of(seen, self._kind), seen)]),
                 *(["it draws random numbers on the CPU"] * (not torch.equal(random, torch.get_rng_state()))),
@@ -209,7 +216,7 @@ class Captured:
         replay, result = recorded
         # Without what autograd keeps of it: nodes that add up gradients belong to the stream on which they were made.
         result = trees.tree_map(lambda one: one.detach() if isinstance(one, Tensor) else one, result)
-        self._graph = Graph(seen, standing, replay, result, noise, grads)
+        self._graph = Graph(seen, standing, replay, result, noise, grads, self._follows)
         return self._graph.first()
 
     def _give_up(self, why: str, batch: Any) -> Any:
@@ -218,7 +225,7 @@ class Captured:
 
     def _stop(self, why: str) -> None:
         self._replays = self.replays
-        self.why, self._graph, self._inputs = why, None, []
+        self.why, self._graph, self._inputs, self._follows = why, None, [], []
 
 
 def _let_go(error: BaseException) -> None:

@@ -37,7 +37,8 @@ class SynapseAlignment:
         sign_congruence: fraction of equal signs, 0 to 1.
         correlation: Pearson's, over all entries.
 
-    Connections that don't exist (see `apical.Connectivity`) are entries of zero like others.
+    Connections that don't exist (see `apical.Connectivity`) are entries of zero like others. Where an error is seen through few
+    directions (``rank=``), both angles of errors are of what is then sent back, and measures of matrices of B as a whole.
 
     >>> SynapseAlignment(90.0, None, None, 1.4, 0.5, 0.0).asdict()["matrix_angle"]
     90.0
@@ -158,6 +159,8 @@ def _layer_angle(synapse: Synapse, calls: list[_Call]) -> float | None:
     if feedback is None or feedback.shape != synapse.weight_now.shape or isinstance(synapse.pathway, Direct):
         return None
     with torch.no_grad():
+        if synapse.subspace is not None:
+            feedback = synapse.subspace.seen(synapse, feedback)
         return _mean_angle(
             [
                 (

@@ -161,6 +161,7 @@ _ROLE: dict[str, Any] = {
     "plasticity": Transport(),
     "connection": Connection(),
     "whole_pass": None,
+    "subspace": None,
     "sends_back": True,
     "native": False,
 }

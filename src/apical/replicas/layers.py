@@ -73,6 +73,7 @@ class ReplicatedLinearSynapse(Synapse, ReplicatedLinear):
     plain = ReplicatedLinear
     fuses = True
     rows = True
+    output_dim = 0
 
     @override
     def transmit(self, x, weight, bias, geometry=()):

@@ -44,7 +44,7 @@ def catch_up(learner: Learner, other: Learner, width: Callable[[int], int]) -> N
         return torch.Size([width(shape[0]), *shape[1:]])
 
     silence_like(learner, other)
-    learner.phases.adapted = other.adapted
+    learner.phases.adapted, learner.followed = other.adapted, other.followed
     learner.phases.features = {
         tuple(map(alike, key)): {name: alike(shape) for name, shape in met.items()}
         for key, met in other.phases.features.items()

@@ -38,6 +38,9 @@ def exported(
         feedback = synapse.resolved(feedback, reuse=False) * connection.gain
     mask = synapse._buffers.get("feedback_mask")
     feedback = feedback.detach() if connection.increment is None else feedback if mask is None else feedback * mask
+    if synapse.subspace is not None:
+        # delta P^T P B for the input, and B's own update: P stays as it is in what is exported.
+        feedback = synapse.subspace.seen(synapse, feedback.detach()) + silent(feedback)
     return y + silent(synapse.transmit(x, feedback, None, geometry))
 
 

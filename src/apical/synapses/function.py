@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,7 +37,7 @@ class SynapseFunction(Function):
     ) -> Tensor:
         need_x, need_weight = ctx.needs_input_grad[:2]
         circuit = synapse.circuit
-        record, updater, ctx.beside = circuit.record, circuit.updater, circuit.busy
+        record, updater, ctx.beside, ctx.subspace = circuit.record, circuit.updater, circuit.busy, synapse.subspace
         if updater is None:
             ctx.updater = None
         else:
@@ -87,7 +88,11 @@ class SynapseFunction(Function):
                     feedback = feedback.to(delta.dtype)
             # A product that can be added to the weights in place is not made here.
             makes = need_weight and (updater is None or not (synapse.fuses and delta.dim() == 2))
-            signal, product, bias = synapse.respond(x, delta, feedback, ctx.shape, ctx.geometry, makes, need_bias)
+            subspace = ctx.subspace
+            respond = synapse.respond if subspace is None else partial(subspace.respond, synapse)
+            signal, product, bias = respond(x, delta, feedback, ctx.shape, ctx.geometry, makes, need_bias)
+            if subspace is not None and feedback is not None and not ctx.beside:
+                subspace.follow(synapse, delta)
             if gain != 1 and signal is not None:
                 signal = signal.mul_(gain)
             if updater is not None:
@@ -95,8 +100,9 @@ class SynapseFunction(Function):
                 bias = updater.take(synapse, x, delta, product, bias, need_feedback)
                 product = None
             if ctx.call is not None:
-                # Aliases, so that counts of who holds the memory tell of anybody else.
-                ctx.call.hear(delta, None if signal is None else signal.detach(), ctx.geometry)
+                # Aliases, so that counts of who holds the memory tell of anybody else. What feedback regresses on is delta B.
+                heard = None if signal is None or subspace is not None else signal.detach()
+                ctx.call.hear(delta, heard, ctx.geometry)
             own = None
             if need_feedback and need_weight and connection.increment is not None:
                 # Feedback follows the weights: it stands still where they are frozen.

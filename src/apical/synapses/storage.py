@@ -167,13 +167,13 @@ def _multiply_unseen(tensor: Tensor, mask: Tensor) -> None:
 
 
 def mask_feedback(owner: nn.Module) -> None:
-    """Set to zero what the owner's `feedback_mask` leaves out, in everything kept that has the feedback's shape."""
+    """Set to zero what the owner's `feedback_mask` leaves out, in all kept that has its shape and is of connections."""
     mask = owner._buffers.get("feedback_mask")
     if mask is None:
         return
     for name in names_kept(owner):
         tensor = kept(owner, name)
-        if tensor is not None and tensor.shape == mask.shape:
+        if tensor is not None and tensor.shape == mask.shape and name not in ("projection", "covariance"):
             _multiply_unseen(tensor, mask)
 
 

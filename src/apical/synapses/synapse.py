@@ -26,6 +26,7 @@ from apical.synapses.storage import (
     Keeper,
     check_feedback,
     check_mask,
+    kept,
     refuse_computed,
     retire,
     sharding,
@@ -36,6 +37,7 @@ from apical.synapses.transformed import transforming
 
 if TYPE_CHECKING:
     from apical.pathways.base import Pathway
+    from apical.pathways.subspace import Subspace
     from apical.plasticity.base import Plasticity
     from apical.synapses.circuit import Circuit, Connection, WholePass
 
@@ -51,14 +53,13 @@ class Synapse(Keeper):
     `apical.attach` makes it by swapping the class of a plain layer in place; parameters keep identity and name.
 
     Attributes:
-        weight, bias: the plain layer's.
-        pathway: how its teaching signal arrives. plasticity: how its feedback weights come to be.
+        weight, bias: the plain layer's. pathway: how its teaching signal arrives. plasticity: how its feedback comes to be.
         connection: the plasticity's answers for this synapse. circuit: what all synapses of a learner share.
         whole_pass: the passes of the whole model that its signal depends on; None where its own error is enough.
-        label: name of the module in the model.
+        label: name of the module in the model. large: whether memory for results of the weights' size is used again.
         sends_back: False where no teaching signal ever leaves the synapse, because its input is data.
+        subspace: the few directions through which its error is seen from below (see `apical.LayerWise`); None: all.
         derived: whether its input is made in the model, so that nobody else can ask for a gradient of a leaf there.
-        large: whether memory for results of the weights' size is used again (see `memory`).
         sparse: whether some connections don't exist; the buffers `weight_mask` and `feedback_mask` say which.
         sentinel: whether it looks, in every pass that learns, if the model was changed after `attach`.
         copies: how many networks lie side by side in its channels (see `apical.replicate`).
@@ -78,6 +79,7 @@ class Synapse(Keeper):
     circuit: Circuit
     label: str
     whole_pass: WholePass | None = None
+    subspace: Subspace | None = None
     sends_back: bool = True
     derived: bool = False
     large: bool = False
@@ -92,19 +94,22 @@ class Synapse(Keeper):
     kernel: ClassVar[str | None] = None
     """"linear" or "convolution", for the compiled node; None: not for that."""
     rows: ClassVar[bool] = False
-    """True for linear layers: each sample's signal is one row times B, so that B can be found by ridge regression.
-    False for convolutions, whose feedback is shared over positions."""
+    """Whether each sample's signal is one row times B, as in linear layers, so that ridge regression can find B."""
     computed: ClassVar[bool] = False
     """Whether the layer computes its weights anew in every pass."""
     inward_first: ClassVar[bool] = False
     """Whether weights are stored [in, out], unlike `nn.Linear`'s."""
     unit_dim: ClassVar[int | None] = -1
     """Dimension that counts units (channels), the others sharing the weights; None: each activity has weights of its own."""
+    output_dim: ClassVar[int | None] = None
+    """Dimension of the weights that counts outputs (of a group), if `respond` takes errors with fewer of them; else None."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "kernel" not in vars(cls) and not vars(cls).keys().isdisjoint(native.OPERATIONS):
             cls.kernel = None
+        if "output_dim" not in vars(cls) and not vars(cls).keys().isdisjoint(("feed_back", "respond")):
+            cls.output_dim = None
         if not vars(cls).keys().isdisjoint(("hebbian", "respond")) and "add_hebbian" not in vars(cls):
             cls.fuses = False  # What the parent adds is another product.
 
@@ -114,21 +119,24 @@ class Synapse(Keeper):
         return weight_of(self)  # type: ignore[return-value]
 
     @property
+    def projection(self) -> Tensor | None:
+        """P [groups r, out / groups] of its `subspace`, with orthonormal rows for each group."""
+        return kept(self, "projection")
+
+    @property
     def feedback(self) -> Tensor | None:
         """Feedback weights as the next backward pass will use them.
 
         Shape: the weight's for layer-wise rules, [outputs, *input features] for direct rules; None where never used.
         """
-        found = self.plasticity.keeps(self) if self.sends_back else None
-        if found is None or self.connection.resolve is None:
+        if (found := self.plasticity.keeps(self) if self.sends_back else None) is None or not self.connection.resolve:
             return found
         found, gain = self.resolved(found, reuse=False), self.connection.gain
         return found if gain == 1 else found * gain
 
     @feedback.setter
     def feedback(self, value: Tensor) -> None:
-        current = self.feedback
-        check_feedback(self.label, value, current)
+        check_feedback(self.label, value, self.feedback)
         assign = self.connection.assign
         if assign is None:
             raise ValueError(
@@ -158,8 +166,7 @@ class Synapse(Keeper):
         elif name == "weight" and "circuit" in vars(self):
             self.circuit.settle(self, sharded)
 
-    def __prepare_scriptable__(self) -> Synapse:
-        # torch.jit.script asks every module for what is to be compiled in its place.
+    def __prepare_scriptable__(self) -> Synapse:  # Of which torch.jit.script asks what is to be compiled in its place.
         raise RuntimeError(
             f"torch.jit.script can't compile '{self.label}', a synapse, whose rule is Python; {_AS_PLAIN}"
         )
@@ -213,16 +220,13 @@ class Synapse(Keeper):
 
     def conduct(self, x: Tensor, geometry: Geometry = (), *, bias: bool = True, weight: Tensor | None = None) -> Tensor:
         """The synapse's answer to x, without a graph: `transmit` with its own weights, or those given."""
-        own = self._parameters.get("bias") if bias else None
-        weight = self.weight_now if weight is None else weight
+        own, weight = self._parameters.get("bias") if bias else None, self.weight_now if weight is None else weight
         return self.transmit(x, weight.to(x.dtype), None if own is None else own.to(x.dtype), geometry)
 
     def unbordered(self, features: torch.Size, positions: int | None = None) -> tuple[torch.Size, Geometry]:
         """Shape of a noise input for the weight mirror, and the call's geometry without padding, by which corners see less.
 
-        Args:
-            features: shape of the layer's usual input, without the batch.
-            positions: at most as many places that share the weights, where there are several.
+        features: shape of the layer's usual input, without the batch. positions: at most so many places that share weights.
         """
         return features, ()
 
@@ -252,10 +256,7 @@ class Synapse(Keeper):
         need_weight: bool,
         need_bias: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """One backward step: (signal at the input, Hebbian product, bias sum), each None where not needed.
-
-        A kind overrides this where one kernel does all three.
-        """
+        """One backward step: (signal at the input, Hebbian product, bias sum), each None where not needed."""
         signal = None if feedback is None else self.feed_back(delta, feedback, shape, geometry)
         product = self.hebbian(x, delta, geometry) if need_weight and x is not None else None
         bias = None
@@ -267,8 +268,8 @@ class Synapse(Keeper):
         """The feedback weights computed from what a forward pass kept, without connections that don't exist."""
         resolve = self.connection.resolve
         assert resolve is not None
-        out = self.memory("feedback", found) if reuse else None
-        feedback, mask = resolve(self, found, out), self._buffers.get("feedback_mask")
+        out, mask = self.memory("feedback", found) if reuse else None, self._buffers.get("feedback_mask")
+        feedback = resolve(self, found, out)
         return feedback if mask is None else torch.mul(feedback, mask, out=out)
 
     def thin(self, product: Tensor | None, own: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -284,9 +285,8 @@ class Synapse(Keeper):
 
     def memory(self, use: str, like: Tensor) -> Tensor | None:
         """Memory to write a large result of a backward pass to, or None to let PyTorch find some."""
-        if not self.large or transforming():
-            return None
-        return self.circuit.memory.take(f"{self.label}:{use}", like)
+        small = not self.large or transforming()
+        return None if small else self.circuit.memory.take(f"{self.label}:{use}", like)
 
     def fans(self) -> tuple[int, int]:
         """(fan in, fan out) of the weights, kernel positions included."""

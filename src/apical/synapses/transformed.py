@@ -7,6 +7,7 @@ a function of its arguments.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -143,7 +144,9 @@ class TransformedSynapse(Function):
             if connection.resolve is not None:
                 feedback = synapse.resolved(feedback, reuse=False)
             feedback = feedback.to(delta.dtype)
-        signal, product, bias = synapse.respond(
+        subspace = synapse.subspace
+        respond = synapse.respond if subspace is None else partial(subspace.respond, synapse)
+        signal, product, bias = respond(
             x.to(delta.dtype), delta, feedback, ctx.shape, ctx.geometry, need_weight, need_bias
         )
         if connection.gain != 1 and signal is not None:

@@ -26,6 +26,7 @@ class _ConvolutionSynapse(Synapse):
 
     spatial: ClassVar[int]
     unit_dim = 1
+    output_dim = 0
     kernel = "convolution"
     padding: str | tuple[int, ...]
     padding_mode: str
@@ -149,6 +150,7 @@ class Conv3dSynapse(_ConvolutionSynapse, nn.Conv3d):
 
 class _ConvolutionTransposeSynapse(_ConvolutionSynapse):
     kernel = "convolution"
+    output_dim = 1
     _output_padding: Callable[..., list[int]]
 
     def prepare(self, x: Tensor, *args: Any) -> tuple[Tensor, Geometry]:

@@ -28,6 +28,7 @@ class LinearSynapse(Synapse, nn.Linear):
     fuses = True
     kernel = "linear"
     rows = True
+    output_dim = 0
 
     @override
     def infer(self, input: Tensor, *args: Any) -> Tensor:

@@ -26,6 +26,7 @@ class LocallyConnected2dSynapse(Synapse, LocallyConnected2d):
 
     plain = LocallyConnected2d
     unit_dim = None
+    output_dim = 0
 
     @override
     def forward(self, input: Tensor, *args: Any) -> Tensor:

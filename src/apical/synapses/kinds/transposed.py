@@ -23,6 +23,7 @@ class TransposedLinearSynapse(Synapse):
 
     fuses = True
     inward_first = True
+    output_dim = 1
 
     @override
     def infer(self, input: Tensor, *args: Any) -> Tensor:

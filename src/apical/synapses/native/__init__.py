@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 OPERATIONS = {"forward", "prepare", "transmit", "feed_back", "hebbian", "respond"}
 """What the node does of a synapse: a class that does one of these in another way has none."""
 _PLAIN = (Tensor, nn.Parameter)
-TOLD = {"plasticity", "pathway", "sends_back", "sparse", "large"}
+TOLD = {"plasticity", "pathway", "subspace", "sends_back", "sparse", "large"}
 """Attributes of a synapse on which its settings depend."""
 
 
@@ -71,7 +71,12 @@ def _settle(synapse: Synapse, built: Any) -> Any | Literal[False]:
     """What the node has to know of a synapse; False where it can't do what the synapse does."""
     connection = synapse.connection
     # Memory is used again on a CPU only.
-    if synapse.kernel is None or synapse.sparse or (synapse.large and not synapse.weight_now.is_cuda):
+    if (
+        synapse.kernel is None
+        or synapse.subspace is not None
+        or synapse.sparse
+        or (synapse.large and not synapse.weight_now.is_cuda)
+    ):
         return False
     if (connection.resolve is not None and not connection.signs) or (
         connection.increment is not None and not connection.follows
