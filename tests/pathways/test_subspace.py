@@ -62,6 +62,28 @@ def test_ranks_are_numbers_or_fractions_of_the_outputs():
 
 
 @pytest.mark.parametrize(
+    ("layer", "rank"),
+    [
+        (nn.Linear(512, 600), 32),
+        (nn.Linear(512, 2048), 64),
+        (nn.Linear(511, 2048), None),
+        (nn.Conv2d(32, 128, 3), 32),
+        (nn.Conv2d(64, 64, 3, groups=2), 32),  # 16 for each
+        (nn.Conv2d(64, 48, 3, groups=4), None),
+        (nn.Conv2d(64, 256, 1), None),
+        (nn.Conv2d(16, 64, 3), None),
+        (nn.Conv1d(64, 64, 9), 16),
+        (nn.ConvTranspose2d(64, 128, 3), 32),
+        (nn.ConvTranspose2d(64, 128, 2, stride=2), None),
+    ],
+    ids=str,
+)
+def test_auto_goes_by_shape(layer, rank):
+    synapse = apical.attach(layer, apical.rule("fa", rank="auto", track=True)).synapses[""]
+    assert (None if synapse.projection is None else len(synapse.projection)) == rank
+
+
+@pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"rank": 0}, "rank must be a positive"),
