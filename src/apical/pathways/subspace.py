@@ -225,7 +225,7 @@ def give(synapse: Synapse, rank: int, tracking: Tracking | None, sources: Sequen
 def auto(synapse: Synapse) -> int:
     """The rank that "auto" stands for; all outputs where none spares time.
 
-    By shape alone, from kernels measured on two CPU cores, one thread (n 128 for layers of rows, 32 for maps): a 3x3 convolution's
+    By shape alone, from kernels measured on one CPU core (n 128 for layers of rows, 32 for maps): a 3x3 convolution's
     signal took 0.6 (32 channels, 16x16), 0.4 (64, 8x8), 0.35 (128 and 256) of its time through a quarter of the outputs, one of
     16 channels the same; a linear layer's 0.3 (1000-1000) and 0.2 (2048-2048) through 32 and 64, as P B has no batch in it; and a
     1x1 convolution is itself no more than a projection.
