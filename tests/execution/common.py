@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import apical
+from apical.training.options import rule_of
 from comparison import equal
 from networks import X, seed
 
@@ -14,10 +15,11 @@ IMAGES = torch.randn(8, 3, 6, 6, generator=seed(7))
 
 def attach(model: nn.Module, rule: str, example=X, *, shown: bool = False, n: int = 1) -> apical.Learner:
     rule, _, share = rule.partition(" ")  # "kp 0.5": with half of all connections.
-    shown = shown or apical.rule(rule).direct
+    chosen = rule_of(rule)  # "kp:rank=2": with options.
+    shown = shown or chosen.direct
     connectivity = float(share) if share else None
     return apical.attach(
-        model, rule, example_input=example if shown else None, generator=seed(n), connectivity=connectivity
+        model, chosen, example_input=example if shown else None, generator=seed(n), connectivity=connectivity
     )
 
 

@@ -20,7 +20,7 @@ PHASES = ("wm", "np", "np:solver=ridge,warmup=10", "np-direct", "sg-direct:solve
 @pytest.mark.parametrize(
     ("rule", "connectivity"),
     [
-        *((rule, 1.0) for rule in ("bp", "fa", "dfa", "kp", "brsf", "shallow", *PHASES)),
+        *((rule, 1.0) for rule in ("bp", "fa", "dfa", "kp", "kp:rank=4,every=3", "brsf", "shallow", *PHASES)),
         *((rule, 0.5) for rule in ("kp", "brsf", "wm")),
     ],
 )

@@ -20,6 +20,7 @@ from training.together import FEW, SHORT, compared, start
         (("kp", "dfa"), (3, 14, 11, 20, 30, 1)),
         (("wm", "brsf"), (14, 50)),
         (("kp-direct", "shallow"), (14, 50)),
+        (("kp:rank=4,every=3", "shallow"), (14, 50)),
     ],
 )
 def test_a_comparison_that_stops_and_resumes_ends_bit_identical(tmp_path, rules, limits):
