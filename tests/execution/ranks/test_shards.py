@@ -18,7 +18,21 @@ from networks import LinearParts, X, Y
 from processes import on_two_ranks
 
 LAYERS = ("first", "second", "third", "head")
-WHOLE = ("bp", "fa", "kp", "usf", "brsf", "matched", "dfa", "kp-direct", "ifa", "shallow", "kp 0.5", "usf 0.5")
+WHOLE = (
+    "bp",
+    "fa",
+    "kp",
+    "usf",
+    "brsf",
+    "matched",
+    "dfa",
+    "kp-direct",
+    "ifa",
+    "shallow",
+    "kp 0.5",
+    "usf 0.5",
+    "kp:rank=2,every=2",
+)
 EACH = ("fa", "kp", "usf", "dfa", "dfa 0.5")
 """Rules that learn from parts sharded on their own, too."""
 ALIKE = ("fa", "dfa", "ifa")
