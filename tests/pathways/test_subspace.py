@@ -65,7 +65,7 @@ def test_ranks_are_numbers_or_fractions_of_the_outputs():
     ("layer", "rank"),
     [
         (nn.Linear(512, 600), 32),
-        (nn.Linear(512, 2048), 64),
+        (nn.Linear(4096, 2048), 32),
         (nn.Linear(511, 2048), None),
         (nn.Conv2d(32, 128, 3), 32),
         (nn.Conv2d(64, 64, 3, groups=2), 32),  # 16 for each
@@ -190,6 +190,17 @@ def test_errors_that_are_zero_or_not_finite_turn_nothing(bad):
     back(synapse, torch.full((20, 12), bad))
     assert torch.equal(synapse.covariance, C)
     assert bool(synapse.projection.isfinite().all())
+
+
+def test_turns_are_made_in_full_precision_whatever_autocast_says():
+    one, other = one_layer(rank=3, every=1), one_layer(rank=3, every=1)
+    delta = torch.randn(20, 12, generator=seed(3))
+    for synapse, casts in ((one, False), (other, True)):
+        y = synapse(torch.ones(20, 5, requires_grad=True))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=casts):
+            y.backward(delta)
+    assert torch.equal(other.covariance, one.covariance)
+    assert torch.equal(other.projection, one.projection)
 
 
 def test_audits_and_alignment_turn_nothing_and_see_the_projection():
@@ -331,7 +342,8 @@ def test_exports_and_transforms_carry_the_projection():
     equal({name: got[name] for name in expected}, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_half_precision_and_memory_formats():
+@pytest.mark.parametrize("inside", [True, False])
+def test_half_precision_and_memory_formats(inside):
     def make():
         torch.manual_seed(0)
         return nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(64, 3))
@@ -344,7 +356,10 @@ def test_half_precision_and_memory_formats():
         x = DOUBLES.float().contiguous(memory_format=torch.channels_last if half else torch.contiguous_format)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             loss = F.cross_entropy(model(x), CLASSES)
-        loss.backward()
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
         assert synapse.projection.dtype == synapse.covariance.dtype == torch.float32
         found.append((model[0].weight.grad.flatten(), synapse.covariance.flatten()))
     for one, other in zip(*found, strict=True):

@@ -159,6 +159,10 @@ class Subspace:
         self.passes += 1
         if tracking is None or not due:
             return
+        with torch.autocast(delta.device.type, enabled=False):  # A backward pass may be made inside.
+            self._turn(delta, P, C, channels, tracking, turn)
+
+    def _turn(self, delta: Tensor, P: Tensor, C: Tensor, channels: bool, tracking: Tracking, turn: int) -> None:
         rows = _rows(delta, channels, tracking.rows, turn // tracking.every)
         rows = rows.to(torch.promote_types(C.dtype, torch.float32)).unflatten(1, (self.groups, -1)).transpose(0, 1)
         trace = rows.square().sum((1, 2), keepdim=True)
@@ -236,7 +240,7 @@ def auto(synapse: Synapse) -> int:
         return out
     if weight.dim() == 2:
         inward = weight.shape[1 - (synapse.output_dim or 0)]
-        return max(32, out // 32) if min(out, inward) >= 512 else out
+        return 32 if min(out, inward) >= 512 else out
     inward = weight.shape[0] // groups if synapse.output_dim == 1 else weight.shape[1]
     return max(16, out // 4) if min(out, inward) >= 32 and math.prod(weight.shape[2:]) >= 9 else out
 
