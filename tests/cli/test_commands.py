@@ -42,8 +42,8 @@ SHORT = ("--network", "64-20-10", "--epochs", "1")
 RECIPE = (
     "data network activation loss connectivity whole-output optimizer learning-rate weight-decay scheduler epochs batch "
     "input-noise activation-noise test-every align-every checkpoint-every precision memory-format accelerator "
-    "accumulate clip decayed warmup-epochs label-smoothing ema best-by "
-    "test-split validation validation-seed augment normalize stream image-size shuffle-buffer workers skip-corrupt"
+    "accumulate clip decayed warmup-epochs cooldown-epochs bias-rate label-smoothing ema mirrored best-by "
+    "test-split validation validation-seed images augment normalize stream image-size shuffle-buffer workers skip-corrupt"
 )
 OPTIONS = {
     "compare": f"{RECIPE} rules seeds first-seed replicas folder resume overwrite time-steps captured",

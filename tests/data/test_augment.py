@@ -8,7 +8,7 @@ import torch
 
 from apical import data
 from apical.data import DataError, ImageData, Split
-from apical.data.augment import Crop, Cutout, Flip, ResizedCrop, augmentations, drawn
+from apical.data.augment import Crop, Cutout, Flip, ReflectedCrop, ResizedCrop, augmentations, drawn
 from apical.data.options import DataOptions
 from apical.data.prepared import prepared
 
@@ -28,17 +28,38 @@ def test_half_of_the_images_are_mirrored():
     assert 20 < sum(mirrored) < 44
 
 
-def test_crops_are_places_in_the_padded_image():
-    x, crop = images(), Crop(padding=2)
+@pytest.mark.parametrize(("crop", "mode"), [(Crop(padding=2), "constant"), (ReflectedCrop(), "reflect")])
+def test_crops_are_places_in_the_padded_image(crop, mode):
+    x = images()
     found, places = crop(x, U[:, :2]), set()
     for image, whole, u in zip(found, x.numpy(), U[:, :2].tolist(), strict=True):
-        padded = np.pad(whole, [(0, 0), (2, 2), (2, 2)])
+        padded = np.pad(whole, [(0, 0), (2, 2), (2, 2)], mode=mode)
         top, left = (int(one * 5) for one in u)
         places.add((top, left))
         np.testing.assert_array_equal(image.numpy(), padded[:, top : top + 6, left : left + 8])
     assert len(places) > 20
     # The largest number below 1 rounds up in the product.
     assert crop(x[:1], torch.full((1, 2), 1 - 2**-24)).shape == (1, 3, 6, 8)
+
+
+def test_flips_alternate_image_by_image_whatever_the_order_and_the_batches():
+    pixels = torch.arange(40 * 2, dtype=torch.uint8).view(40, 1, 1, 2)
+    split = prepared(
+        ImageData("some", train := Split(pixels, torch.arange(40)), train, 40, tuple(map(str, range(40)))),
+        augmentations("alternating-flip"),
+    ).train
+    mirrored = {}
+    for epoch, (size, start, part) in enumerate([(7, 0, (0, 1)), (9, 0, (0, 1)), (7, 2, (0, 1)), (8, 0, (1, 2))]):
+        for x, y in split.batches(size, 3, epoch, start, part=part):
+            for image, label in zip(x, y.tolist(), strict=True):
+                mirrored[epoch, label] = bool(image[0, 0, 0] > image[0, 0, 1])
+    first = {label: mirrored[0, label] for label in range(40)}
+    assert 10 < sum(first.values()) < 30
+    assert all(found == (first[label] != bool(epoch % 2)) for (epoch, label), found in mirrored.items())
+    several = next(iter(split.batches(40, [3, 4], 0)))
+    assert [bool(one[0, 0, 0] > one[0, 0, 1]) for one in several[0][0]] == [
+        first[one] for one in several[1][0].tolist()
+    ]
 
 
 def test_cutout_sets_a_square_to_nought_that_may_reach_over_the_border():
@@ -152,3 +173,25 @@ def test_options_at_their_defaults_leave_data_as_it_is():
     assert all(
         dataclasses.fields(DataOptions)[i].metadata["later"] for i in range(len(dataclasses.fields(DataOptions)))
     )
+
+
+def test_streams_have_no_flips_that_alternate():
+    class Stream(Split):
+        @property
+        def streamed(self):
+            return True
+
+    stream = Stream(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
+    some = ImageData("some", stream, stream, 1, ("a",))
+    with pytest.raises(DataError, match=r"alternating-flip needs images that can be told apart.*take flip"):
+        prepared(some, augmentations("alternating-flip"))
+
+
+def test_some_images_are_the_same_ones_every_time():
+    options = DataOptions(images=300, validation=100)
+    some = options.applied("digits")
+    assert [len(one) for one in some.splits.values()] == [300, 300, 100]
+    again = options.applied(some)
+    assert torch.equal(again.train.labels, options.applied("digits").train.labels)
+    assert some.calls("test") == "the first 300 images of split 'test'"
+    assert len(DataOptions(images=5000).applied("digits").train) == len(data.load().train)

@@ -65,8 +65,8 @@ def obstacle(config: TrainConfig, seeds: int, data: ImageData) -> str | None:
         return "input_noise and activation_noise are drawn for all copies alike"
     if config.clip is not None:
         return "clip looks at the gradients of all copies together"
-    if config.ema or config.best_by or config.decayed != "all":
-        return "ema, best_by and decayed are for runs one by one"
+    if config.ema or config.best_by or config.decayed != "all" or config.bias_rate != 1 or config.mirrored:
+        return "ema, best_by, decayed, bias_rate and mirrored are for runs one by one"
     rule = rule_of(config.rule)
     try:
         models = [make(config, rule, config.seed + number, data)[0] for number in range(2)]

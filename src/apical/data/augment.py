@@ -29,9 +29,11 @@ class Augmentation(Protocol):
 
     Attributes:
         numbers: how many random numbers a sample needs.
+        kept: whether a sample keeps its numbers from epoch to epoch, but for a half (mod 1) that each epoch adds.
     """
 
     numbers: ClassVar[int]
+    kept: ClassVar[bool] = False
 
     def __call__(self, x: Float[Tensor, "n c h w"], u: Float[Tensor, "n k"]) -> Float[Tensor, "n c h w"]:
         """The images, changed by `u`, which is drawn evenly from 0 to 1."""
@@ -50,6 +52,16 @@ class Flip(Augmentation):
 
 
 @dataclass(frozen=True)
+class AlternatingFlip(Flip):
+    """Half of the images are mirrored, left to right; in the next epoch it is the other half, and so on in turn.
+
+    So an image is never seen twice in one form while the other one waits, which independent flips leave to chance.
+    """
+
+    kept: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
 class Crop(Augmentation):
     """Images are moved by up to `padding` pixels in both directions; what comes in from outside is black.
 
@@ -59,6 +71,7 @@ class Crop(Augmentation):
 
     padding: int = 4
     numbers: ClassVar[int] = 2
+    border: ClassVar[str] = "constant"
 
     def __post_init__(self) -> None:
         number("padding", self.padding, least=1, whole=True)
@@ -68,9 +81,21 @@ class Crop(Augmentation):
         # A number just below 1 may round to 1 in the product.
         corner = (u * (2 * self.padding + 1)).long().clamp(max=2 * self.padding)
         rows, columns = (corner[:, i, None] + torch.arange(x.shape[2 + i], device=x.device) for i in range(2))
-        padded = F.pad(x, (self.padding,) * 4)
+        padded = F.pad(x, (self.padding,) * 4, mode=self.border)
         which = torch.arange(len(x), device=x.device)[:, None, None]
         return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2).contiguous()
+
+
+@dataclass(frozen=True)
+class ReflectedCrop(Crop):
+    """Images are moved as by `Crop`; what comes in from outside is the image itself, mirrored at its border.
+
+    >>> ReflectedCrop(padding=1)(torch.arange(4.0).view(1, 1, 2, 2), torch.tensor([[0.0, 0.5]])).tolist()
+    [[[[2.0, 3.0], [0.0, 1.0]]]]
+    """
+
+    padding: int = 2
+    border: ClassVar[str] = "reflect"
 
 
 @dataclass(frozen=True)
@@ -156,7 +181,9 @@ class ResizedCrop(Augmentation):
 
 KINDS: dict[str, type[Flip] | type[Crop] | type[Cutout] | type[ResizedCrop]] = {
     "flip": Flip,
+    "alternating-flip": AlternatingFlip,
     "crop": Crop,
+    "reflected-crop": ReflectedCrop,
     "cutout": Cutout,
     "resized-crop": ResizedCrop,
 }

@@ -94,6 +94,23 @@ class ImageData:
         return math.prod(self.shape)
 
 
+def part(data: ImageData, images: int) -> ImageData:
+    """`data` with so many training images, drawn once for all, and the first of the test images, as many at most.
+
+    >>> from apical.data import load
+    >>> some = part(load("digits"), 200)
+    >>> len(some.train), len(some.test), len(part(some, 200).train)
+    (200, 200, 200)
+    """
+    if images >= len(data.train):
+        return data
+    index = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[:images]
+    told = f"the first {images:,} images of {data.calls('test')}"
+    fewer = {} if images >= len(data.test) else {"test": data.test.part(torch.arange(images))}
+    called = {**data.called, **({"test": told} if fewer else {})}
+    return dataclasses.replace(data, train=data.train.part(index.sort().values), called=called, **fewer)
+
+
 def held_out(data: ImageData, amount: Amount, seed: int = 0) -> ImageData:
     """`data` with a validation split that was taken out of its training split, at random.
 

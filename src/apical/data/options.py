@@ -10,7 +10,7 @@ from typing import Any
 from apical.checks import check_seed
 from apical.data.augment import ResizedCrop, augmentations
 from apical.data.columns import Choice
-from apical.data.data_set import ImageData, held_out
+from apical.data.data_set import ImageData, held_out, part
 from apical.data.images import DataError
 from apical.data.loading import load
 from apical.data.prepared import Prepared, normal_of, prepared
@@ -38,9 +38,11 @@ class DataOptions:
     """What settings and checkpoints are chosen by: a split's name, or how much of the training split to hold out: 0.1, 5000."""
     validation_seed: int = later(0)
     """Which training images are held out."""
+    images: int | None = later(None)
+    """Train on so many of the training images, drawn once for all, and test on as many at most. None: all."""
 
     augment: str = later("")
-    """What is done to training images, joined by +: flip, crop:padding=4, cutout:size=16, resized-crop:scale=0.08."""
+    """What is done to training images, joined by +: flip, alternating-flip, crop:padding=4, reflected-crop, cutout, ..."""
     normalize: str | None = later(None)
     """Mean and deviation of each channel, which images from 0 to 1 lose: own, imagenet, or 0.5,0.5,0.5/0.2,0.2,0.2."""
 
@@ -60,12 +62,16 @@ class DataOptions:
         found = []
         if not isinstance(self.validation, str | None) and not self.validation > 0:
             found.append(f"validation must be a positive number or a split's name, got {self.validation}")
-        for name in ("image_size", "shuffle_buffer", "workers"):
+        for name in ("images", "image_size", "shuffle_buffer", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 found.append(f"{name} must be at least 1, got {value}")
         if not self.stream and (given := self._of_streams()):
             found.append(f"{', '.join(given)} is for streamed data; give stream=True (--stream), or leave it out")
+        if self.stream and self.images is not None:
+            found.append(
+                "images can't be had with stream: what arrives one by one is not chosen from; leave one of them out"
+            )
         if self.stream and self.normalize == "own":
             found.append("normalize='own' would read a whole stream first; give 'imagenet' or numbers")
         checks: list[Callable[[], Any]] = [
@@ -101,6 +107,8 @@ class DataOptions:
         if isinstance(data.train, Prepared):  # by these options, once already
             return data
         data = self._divided(data)
+        if self.images is not None:
+            data = part(data, self.images)
         return prepared(data, augment, self.normalize) if self.augment or self.normalize else data
 
     def _of_streams(self) -> list[str]:

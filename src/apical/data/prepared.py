@@ -38,6 +38,10 @@ class Prepared(View):
 
     def __init__(self, of: Split, augment: Sequence[Augmentation], normal: Normal | None) -> None:
         self.of, self.augment, self.normal = of, tuple(augment), normal
+        if of.streamed and any(one.kept for one in augment):
+            raise DataError(
+                "augment: alternating-flip needs images that can be told apart, and these are streamed; take flip"
+            )
         if normal is not None:
             for what, values in zip(("means", "deviations"), normal, strict=True):
                 if len(values) not in (1, self.shape[0]):
@@ -81,20 +85,38 @@ class Prepared(View):
         device: torch.device | str = "cpu",
     ) -> Iterator[Batch]:
         found = self.of.batches(size, seed, epoch, start, part=part, device=device)
+        seeds = [seed] if isinstance(seed, int) else seed
+        kept = [self._kept(size, one, epoch) for one in seeds]
         for number, (x, y) in enumerate(found, start):
             rows = min(size, len(self) - number * size)
-            seeds = [seed] if isinstance(seed, int) else seed
             # Of each seed: the numbers for the whole batch, of which every process takes those of its own part.
-            draws = [self._draws(rows, one, epoch, number, part, x) for one in seeds]
+            draws = [self._draws(own, rows, one, epoch, number, part, x) for own, one in zip(kept, seeds, strict=True)]
             x = self._prepared(x, draws[0]) if isinstance(seed, int) else self._side_by_side(x, draws)
             yield x, y
 
+    def _kept(self, size: int, seed: int, epoch: int) -> dict[int, Sequence[Float[Tensor, "n k"]]]:
+        """Number of an augmentation that keeps its random numbers -> those of each batch of an epoch, by its images."""
+        found: dict[int, Sequence[Tensor]] = {}
+        for what, one in enumerate(self.augment):
+            if one.kept:
+                own = (torch.from_numpy(drawn(len(self), one.numbers, seed, 0, 0, what)) + 0.5 * (epoch % 2)) % 1
+                found[what] = [own[index] for index in self.of.order(size, seed, epoch)]
+        return found
+
     def _draws(
-        self, rows: int, seed: int, epoch: int, number: int, part: tuple[int, int], x: Tensor
+        self,
+        kept: dict[int, Sequence[Float[Tensor, "n k"]]],
+        rows: int,
+        seed: int,
+        epoch: int,
+        number: int,
+        part: tuple[int, int],
+        x: Tensor,
     ) -> list[Float[Tensor, "n k"]]:
         found = []
         for what, one in enumerate(self.augment):
-            u = torch.from_numpy(drawn(rows, one.numbers, seed, epoch, number, what))
+            own = kept[what][number] if what in kept else None
+            u = torch.from_numpy(drawn(rows, one.numbers, seed, epoch, number, what)) if own is None else own
             found.append(u.tensor_split(part[1])[part[0]].to(x.device, non_blocking=True))
         return found
 

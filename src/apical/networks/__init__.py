@@ -6,6 +6,7 @@ from apical.networks.cnn import lansdell2020_cnn, nokland2016_conv
 from apical.networks.layers import SaturatedLinearity, UnscaledDropout, ZeroPaddedMaxPool2d, glorot
 from apical.networks.mlp import ACTIVATIONS, lansdell2020_mlp, mlp, parse_sizes
 from apical.networks.resnet import resnet18, resnet20, resnet32, resnet50, resnet56
+from apical.networks.speedrun import Whitening, speedrun
 from apical.networks.transformer import gpt_124m, vit_s16
 from apical.networks.untied import untie
 from apical.synapses.locally_connected import LocallyConnected2d
@@ -16,6 +17,7 @@ __all__ = [
     "LocallyConnected2d",
     "SaturatedLinearity",
     "UnscaledDropout",
+    "Whitening",
     "ZeroPaddedMaxPool2d",
     "amit2019_deepernet",
     "amit2019_deepnet",
@@ -34,6 +36,7 @@ __all__ = [
     "resnet32",
     "resnet50",
     "resnet56",
+    "speedrun",
     "untie",
     "vit_s16",
 ]

@@ -14,6 +14,7 @@ from apical.networks import amit2019
 from apical.networks.cnn import lansdell2020_cnn, nokland2016_conv
 from apical.networks.mlp import lansdell2020_mlp, mlp, parse_sizes
 from apical.networks.resnet import resnet18, resnet20, resnet32, resnet50, resnet56
+from apical.networks.speedrun import speedrun
 from apical.networks.transformer import vit_s16
 from apical.networks.users import check, own
 
@@ -40,6 +41,7 @@ NETWORKS: dict[str, Made] = {
     "resnet50": _resnet(resnet50),
     "resnet50-norm-after": _resnet(resnet50, norm="after"),
     "vit-s16": lambda shape, classes: vit_s16(classes, shape[0], shape[1]),
+    "speedrun": lambda shape, classes: speedrun(classes, shape[0]),
     "lansdell2020-cnn-code": lambda shape, classes: lansdell2020_cnn(classes, form="code"),
     "nokland2016-conv": lambda shape, classes: nokland2016_conv(classes, shape[0]),
     "amit2019-simpnet": amit2019.amit2019_simpnet,

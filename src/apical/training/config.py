@@ -80,10 +80,16 @@ class Recipe(DataOptions):
     """What weight_decay is for: all parameters; or weights with their feedback, but no bias and no normalization."""
     warmup_epochs: float = field(default=0.0, metadata=_LATER)
     """Epochs in which the learning rate grows, step by step, to that of the scheduler, which counts epochs from the first on."""
+    cooldown_epochs: float = field(default=0.0, metadata=_LATER)
+    """Last epochs, in which the learning rate falls from that of the scheduler, step by step, towards nought."""
+    bias_rate: float = field(default=1.0, metadata=_LATER)
+    """Learning rate of biases and of normalization, as a multiple of the weights'."""
     label_smoothing: float = field(default=0.0, metadata=_LATER)
     """Share of each target that is spread over all classes while training (cross-entropy)."""
     ema: float = field(default=0.0, metadata=_LATER)
     """Decay per step of an exponential moving average of the weights, which is what is tested; 0: none. Usual: 0.999."""
+    mirrored: bool = field(default=False, metadata=_LATER)
+    """Test by the mean of two outputs, for an image and for its mirror image."""
     best_by: Literal["validation", "test"] | None = field(default=None, metadata=_LATER)
     """Keep the network of least error in this split as well, in checkpoint/best.ckpt. By "test", that error is too good."""
 
@@ -106,6 +112,10 @@ class Recipe(DataOptions):
             )
         if not 0 <= self.warmup_epochs <= self.epochs:
             problems.append(f"warmup_epochs must be from 0 to epochs, {self.epochs}, got {self.warmup_epochs}")
+        if not 0 <= self.cooldown_epochs <= self.epochs:
+            problems.append(f"cooldown_epochs must be from 0 to epochs, {self.epochs}, got {self.cooldown_epochs}")
+        if not (math.isfinite(self.bias_rate) and self.bias_rate > 0):
+            problems.append(f"bias_rate must be a positive number, got {self.bias_rate}")
         for name in ("label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 problems.append(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")

@@ -189,8 +189,11 @@ class OneNetwork(Networks):
         net = self.engine.net.eval()
         batches = split.in_order(1000, device=self.engine.fabric.device)
         with nullcontext() if self.average is None else self.average.in_place():
-            outputs, labels = zip(*((net(x).float().cpu(), y.cpu()) for x, y in batches), strict=True)
+            outputs, labels = zip(*((self._tested(net, x).float().cpu(), y.cpu()) for x, y in batches), strict=True)
         return torch.cat(outputs)[None], torch.cat(labels)
+
+    def _tested(self, net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return (net(x) + net(x.flip(-1))) / 2 if self.configs[0].mirrored else net(x)
 
     @override
     def finite(self) -> list[bool]:

@@ -82,7 +82,7 @@ class Session:
             tick = time.perf_counter()
             done = self.step % self.per_epoch * self.config.batch
             rows = min(self.config.batch, len(self.data.train) - done)
-            self.engine.begin(self.step, rows, (self.step + 1) / self.per_epoch)
+            self.engine.begin(self.step, rows, self.per_epoch)
             losses = self.networks.learn(x, y, self._check)
             self._loss_sum += losses.to(self._loss_sum)
             self._loss_count += y.shape[-1]
@@ -199,7 +199,7 @@ class Session:
         for role, (outputs, labels) in tested.items():
             found = scores(self.engine.criterion, outputs[number], labels)
             line |= {f"{role}_{name}": value for name, value in found.items()}
-        line["learning_rate"] = self.engine.rate(self.step / self.per_epoch)
+        line["learning_rate"] = self.engine.rate(self.step, self.per_epoch)
         if learner is not None:
             line["alignment"] = aligned(learner, self.data.test, self.engine)
         return line

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -22,15 +23,19 @@ from apical.learner import Learner
 from apical.losses import LOSSES
 from apical.networks import build
 from apical.networks.noisy import NoisyActivations
+from apical.networks.speedrun import Whitening
 from apical.rules import Rule
 from apical.synapses.registry import synapse_type
 from apical.training.config import Recipe, TrainConfig
 from apical.training.options import making, optimizer_of, rule_of, scheduler_of
 from apical.training.steps.gradients import Clip
-from apical.training.steps.groups import without_decay
+from apical.training.steps.groups import in_groups
 
 Step = Callable[[Tensor, Tensor, Callable[[Tensor], None]], Tensor]
 """step(x, y, check) -> losses summed over the batch; it gives `check` the mean losses before it learns from them."""
+
+MEASURED = 2000
+"""Training images that layers are made from which are measured and not learned."""
 
 REHEARSED = 1000
 """Epochs of a schedule that are tried before a run, the last one among them."""
@@ -60,6 +65,7 @@ def make(config: Recipe, rule: Rule, seed: int, data: Shaped) -> tuple[nn.Module
     """
     torch.manual_seed(seed)
     model = build(config.network, shape=data.shape, classes=data.classes, activation=config.activation)
+    _measure(model, data)
     if config.memory_format == "channels_last":
         changed: Any = model  # In place; PyTorch's types leave this way of calling `to` out.
         changed.to(memory_format=torch.channels_last)
@@ -72,6 +78,13 @@ def make(config: Recipe, rule: Rule, seed: int, data: Shaped) -> tuple[nn.Module
     if config.whole_output:
         thinned[[name for name, module in model.named_modules() if synapse_type(module) is not None][-1]] = 1.0
     return model, attach(model, rule, example_input=example, generator=generator, connectivity=thinned)
+
+
+def _measure(model: nn.Module, data: Shaped) -> None:
+    """Make the layers that are measured and not learned, where there are images: a run's checkpoint has them already."""
+    for layer in model.modules():
+        if isinstance(layer, Whitening) and isinstance(data, ImageData):
+            layer.measure(x for x, _ in islice(data.train.in_order(500), MEASURED // 500))
 
 
 class Engine:
@@ -101,7 +114,8 @@ class Engine:
         if config.label_smoothing:
             self.loss = partial(F.cross_entropy, reduction="none", label_smoothing=config.label_smoothing)
         self.rows: int | None = None
-        self._seed, self._batch, self._warmup, self._growth = config.seed, config.batch, config.warmup_epochs, 1.0
+        self._seed, self._batch, self._share = config.seed, config.batch, 1.0
+        self._warmup, self._cooldown, self._epochs = config.warmup_epochs, config.cooldown_epochs, config.epochs
         self._clip = None if config.clip is None else Clip(learner_of(model), config.clip)
         # Scaled losses are looked at in every step.
         alone = self.fabric.world_size == 1 and config.precision != "16-mixed"
@@ -113,23 +127,25 @@ class Engine:
         """The seed of PyTorch's global generator, for whatever a network draws while it trains; each process has its own."""
         return seed + 7919 * (self.fabric.global_rank + 1)
 
-    def begin(self, step: int, rows: int, epochs: float) -> None:
-        """Begin a step on a batch of `rows` samples, in all processes together; `epochs` will have passed after it.
+    def begin(self, step: int, rows: int, per_epoch: int) -> None:
+        """Begin a step, of so many in an epoch, on a batch of `rows` samples in all processes together.
 
         A checkpoint holds the random state of the first process. All others begin every step from one that its number tells, so
         that what is resumed draws what it would have drawn, on every process.
         """
-        self.rows, self._growth = rows, self._grown(epochs)
+        self.rows, self._share = rows, self._of_rate(step, per_epoch)
         if self.fabric.global_rank:
             torch.manual_seed(self.global_seed(self._seed) + 1_000_003 * (step + 1))
 
-    def rate(self, epochs: float) -> float:
-        """The learning rate after so many epochs."""
-        return self.optimizer.param_groups[0]["lr"] * self._grown(epochs)
+    def rate(self, steps: int, per_epoch: int) -> float:
+        """The weights' learning rate after so many steps: the share that the last one had of the scheduler's present rate."""
+        return self.optimizer.param_groups[0]["lr"] * self._of_rate(steps - 1, per_epoch)
 
-    def _grown(self, epochs: float) -> float:
-        """The share of the learning rate that the warm-up has reached."""
-        return min(1.0, epochs / self._warmup) if self._warmup else 1.0
+    def _of_rate(self, step: int, per_epoch: int) -> float:
+        """The share of the learning rate that a step has by warm-up, which it counts for, and cool-down, which it does not."""
+        grown = (step + 1) / per_epoch / self._warmup if self._warmup else 1.0
+        left = (self._epochs - step / per_epoch) / self._cooldown if self._cooldown else 1.0
+        return min(1.0, grown, left)
 
     @property
     def smallest(self) -> int:
@@ -159,7 +175,7 @@ class Engine:
     def learn(self, step: Step, x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> Tensor:
         """What `step` gives on a batch; on a GPU by a graph, after which `check` sees the mean losses."""
         # A graph has one learning rate.
-        if self._graphs is None or self.rows != self._batch or self._growth < 1:
+        if self._graphs is None or self.rows != self._batch or self._share < 1:
             return step(x, y, check)
         if self._captured is None:
 
@@ -177,17 +193,17 @@ class Engine:
         """Take the optimizer's step, and clear the gradients."""
         if self._clip is not None:
             self._clip.shorten()
-        with nullcontext() if self._growth == 1 else self._warming():
+        with nullcontext() if self._share == 1 else self._slowed():
             self.optimizer.step()
         self.optimizer.zero_grad()
 
     @contextmanager
-    def _warming(self) -> Iterator[None]:
-        """While open, the learning rate is what the warm-up has reached. Schedulers go by that which it grows to."""
+    def _slowed(self) -> Iterator[None]:
+        """While open, learning rates are the present share of what they are. Schedulers go by the whole."""
         groups = self.optimizer.param_groups
         rates = [group["lr"] for group in groups]
         for group in groups:
-            group["lr"] *= self._growth
+            group["lr"] *= self._share
         yield
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate
@@ -201,8 +217,11 @@ def make_optimizer(config: Recipe, rule: Rule, model: nn.Module) -> torch.optim.
         raise ValueError(
             f"decayed='weights' needs an optimizer with weight_decay, and {kind.__name__} has none; take another"
         )
+    others: dict[str, float] = {} if config.decayed == "all" else {"weight_decay": 0.0}
+    if config.bias_rate != 1:
+        others["lr"] = options["lr"] * config.bias_rate
     with making("optimizer", config.optimizer, kind):
-        made = kind(model.parameters() if config.decayed == "all" else without_decay(learner_of(model)), **options)
+        made = kind(in_groups(learner_of(model), **others) if others else model.parameters(), **options)
         trial = _on_trial(kind, options, config)
         # The first step may leave out what the second one computes with.
         _try_step(trial)

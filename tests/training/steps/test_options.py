@@ -30,11 +30,19 @@ ALL = dataclasses.replace(
     clip=0.5,
     decayed="weights",
     warmup_epochs=1.5,
+    cooldown_epochs=0.3,
+    bias_rate=3.0,
     label_smoothing=0.1,
     ema=0.5,
+    mirrored=True,
     scheduler="StepLR:step_size=1",
 )
 RULES = ("fa", "dfa", "kp", "wm", "np:solver=ridge,warmup=9", "sg", "reinforce")
+
+
+def rate(step):
+    """The share of the learning rate in a step, from 1 to 14, 7 in an epoch: it grows up to step 10.5 and falls after 11.9."""
+    return 0.1 ** ((step - 1) // 7) * min(1, step / (1.5 * 7), (15 - step) / (0.3 * 7))
 
 
 def written_out(config, data):
@@ -43,7 +51,7 @@ def written_out(config, data):
     model, feedback = learner.model.double(), learner.feedback_parameters()
     biases = [p for name, p in model.named_parameters() if name.endswith("bias")]
     rest = [p for name, p in model.named_parameters() if not name.endswith("bias")]
-    groups = [{"params": rest}, {"params": biases, "weight_decay": 0}]
+    groups = [{"params": rest, "initial": 0.2}, {"params": biases, "initial": 0.6, "weight_decay": 0}]
     optimizer = torch.optim.SGD(groups, lr=0.2, momentum=0.9, nesterov=True, weight_decay=0.01)
     kept = {id(p) for p in feedback}
     forward = [p for p in model.parameters() if id(p) not in kept]
@@ -56,7 +64,7 @@ def written_out(config, data):
         for x, y in data.train.batches(10, config.seed, epoch):
             step += 1
             for group in optimizer.param_groups:
-                group["lr"] = 0.2 * 0.1**epoch * min(1, step / (1.5 * 7))
+                group["lr"] = group["initial"] * rate(step)
             for part, (own, its) in enumerate(zip(x.double().tensor_split(3), y.tensor_split(3), strict=True)):
                 (criterion(model(own), its).sum() / len(y)).backward()
                 if config.rule == "reinforce" or part == 2:
@@ -74,7 +82,8 @@ def written_out(config, data):
     with torch.no_grad():
         for p, mean in zip(forward, average, strict=True):
             p.copy_(mean)
-        outputs = model(data.test.first(64)[0].double())
+        x = data.test.first(64)[0].double()
+        outputs = (model(x) + model(x.flip(-1))) / 2
     return state, outputs
 
 
@@ -113,7 +122,7 @@ def test_seeds_side_by_side_learn_from_parts_what_each_learns_alone(tmp_path):
             torch.testing.assert_close(together[name], expected, rtol=0, atol=1e-11)
 
 
-ALONE = {"clip": 0.5, "ema": 0.5, "decayed": "weights", "best_by": "test"}
+ALONE = {"clip": 0.5, "ema": 0.5, "decayed": "weights", "best_by": "test", "bias_rate": 3.0, "mirrored": True}
 
 
 @pytest.mark.parametrize("option", ALONE)
@@ -133,7 +142,7 @@ def test_feedback_comes_near_the_weights_by_kolen_and_pollacks_law_whatever_the_
     before = {name: (s.weight.detach().clone(), s.feedback) for name, s in learner.synapses.items()}
     train(config, tmp_path / "run", data=small())
     after = weights(tmp_path / "run")
-    rates = [0.2 * 0.1 ** (step // 7) * min(1, (step + 1) / 10.5) for step in range(14)]
+    rates = [0.2 * rate(step) for step in range(1, 15)]
     share = torch.tensor([1 - rate * 0.3 for rate in rates], dtype=torch.float64).prod()
     seen = 0
     for name, (weight, feedback) in before.items():
@@ -145,11 +154,12 @@ def test_feedback_comes_near_the_weights_by_kolen_and_pollacks_law_whatever_the_
     assert seen
 
 
-def test_the_learning_rate_grows_step_by_step_and_schedules_count_epochs_from_the_first(tmp_path):
+def test_the_learning_rate_grows_and_falls_step_by_step_and_schedules_count_epochs_from_the_first(tmp_path):
     config = dataclasses.replace(
         PLAIN,
         epochs=4,
         warmup_epochs=2,
+        cooldown_epochs=1,
         scheduler="CosineAnnealingLR:T_max=4",
         test_every=1,
         learning_rate=1.0,
@@ -158,7 +168,8 @@ def test_the_learning_rate_grows_step_by_step_and_schedules_count_epochs_from_th
     train(config, tmp_path / "run", data=small())
     lines = RunFolder(tmp_path / "run").metrics.read()
     cosine = [(1 + torch.cos(torch.tensor(torch.pi * epoch / 4)).item()) / 2 for epoch in range(5)]
-    expected = [min(1, line["step"] / 14) * cosine[line["step"] // 7] for line in lines]
+    triangle = [min(1, step / 14, (29 - step) / 7) for step in range(29)]
+    expected = [triangle[line["step"]] * cosine[line["step"] // 7] for line in lines]
     assert [line["learning_rate"] for line in lines] == pytest.approx(expected, abs=1e-6)
 
 
@@ -231,6 +242,8 @@ def test_metrics_say_how_many_images_pass_in_a_second(tmp_path):
         ({"clip": 0.0}, "clip must be a positive number, got 0.0"),
         ({"clip": 1.0, "precision": "16-mixed"}, "clip can't be had with precision '16-mixed'.*'bf16-mixed'"),
         ({"warmup_epochs": 3.0}, "warmup_epochs must be from 0 to epochs, 2, got 3.0"),
+        ({"cooldown_epochs": -1.0}, "cooldown_epochs must be from 0 to epochs, 2, got -1.0"),
+        ({"bias_rate": 0.0}, "bias_rate must be a positive number, got 0.0"),
         ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and less than 1, got 1.0"),
         (
             {"label_smoothing": 0.1, "loss": "squared-error"},
