@@ -47,6 +47,8 @@ RECIPE = (
 )
 OPTIONS = {
     "compare": f"{RECIPE} rules seeds first-seed replicas folder resume overwrite time-steps captured",
+    "speedrun": "rules seeds first-seed data images epochs batch learning-rate network precision accelerator folder resume "
+    "overwrite json page time-steps captured",
     "train": f"{RECIPE} rule seed folder resume overwrite captured",
     "export": "best overwrite",
     "queue": "folder minutes hand-back take retry show",

@@ -41,7 +41,7 @@ def test_a_name_is_made_by_the_words_and_fits_every_file_system():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train --rule fa\nfly --high", "line 2: 'fly' can't be queued; train, compare and reproduce can"),
+        ("train --rule fa\nfly --high", "line 2: 'fly' can't be queued; train, compare, speedrun and reproduce can"),
         ("train --folder x", "line 1: the queue itself gives --folder; leave it out"),
         ("train --resume=x", "line 1: the queue itself gives --resume"),
         ("train\n\napical train", "line 3: it is line 1 again"),

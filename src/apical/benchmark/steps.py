@@ -124,16 +124,17 @@ def capturing() -> Callable[..., Any]:
 
 
 def step_ratios(config: CompareConfig, data: ImageData, *, seconds: float = 6.0) -> dict[str, float]:
-    """Rule -> time per step as a ratio to plain backpropagation, on a comparison's own network and data.
+    """Rule -> time per step as a ratio to plain backpropagation, on a comparison's own network, data, precision and device.
 
     Args:
         config: what was compared: network, rules, batch, optimizer, rate and loss are taken from it.
         data: the comparison's; the first batch of its training images is used.
         seconds: time over all rules.
     """
+    device = "cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
     with torch.random.fork_rng():
-        model = make(config, rule_of("bp"), config.first_seed, data)[1].detach()
-        x, y = data.train.batch(torch.arange(min(config.batch, len(data.train))))
+        model = make(config, rule_of("bp"), config.first_seed, data)[1].detach().to(device)
+        x, y = data.train.batch(torch.arange(min(config.batch, len(data.train))), device=device)
 
         def maker(rule: str | None) -> Maker:
             return lambda: training_step(
@@ -144,8 +145,9 @@ def step_ratios(config: CompareConfig, data: ImageData, *, seconds: float = 6.0)
                 optimizer=config.optimizer,
                 learning_rate=config.rate,
                 criterion=LOSSES[config.loss],
+                mixed=config.precision == "bf16-mixed",
             )
 
         makers = {PLAIN: maker(None), **{rule: maker(rule) for rule in config.rules}}
-        timings = contest(makers, seconds=seconds, repeats=2)
+        timings = contest(makers, seconds=seconds, repeats=2, device=device)
     return {rule: timings[rule].ratio for rule in config.rules}

@@ -13,10 +13,11 @@ from apical.cli.benchmark import Benchmark
 from apical.cli.compare import Compare
 from apical.cli.folders.export import Export
 from apical.cli.folders.queue import Queue
+from apical.cli.folders.report import Report
 from apical.cli.papers import Papers
-from apical.cli.report import Report
 from apical.cli.reproduce import Reproduce
 from apical.cli.rules import Rules
+from apical.cli.speedrun import Speedrun
 from apical.cli.terminal import plain_errors
 from apical.cli.train import Train
 
@@ -29,6 +30,7 @@ Command: Any = (
     | Annotated[Rules, tyro.conf.subcommand("rules", prefix_name=False)]
     | Annotated[Report, tyro.conf.subcommand("report", prefix_name=False)]
     | Annotated[Benchmark, tyro.conf.subcommand("benchmark", prefix_name=False)]
+    | Annotated[Speedrun, tyro.conf.subcommand("speedrun", prefix_name=False)]
     | Annotated[Papers, tyro.conf.subcommand("papers", prefix_name=False)]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce", prefix_name=False)]
 )

@@ -57,45 +57,66 @@ class Compare:
 
     def run(self) -> None:
         """Compare."""
-        from apical import report
-        from apical.benchmark import step_ratios
-        from apical.comparison import compare
-
-        config, folder = self.config, self.resume
-        if folder is not None:
-            kept = config_in(folder, "compare", [one.name for one in fields(CompareConfig)], CompareConfig.later())
+        config = self.config
+        if self.resume is not None:
+            resumed, kept = kept_in(self.resume)
             check_resumed(self, asdict(config), kept, asdict(CompareConfig()))
-            with settings_of(folder):
-                config = CompareConfig(**{**kept, "rules": tuple(kept["rules"])})
-        else:
-            folder = new_folder(self.folder, f"compare-{slug(config.data)}")
-        try:
-            with progress() as display, resumable("compare", folder, resumes=self.resume is not None):
-                comparison = compare(
-                    config,
-                    folder,
-                    resume=self.resume is not None,
-                    overwrite=self.overwrite,
-                    command=command_line(),
-                    announce=lambda rule, seeds: watch(display, f"{rule}, {_named(seeds)}"),
-                    time_steps=step_ratios if self.time_steps else None,
-                    captured=self.captured,
-                )
-        except Interrupted as error:
-            error.args = (f"the comparison can be resumed: apical compare --resume {folder}",)
-            raise
+            config = resumed
+        folder = self.resume or new_folder(self.folder, f"compare-{slug(config.data)}")
+        comparison = carried_out(self, config, folder, "compare")
         console.print(table(comparison))
-        for run in comparison["runs"]:
-            if "failed" in run:
-                console.print(Text.assemble((f"{run['rule']}, seed {run['seed']}:", "red"), " ", run["failed"]))
-        failed = all("failed" in run for run in comparison["runs"])
-        # Where all failed before they had measured anything, there is nothing to draw.
-        with suppress(report.ReportError) if failed else nullcontext():
-            line(f"report: {report.write(folder)}")
-        if failed:
-            raise NonFiniteLossError(
-                f"every run failed, so there is nothing to compare; what they left lies in {folder}"
+        told(comparison, folder)
+
+
+def kept_in(folder: Path) -> tuple[CompareConfig, dict[str, Any]]:
+    """The config of the comparison in a folder, which is to go on, and as the file has it."""
+    kept = config_in(folder, "compare", [one.name for one in fields(CompareConfig)], CompareConfig.later())
+    with settings_of(folder):
+        return CompareConfig(**{**kept, "rules": tuple(kept["rules"])}), kept
+
+
+def carried_out(command: Any, config: CompareConfig, folder: Path, name: str) -> dict[str, Any]:
+    """A comparison, begun or gone on with in `folder`, as the command called `name` has it: what comparison.json holds.
+
+    command: with `resume`, `overwrite`, `time_steps` and `captured`.
+    """
+    from apical.benchmark import step_ratios
+    from apical.comparison import compare
+
+    try:
+        with progress() as display, resumable(name, folder, resumes=command.resume is not None):
+            return compare(
+                config,
+                folder,
+                resume=command.resume is not None,
+                overwrite=command.overwrite,
+                command=command_line(),
+                announce=lambda rule, seeds: watch(display, f"{rule}, {_named(seeds)}"),
+                time_steps=step_ratios if command.time_steps else None,
+                captured=command.captured,
             )
+    except Interrupted as error:
+        error.args = (f"the comparison can be resumed: apical {name} --resume {folder}",)
+        raise
+
+
+def told(comparison: dict[str, Any], folder: Path) -> None:
+    """Say which runs failed, and write the report.
+
+    Raises:
+        NonFiniteLossError: if all did.
+    """
+    from apical import report
+
+    for run in comparison["runs"]:
+        if "failed" in run:
+            console.print(Text.assemble((f"{run['rule']}, seed {run['seed']}:", "red"), " ", run["failed"]))
+    failed = all("failed" in run for run in comparison["runs"])
+    # Where all failed before they had measured anything, there is nothing to draw.
+    with suppress(report.ReportError) if failed else nullcontext():
+        line(f"report: {report.write(folder)}")
+    if failed:
+        raise NonFiniteLossError(f"every run failed, so there is nothing to compare; what they left lies in {folder}")
 
 
 def _named(seeds: Sequence[int]) -> str:

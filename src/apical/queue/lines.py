@@ -8,7 +8,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-COMMANDS = ("train", "compare", "reproduce")
+COMMANDS = ("train", "compare", "speedrun", "reproduce")
 GIVEN = ("--folder", "--resume", "--overwrite")
 """Options that the queue gives its lines itself."""
 

@@ -263,8 +263,9 @@ class Session:
 
     def _save(self, run: RunFolder) -> None:
         if self.engine.fabric.is_global_zero:
-            states = self.states()
-            run.save(states[0] if self.count == 1 else {"runs": states, "failed": self.failed}, self.seals())
+            with self._speed.paused():
+                states = self.states()
+                run.save(states[0] if self.count == 1 else {"runs": states, "failed": self.failed}, self.seals())
 
     def seals(self) -> list[Seal]:
         """How config and metrics of each network are now, for a checkpoint to hold."""

@@ -1,1 +1,1 @@
-"""Commands about the folders of runs: what becomes of a trained network."""
+"""Commands about the folders of runs: their report, what becomes of a trained network, and lists of them."""

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from apical.cli.compare import Compare
 from apical.cli.reproduce import Reproduce
+from apical.cli.speedrun import Speedrun
 from apical.cli.terminal import console, line
 from apical.cli.train import Train
 from apical.distributed import check_alone
@@ -28,9 +29,9 @@ from apical.training.stopping import Interrupted
 class Queue:
     """Work off a list of runs: one line of FILE after the other, each resumed where it was stopped.
 
-    FILE has a command line of `apical train`, `compare` or `reproduce` in each line, or is a YAML list of them; the queue gives
-    each a folder of its own. Killed or stopped at any moment, the same command goes on. Several queues can work on one folder:
-    each takes lines that no other one has. Seeds of one rule learn side by side where a line asks for several:
+    FILE has a command line of `apical train`, `compare`, `speedrun` or `reproduce` in each line, or is a YAML list of them; the
+    queue gives each a folder of its own. Killed or stopped at any moment, the same command goes on. Several queues can work on
+    one folder: each takes lines that no other one has. Seeds of one rule learn side by side where a line asks for several:
     `compare --rules kp --seeds 3 --no-time-steps`, `reproduce ID --seeds 5`.
 
     Where only few and small files pass, --hand-back puts all that was worked on into one archive, cut into files of at most
@@ -105,7 +106,7 @@ def _start(log: Path, folder: Path, words: tuple[str, ...]) -> subprocess.Popen[
 
 def _check(file: Path, lines: Sequence[Line]) -> None:
     """Refuse lines that their command would refuse, before any is started."""
-    kinds: dict[str, type] = {"train": Train, "compare": Compare, "reproduce": Reproduce}
+    kinds: dict[str, type] = {"train": Train, "compare": Compare, "speedrun": Speedrun, "reproduce": Reproduce}
     for one in lines:
         try:
             tyro.cli(kinds[one.words[0]], args=one.words[1:], console_outputs=False)

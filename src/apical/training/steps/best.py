@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from apical.training.metrics import MetricsLog
@@ -48,7 +49,7 @@ def least(lines: Sequence[dict[str, Any]], key: str) -> dict[str, Any] | None:
 
 
 class Speed:
-    """Images per second, loading and whatever else is done between them included, but not measurements.
+    """Images per second, loading and whatever else is done between them included, but not measurements and checkpoints.
 
     >>> speed = Speed()
     >>> speed.start()
@@ -63,6 +64,13 @@ class Speed:
     def start(self) -> None:
         """Count from now on."""
         self.rows, self._since = 0, time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While open, time does not count."""
+        before = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - before
 
     def taken(self) -> float | None:
         """Images per second since the start; None if none has passed."""
