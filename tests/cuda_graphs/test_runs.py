@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from apical.comparison import compare
-from apical.training import CompareConfig, TrainConfig, train
+from apical.training import CompareConfig, RunFolder, TrainConfig, train
 from apical.training import checkpoint as checkpoints
 from cuda_graphs.emulated import Emulated
+from processes import BoomError, boom_at
 from training.runs import DIGITS
 
 
@@ -71,6 +72,30 @@ def test_a_graph_is_made_once_the_learning_rate_has_grown(tmp_path, graphs):
     assert [(one.recorded, one.replayed) for one in graphs] == [(1, 19)]
     assert result["predictions"] == expected["predictions"]
     assert alike(state(tmp_path / "graph"), state(tmp_path / "eager"))
+
+
+@pytest.mark.parametrize("scheduler", [None, "StepLR:step_size=1,gamma=0.5"])
+def test_one_graph_follows_a_rate_that_falls_step_by_step(tmp_path, graphs, scheduler):
+    options = {"warmup_epochs": 0.5, "cooldown_epochs": 1.5, "bias_rate": 4.0, "decayed": "weights", "ema": 0.9}
+    config = TrainConfig(network="64-20-10", rule="kp", epochs=2, weight_decay=0.1, scheduler=scheduler, **options)
+    train(config, tmp_path / "graph", data=DIGITS)
+    expected = train(config, tmp_path / "eager", data=DIGITS, captured=False)
+    assert [(one.recorded, one.replayed) for one in graphs] == [(1, 2 * 22 - 3)]
+    found, plain = state(tmp_path / "graph"), state(tmp_path / "eager")
+    for name, value in plain["model"].items():  # PyTorch's fused SGD rounds in another order.
+        torch.testing.assert_close(found["model"][name], value, rtol=1e-4, atol=1e-5)
+    lines = [RunFolder(tmp_path / one).metrics.read() for one in ("graph", "eager")]
+    assert [one["learning_rate"] for one in lines[0]] == pytest.approx([one["learning_rate"] for one in lines[1]])
+    assert expected["steps"] == 46
+
+
+def test_a_run_by_a_graph_with_a_falling_rate_resumes_bit_identical(tmp_path, graphs):
+    config = TrainConfig(network="64-20-10", rule="kp", epochs=2, cooldown_epochs=2, weight_decay=0.1)
+    train(config, tmp_path / "whole", data=DIGITS)
+    with pytest.raises(BoomError):
+        train(config, tmp_path / "cut", data=DIGITS, watcher=boom_at(30))
+    train(config, tmp_path / "cut", data=DIGITS, resume=True)
+    assert alike(state(tmp_path / "whole"), state(tmp_path / "cut"))
 
 
 def test_what_cannot_be_captured_runs_as_it_is_and_says_nothing(tmp_path, graphs):

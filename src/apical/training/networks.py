@@ -220,7 +220,7 @@ class OneNetwork(Networks):
     def load(self, states: Sequence[dict[str, Any]]) -> None:
         (state,) = states
         self.learner.model.load_state_dict(state["model"])
-        self.engine.optimizer.load_state_dict(state["optimizer"])
+        self.engine.rates.restore(state["optimizer"], self.engine.fabric.device)
         self.learner.load_state_dict(state["learner"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

@@ -199,7 +199,7 @@ class Session:
         for role, (outputs, labels) in tested.items():
             found = scores(self.engine.criterion, outputs[number], labels)
             line |= {f"{role}_{name}": value for name, value in found.items()}
-        line["learning_rate"] = self.engine.rate(self.step, self.per_epoch)
+        line["learning_rate"] = self.engine.rates.after(self.step, self.per_epoch)
         if learner is not None:
             line["alignment"] = aligned(learner, self.data.test, self.engine)
         return line

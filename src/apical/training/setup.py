@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,6 +30,7 @@ from apical.training.config import Recipe, TrainConfig
 from apical.training.options import making, optimizer_of, rule_of, scheduler_of
 from apical.training.steps.gradients import Clip
 from apical.training.steps.groups import in_groups
+from apical.training.steps.rates import Rates, for_graphs
 
 Step = Callable[[Tensor, Tensor, Callable[[Tensor], None]], Tensor]
 """step(x, y, check) -> losses summed over the batch; it gives `check` the mean losses before it learns from them."""
@@ -106,7 +107,12 @@ class Engine:
         self.fabric = make_fabric(config, rule)
         self.fabric.launch()
         model = build(rule)
-        optimizer = make_optimizer(config, rule, model)
+        device = self.fabric.device
+        # Scaled losses are looked at in every step.
+        alone = self.fabric.world_size == 1 and config.precision != "16-mixed"
+        self._graphs = graphs_for(device) if captured and alone else None
+        moving = config.cooldown_epochs and (self._graphs is not None or device.type == "cuda")
+        optimizer = make_optimizer(config, rule, model, device if moving else None)
         self.net, self.optimizer = self.fabric.setup(model, optimizer)
         self.dtype = next(model.parameters()).dtype
         self.scheduler = make_scheduler(config, optimizer)
@@ -114,12 +120,8 @@ class Engine:
         if config.label_smoothing:
             self.loss = partial(F.cross_entropy, reduction="none", label_smoothing=config.label_smoothing)
         self.rows: int | None = None
-        self._seed, self._batch, self._share = config.seed, config.batch, 1.0
-        self._warmup, self._cooldown, self._epochs = config.warmup_epochs, config.cooldown_epochs, config.epochs
+        self._seed, self._batch, self.rates = config.seed, config.batch, Rates(config, optimizer)
         self._clip = None if config.clip is None else Clip(learner_of(model), config.clip)
-        # Scaled losses are looked at in every step.
-        alone = self.fabric.world_size == 1 and config.precision != "16-mixed"
-        self._graphs = graphs_for(self.fabric.device) if captured and alone else None
         self._captured: Captured | None = None
         torch.manual_seed(self.global_seed(config.seed))
 
@@ -133,19 +135,10 @@ class Engine:
         A checkpoint holds the random state of the first process. All others begin every step from one that its number tells, so
         that what is resumed draws what it would have drawn, on every process.
         """
-        self.rows, self._share = rows, self._of_rate(step, per_epoch)
+        self.rows = rows
+        self.rates.begin(step, per_epoch)
         if self.fabric.global_rank:
             torch.manual_seed(self.global_seed(self._seed) + 1_000_003 * (step + 1))
-
-    def rate(self, steps: int, per_epoch: int) -> float:
-        """The weights' learning rate after so many steps: the share that the last one had of the scheduler's present rate."""
-        return self.optimizer.param_groups[0]["lr"] * self._of_rate(steps - 1, per_epoch)
-
-    def _of_rate(self, step: int, per_epoch: int) -> float:
-        """The share of the learning rate that a step has by warm-up, which it counts for, and cool-down, which it does not."""
-        grown = (step + 1) / per_epoch / self._warmup if self._warmup else 1.0
-        left = (self._epochs - step / per_epoch) / self._cooldown if self._cooldown else 1.0
-        return min(1.0, grown, left)
 
     @property
     def smallest(self) -> int:
@@ -174,8 +167,12 @@ class Engine:
 
     def learn(self, step: Step, x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> Tensor:
         """What `step` gives on a batch; on a GPU by a graph, after which `check` sees the mean losses."""
-        # A graph has one learning rate.
-        if self._graphs is None or self.rows != self._batch or self._share < 1:
+        with self.rates.applied():
+            return self._learned(step, x, y, check)
+
+    def _learned(self, step: Step, x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> Tensor:
+        # A graph has one learning rate, or the place of one.
+        if self._graphs is None or self.rows != self._batch or (self.rates.share < 1 and not self.rates.in_place):
             return step(x, y, check)
         if self._captured is None:
 
@@ -193,35 +190,29 @@ class Engine:
         """Take the optimizer's step, and clear the gradients."""
         if self._clip is not None:
             self._clip.shorten()
-        with nullcontext() if self._share == 1 else self._slowed():
-            self.optimizer.step()
+        self.optimizer.step()
         self.optimizer.zero_grad()
 
-    @contextmanager
-    def _slowed(self) -> Iterator[None]:
-        """While open, learning rates are the present share of what they are. Schedulers go by the whole."""
-        groups = self.optimizer.param_groups
-        rates = [group["lr"] for group in groups]
-        for group in groups:
-            group["lr"] *= self._share
-        yield
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate
 
+def make_optimizer(
+    config: Recipe, rule: Rule, model: nn.Module, moving: torch.device | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer of the config, over weights and trainable feedback alike.
 
-def make_optimizer(config: Recipe, rule: Rule, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of the config, over weights and trainable feedback alike."""
+    moving: where rates are to lie that a graph reads, as they change from step to step; None: they are plain numbers.
+    """
     decay = rule.weight_decay if config.weight_decay is None else config.weight_decay
     kind, options = optimizer_of(config.optimizer, lr=config.rate, weight_decay=decay)
     if config.decayed == "weights" and "weight_decay" not in options:
         raise ValueError(
             f"decayed='weights' needs an optimizer with weight_decay, and {kind.__name__} has none; take another"
         )
-    others: dict[str, float] = {} if config.decayed == "all" else {"weight_decay": 0.0}
+    others: dict[str, float | Tensor] = {} if config.decayed == "all" else {"weight_decay": 0.0}
+    own = options if moving is None else for_graphs(options, kind, moving)
     if config.bias_rate != 1:
-        others["lr"] = options["lr"] * config.bias_rate
+        others["lr"] = own["lr"] * config.bias_rate
     with making("optimizer", config.optimizer, kind):
-        made = kind(in_groups(learner_of(model), **others) if others else model.parameters(), **options)
+        made = kind(in_groups(learner_of(model), **others) if others else model.parameters(), **own)
         trial = _on_trial(kind, options, config)
         # The first step may leave out what the second one computes with.
         _try_step(trial)

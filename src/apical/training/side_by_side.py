@@ -211,7 +211,7 @@ class SideBySide(Networks):
     def load(self, states: Sequence[dict[str, Any]]) -> None:
         self.replicas.load_states([own["model"] for own in states])
         together = self.replicas.optimizer_state([own["optimizer"]["state"] for own in states])
-        self.engine.optimizer.load_state_dict({**states[0]["optimizer"], "state": together})
+        self.engine.rates.restore({**states[0]["optimizer"], "state": together}, self.engine.fabric.device)
         for single, own in zip(self.singles, states, strict=True):
             single.load_state_dict(own["learner"])
         for single, generator in zip(self.singles, self.replicas.generators, strict=True):

@@ -1,1 +1,1 @@
-"""What a training step does beyond gradients and the optimizer: parts, clipping, warm-up, averages, groups."""
+"""What a training step does beyond gradients and the optimizer: parts, clipping, rates, averages, groups."""

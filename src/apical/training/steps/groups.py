@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from apical.learner import Learner
 
@@ -12,7 +12,7 @@ NORMALIZATIONS = (nn.LayerNorm, nn.RMSNorm)
 """Those whose scale may have more than one dimension."""
 
 
-def in_groups(learner: Learner, **others: float) -> list[dict[str, Any]]:
+def in_groups(learner: Learner, **others: float | Tensor) -> list[dict[str, Any]]:
     """Two groups for an optimizer: weights with their feedback, and biases and normalization, which have options of their own.
 
     Weight and feedback of a synapse, and feedback of blocks, are always in the first: Kolen and Pollack's law holds only where
