@@ -51,7 +51,7 @@ class SpeedrunConfig:
     """A Hugging Face hub name, or a folder in the hub's layout."""
     images: int | None = None
     """Train on so many of the training images, and test on as many at most. None: all."""
-    epochs: int = 10
+    epochs: int = 12
     """Passes over the training data."""
     batch: int = 1000
     """Samples per step."""
