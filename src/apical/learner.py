@@ -11,7 +11,7 @@ from torch import nn
 from apical import step_hooks
 from apical.nested import Which
 from apical.pathways.base import WholePass
-from apical.pathways.direct import Direct
+from apical.pathways.direct import FromOutput
 from apical.per_copy import copies_in, generator_from
 from apical.phases.layout import Criterion, Layout, OneNetwork
 from apical.phases.phases import Phases
@@ -224,7 +224,7 @@ class Learner:
         self.phases.features = {key: dict(met) for key, met in state.get("features", {}).items()}
         self.followed = state.get("followed", {})
         for name in state["silent"]:
-            if not isinstance(self.synapses[name].pathway, Direct):
+            if not isinstance(self.synapses[name].pathway, FromOutput):
                 self.synapses[name].silence()
 
     def refresh(self, example_input: Any = None) -> None:

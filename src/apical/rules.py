@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from apical.checks import fits, near, told
 from apical.citations import CITATIONS
-from apical.pathways import PATHWAYS, Direct, Indirect, LayerWise, NoPathway, Pathway, Scalar
+from apical.pathways import PATHWAYS, Direct, FromOutput, Indirect, LayerWise, NoPathway, Pathway, Scalar
 from apical.plasticity import (
     PLASTICITIES,
     Fixed,
@@ -25,6 +25,7 @@ from apical.plasticity import (
     Trained,
     Transport,
 )
+from apical.plasticity.initialization import law_of
 
 Part = TypeVar("Part", Pathway, Plasticity)
 
@@ -82,7 +83,7 @@ class Rule:
     @property
     def direct(self) -> bool:
         """Whether signals come from the output's error, so that `attach` needs `example_input` for their feedback's shapes."""
-        return isinstance(self.pathway, Direct)
+        return isinstance(self.pathway, FromOutput)
 
     @property
     def trains(self) -> bool:
@@ -126,6 +127,14 @@ def _plasticity(given: Plasticity | str | None, pathway: Pathway) -> Plasticity:
             f"pathway '{pathway.name}' with plasticity '{plasticity.name}' has no meaning{f': {why}' if why else ''}; "
             f"'{plasticity.name}' goes with {' or '.join(sorted(plasticity.pathways))}"
         )
+    if isinstance(pathway, Direct) and (pathway.shared or pathway.seeded):
+        option = "shared" if pathway.shared else "seeded"
+        if not isinstance(plasticity, Fixed):
+            raise ValueError(
+                f"{option}=True is for fixed feedback, and that of plasticity '{plasticity.name}' learns, each place's on its "
+                "own; leave it out, or make less to be learned with positions= or rank="
+            )
+        law_of(plasticity.init)
     return plasticity
 
 

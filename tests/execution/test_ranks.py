@@ -18,6 +18,7 @@ from processes import on_two_ranks
 RANKED = [
     ("bp", False), ("fa", False), ("fa", True), ("dfa", True), ("kp", False), ("kp", True), ("kp-direct", True),
     ("usf", False), ("frsf", False), ("ifa", True), ("brsf", True), ("brsf", False),
+    ("dfa:rank=2,shared=True", True), ("dfa:seeded=True", True), ("kp-direct:rank=2", True),
     ("kp 0.5", False), ("dfa 0.5", True), ("usf 0.5", True), ("kp tied", False), ("kp:rank=2,every=2", True),
 ]  # fmt: skip
 

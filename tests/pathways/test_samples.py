@@ -16,6 +16,8 @@ from phases.test_coupling import AcrossSamples, Graph
 X = torch.randn(8, 5, generator=seed(1))
 SEQUENCES = torch.randn(8, 4, 5, generator=seed(2))
 DIRECT = ("dfa", "kp-direct", "np-direct")
+WHOLE = tuple(apical.rule(name, per_position=False) for name in DIRECT)
+"""Errors of a whole sample, where outputs at several positions could each have its own."""
 
 
 class Positions(nn.Module):
@@ -45,14 +47,14 @@ def mlp(*between: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Linear(5, 6), *between, nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
 
 
-@pytest.mark.parametrize("rule", [*DIRECT, {"": "fa", "o": "dfa", "b": "dfa"}])
+@pytest.mark.parametrize("rule", [*WHOLE, {"": "fa", "o": WHOLE[0], "b": WHOLE[0]}])
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_batch_in_the_second_dimension_is_refused(rule, causal):
     says = ("batch in the first dimension", "x.transpose(0, 1)", "x.flatten(0, 1)")
     refused(Positions(first=True, causal=causal), rule, says=says, example_input=SEQUENCES)
 
 
-@pytest.mark.parametrize("rule", [*DIRECT, "ifa"])
+@pytest.mark.parametrize("rule", [*WHOLE, "ifa"])
 def test_positions_that_have_nothing_to_do_with_each_other_are_refused(rule):
     refused(mlp(), rule, says=("second dimension", "x.flatten(0, 1)"), example_input=SEQUENCES)
     apical.attach(mlp(), rule, example_input=SEQUENCES.flatten(0, 1))
@@ -62,7 +64,7 @@ def test_positions_that_have_nothing_to_do_with_each_other_are_refused(rule):
 
 def test_a_batch_in_the_second_dimension_at_blocks_is_refused():
     net = nn.Sequential(nn.Sequential(nn.Linear(5, 6), nn.Tanh()), nn.Linear(6, 3))
-    refused(net, "dfa", says=("second dimension",), example_input=SEQUENCES, at=["0"])
+    refused(net, WHOLE[0], says=("second dimension",), example_input=SEQUENCES, at=["0"])
 
 
 @pytest.mark.parametrize("rule", DIRECT)

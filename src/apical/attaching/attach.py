@@ -149,9 +149,10 @@ def _attach(
             raise
         faults.refuse(model, rules.values(), faults.sentences(faults.of_uses(model, rules, shown, at)))
         learner.elementwise = faults.elementwise(model)
-        check_wiring(rules, shown, at)
+        check_wiring(model, rules, shown, at)
         if learner.copies == 1:
-            check_samples(model, rules, example_input, at, output)
+            positions = any(form.lead > 1 for form in shown.forms.values())
+            check_samples(model, rules, example_input, at, output, positions=positions)
     try:
         Surgery(learner, rule, connectivity, at, example_input, undo).convert(shown)
     except Exception:

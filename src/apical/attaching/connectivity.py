@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from apical.attaching.by_module import by_nearest
 from apical.checks import fits
 from apical.composites import lent
-from apical.pathways import Direct
+from apical.pathways import Direct, FromOutput
 from apical.per_copy import Streams
 from apical.plasticity.regression import Regression
 from apical.rules import Rule
@@ -104,6 +104,12 @@ def check(model: nn.Module, rules: Mapping[str, Rule], shares: Mapping[str, Conn
     found = []
     for name, share in shares.items():
         rule = rules.get(name) or next(iter(rules.values()))
+        if share.feedback < 1 and isinstance(rule.pathway, Direct) and not rule.pathway.kept_in_full:
+            found.append(
+                f"the feedback of '{name}' is made by rank=, shared= or seeded= from less than one number for a connection, so "
+                f"single ones can't be absent; leave these out, or its feedback whole with connectivity={{'{name}': "
+                f"apical.Connectivity(weight={share.weight:g})}}"
+            )
         if share.feedback < 1 and isinstance(rule.plasticity, Regression) and rule.plasticity.solves_as_a_whole:
             found.append(
                 f"the feedback of '{name}' is solved for as a whole by rule '{rule.name}' as it is set up; use solver='sgd', or "
@@ -168,7 +174,7 @@ def draw_feedback_mask(learner: Learner, owner: nn.Module, name: str, shape: tor
         return
     like = next(iter(owner.parameters()), None)
     like = torch.empty(0) if like is None else like
-    layerwise = isinstance(owner, Synapse) and not isinstance(owner.pathway, Direct)
+    layerwise = isinstance(owner, Synapse) and not isinstance(owner.pathway, FromOutput)
     mask = _draw(shape, share.feedback, learner.generator, like, dimension=0 if layerwise else 1)
     owner.register_buffer("feedback_mask", mask)
     mask_feedback(owner)

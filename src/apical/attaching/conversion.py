@@ -13,12 +13,24 @@ from torch.nn.utils import parametrize
 from apical import step_hooks
 from apical.attaching import connectivity
 from apical.attaching.first_pass import FirstLook, FirstPass
-from apical.pathways import Direct, Indirect, LayerWise, Pathway
+from apical.pathways import FromOutput, Indirect, LayerWise, Pathway
+from apical.pathways.factored.common import Common
 from apical.pathways.subspace import aside
 from apical.plasticity import Plasticity, Trained
 from apical.synapses import memory
 from apical.synapses.registry import synapse_type
-from apical.synapses.storage import CURRENT, MASKS, drop, kept, mask_feedback, names_kept, release
+from apical.synapses.storage import (
+    CURRENT,
+    MASKS,
+    PROJECTION,
+    SEED,
+    drop,
+    kept,
+    mask_feedback,
+    names_kept,
+    release,
+    shape_by,
+)
 from apical.synapses.synapse import Synapse
 from apical.synapses.ties import settle_ties
 
@@ -42,6 +54,11 @@ class Held:
                 stores = {**owner._buffers, **owner._parameters}
                 names = (*names_kept(owner), *MASKS)
                 self._tensors[owner] = {key: t for key in names if (t := stores.get(key)) is not None}
+
+    def find(self, name: str, shape: torch.Size) -> Tensor | None:
+        """What some layer had under a name, if it is of that shape."""
+        found = (tensors.get(name) for tensors in self._tensors.values())
+        return next((tensor for tensor in found if tensor is not None and tensor.shape == shape), None)
 
     def put_back(self, learner: Learner) -> None:
         """Let every layer have its own again, parameters by identity, so that optimizers hold on to them."""
@@ -79,8 +96,10 @@ def convert(learner: Learner, shown: Shown | None, at: Sequence[str] | None, hel
         # Inside blocks the signal travels layer by layer.
         _swap(learner, name, rule.pathway if at is None else LayerWise(), rule.plasticity)
     connectivity.draw_weight_masks(learner)
+    forms = () if shown is None else shown.forms.values()
+    common = Common(forms, learner.generator, _nothing if held is None else held.find)
     for name, synapse in learner.synapses.items():
-        _give_feedback(learner, name, synapse, shown)
+        _give_feedback(learner, name, synapse, shown, common)
     # After all feedback, which is so the same as without.
     sources = aside(learner.generator)
     for synapse in learner.synapses.values():
@@ -88,7 +107,7 @@ def convert(learner: Learner, shown: Shown | None, at: Sequence[str] | None, hel
             _reduce(synapse, synapse.pathway, sources)
     for name in at or ():
         assert shown is not None
-        _give_block_feedback(learner, name, shown)
+        _give_block_feedback(learner, name, shown, common)
     if held is not None:
         held.put_back(learner)
     earlier: list[Synapse] = []
@@ -147,16 +166,34 @@ def _swap_back(module: nn.Module, plain: type[nn.Module], before: frozenset[str]
     module.__class__ = plain
 
 
-def _give_feedback(learner: Learner, name: str, synapse: Synapse, shown: Shown | None) -> None:
+def _nothing(name: str, shape: torch.Size) -> None:
+    return None
+
+
+def _prepare(learner: Learner, name: str, owner: nn.Module, shape: torch.Size, shown: Shown, common: Common) -> None:
+    """Give an owner direct feedback to activity of `shape`."""
+    plasticity = owner.plasticity if isinstance(owner, Synapse) else learner.rule.plasticity
+    form = shown.forms.get(name)
+    full = shown.feedback_shape(shape, learner.copies) if form is None else form.shape
+    shape_by(owner, form)
+    plasticity.check(owner, name, full)
+    if form is None:
+        plasticity.prepare(owner, full, learner.generator)
+    else:
+        common.prepare(owner, plasticity, form)
+    connectivity.draw_feedback_mask(learner, owner, name, full)
+
+
+def _give_feedback(learner: Learner, name: str, synapse: Synapse, shown: Shown | None, common: Common) -> None:
     signal = None if shown is None else shown.signal(name)
     shape = synapse.weight_now.shape
     synapse.derived = shown is not None and shown.derived(name)
-    if isinstance(synapse.pathway, Direct):
+    if isinstance(synapse.pathway, FromOutput):
         assert shown is not None
         synapse.sends_back = signal is not None and name in shown.receivers(isinstance(synapse.pathway, Indirect))
-        if signal is None or not synapse.sends_back:
-            return
-        shape = shown.feedback_shape(signal, learner.copies)
+        if signal is not None and synapse.sends_back:
+            _prepare(learner, name, synapse, signal, shown, common)
+        return
     # A layer that the dry run has not met, as one of training alone, may send back as any other.
     silent = shown is not None and name in shown.reached and signal is None and not _tracks(synapse)
     if not silent:
@@ -187,15 +224,12 @@ def _check_computed(synapse: Synapse, name: str) -> None:
         )
 
 
-def _give_block_feedback(learner: Learner, name: str, shown: Shown) -> None:
-    block, plasticity = learner.model.get_submodule(name), learner.rule.plasticity
-    shape = shown.feedback_shape(shown.blocks[name], learner.copies)
-    plasticity.check(block, name, shape)
+def _give_block_feedback(learner: Learner, name: str, shown: Shown, common: Common) -> None:
+    block = learner.model.get_submodule(name)
     learner.undo.append(partial(release, block))
-    plasticity.prepare(block, shape, learner.generator)
+    _prepare(learner, name, block, shown.blocks[name], shown, common)
     learner.undo.append(block.register_load_state_dict_post_hook(_after_loading).remove)
     learner.blocks[name] = block
-    connectivity.draw_feedback_mask(learner, block, name, shape)
 
 
 def _install_hooks(learner: Learner, *, undecided: bool) -> None:
@@ -204,7 +238,7 @@ def _install_hooks(learner: Learner, *, undecided: bool) -> None:
     handles = [handle for pathway in pathways for handle in pathway.install(learner)]
     handles += learner.phases.install()
     owners = learner.synapses.values()
-    if undecided and not any(isinstance(one, Direct) for one in pathways) and not all(map(_tracks, owners)):
+    if undecided and not any(isinstance(one, FromOutput) for one in pathways) and not all(map(_tracks, owners)):
         handles += FirstPass(learner).handles
     handles.append(FirstLook(learner).handle)
     learner.undo += [handle.remove for handle in handles]
@@ -221,7 +255,7 @@ def _tracks(synapse: Synapse) -> bool:
 def _after_loading(module: nn.Module, incompatible: Any) -> None:
     """Hook of a block's `load_state_dict`: a plain model's state carries no feedback, and what is loaded may need its mask."""
     # Keys are full names by now; a block's own feedback is the only key that ends so without being a synapse's.
-    own = ("feedback", "feedback_mask")
+    own = ("feedback", "feedback_mask", PROJECTION, SEED)
     incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if key.rpartition(".")[2] not in own]
     if kept(module, "feedback") is not None:
         mask_feedback(module)

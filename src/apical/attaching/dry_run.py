@@ -12,10 +12,12 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from apical.attaching.samples import forms_of
 from apical.attaching.uses import Uses, watching
 from apical.nested import Which, input_of, pick, run, substitute, tensors
 from apical.pathways import Indirect
 from apical.pathways.checkpointing import graph_comes_later
+from apical.pathways.factored.form import Form
 from apical.phases.isolation import learning, preserved, weights_preserved
 from apical.rules import Rule
 
@@ -40,14 +42,16 @@ class Shown:
 
     Attributes:
         calls: of synapses, in order. blocks: name of a block -> shape of its output, without the batch.
-        outputs: values per sample of the output that the loss is made of, None if it needs no gradient. rows: its samples.
+        output: shape of the output that the loss is made of, without the batch; None if it needs no gradient. rows: its samples.
+        forms: name of a place where direct signals enter -> how its feedback is kept, where that is not in full.
         uses: of parameters outside of the calls of synapses.
     """
 
     calls: list[Call] = field(default_factory=list)
     blocks: dict[str, torch.Size] = field(default_factory=dict)
-    outputs: int | None = None
+    output: torch.Size | None = None
     rows: int = 0
+    forms: dict[str, Form] = field(default_factory=dict)
     uses: Uses = field(default_factory=Uses)
 
     @property
@@ -71,8 +75,8 @@ class Shown:
 
     def feedback_shape(self, features: torch.Size, copies: int = 1) -> torch.Size:
         """Shape of direct feedback to activity of `features`: [outputs, *features], with a copy's own outputs."""
-        assert self.outputs is not None
-        return torch.Size([self.outputs // copies, *features])
+        assert self.output is not None
+        return torch.Size([self.output.numel() // copies, *features])
 
 
 def dry_run(
@@ -214,7 +218,7 @@ def _see_output(shown: Shown, result: Any, output: Which) -> None:
         )
     shown.rows = len(tensor)
     if tensor.requires_grad:
-        shown.outputs = tensor[0].numel()
+        shown.output = tensor.shape[1:]
 
 
 class _ShownError(Exception):
@@ -232,12 +236,12 @@ def _describe(example: Any) -> str:
     return repr(example)
 
 
-def check_wiring(rules: dict[str, Rule], shown: Shown, at: Sequence[str] | None) -> None:
-    """Raise a ValueError if a direct signal can't reach the places that a dry run has shown."""
+def check_wiring(model: nn.Module, rules: dict[str, Rule], shown: Shown, at: Sequence[str] | None) -> None:
+    """Settle how direct feedback is kept (`Shown.forms`), or raise a ValueError if a signal can't reach what a run has shown."""
     rule = next((one for one in rules.values() if one.direct), None)
     if rule is None:
         return
-    if shown.outputs is None:
+    if shown.output is None:
         raise ValueError(
             "the output that the loss is made of depends on no weights"
             + (f"; is one of at={list(at)} the output itself? Name modules before it" if at else "")
@@ -263,6 +267,7 @@ def check_wiring(rules: dict[str, Rule], shown: Shown, at: Sequence[str] | None)
             f"at= names {never}, which example_input never reaches; name modules that the forward pass calls"
         )
     if not isinstance(rule.pathway, Indirect):
+        shown.forms = forms_of(model, rules, shown, at)
         return
     for before, after in pairwise(shown.calls):
         if after.signal and before.output != after.input:

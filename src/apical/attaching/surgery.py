@@ -282,7 +282,7 @@ class Surgery:
         found = faults.of_uses(learner.model, rules, shown, self.at)
         faults.refuse(learner.model, rules.values(), faults.sentences(found))
         learner.elementwise = faults.elementwise(learner.model)
-        check_wiring(rules, shown, self.at)
+        check_wiring(learner.model, rules, shown, self.at)
         return shown
 
 

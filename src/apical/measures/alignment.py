@@ -15,9 +15,10 @@ from apical.learner import Criterion, Learner, as_attached
 from apical.measures import tensors
 from apical.measures.replay import losses_of, replaying, require_whole
 from apical.nested import input_of
-from apical.pathways import Direct
+from apical.pathways import FromOutput
 from apical.phases.conditions import backpropagating
 from apical.phases.isolation import weights_preserved
+from apical.synapses.storage import PROJECTION, form_of, kept
 from apical.synapses.synapse import Synapse
 
 
@@ -156,7 +157,7 @@ def _mean_angle(pairs: list[tuple[Tensor | None, Tensor | None]]) -> float | Non
 
 def _layer_angle(synapse: Synapse, calls: list[_Call]) -> float | None:
     feedback = synapse.feedback
-    if feedback is None or feedback.shape != synapse.weight_now.shape or isinstance(synapse.pathway, Direct):
+    if feedback is None or feedback.shape != synapse.weight_now.shape or isinstance(synapse.pathway, FromOutput):
         return None
     with torch.no_grad():
         if synapse.subspace is not None:
@@ -174,7 +175,11 @@ def _layer_angle(synapse: Synapse, calls: list[_Call]) -> float | None:
 
 
 def _matrix_measures(synapse: Synapse) -> dict[str, float | None]:
-    W, B = synapse.weight_now, synapse.feedback
+    W, B, form = synapse.weight_now, synapse.feedback, form_of(synapse)
+    if B is not None and form is not None and (form.outputs, *form.features) == W.shape:
+        B = form.in_full(synapse.plasticity.keeps(synapse), kept(synapse, PROJECTION))
+    elif form is not None:
+        B = None
     functions = {
         "matrix_angle": tensors.angle,
         "relative_error": tensors.relative_error,

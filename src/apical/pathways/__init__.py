@@ -6,7 +6,7 @@ one broadcast node (see `taps`) that tells every tap its error.
 """
 
 from apical.pathways.base import Pathway
-from apical.pathways.direct import Direct
+from apical.pathways.direct import Direct, FromOutput
 from apical.pathways.indirect import Indirect
 from apical.pathways.layer_wise import LayerWise
 from apical.pathways.none import NoPathway
@@ -14,4 +14,4 @@ from apical.pathways.scalar import Scalar
 
 PATHWAYS: dict[str, type[Pathway]] = {kind.name: kind for kind in (LayerWise, Direct, Indirect, Scalar, NoPathway)}
 
-__all__ = ["PATHWAYS", "Direct", "Indirect", "LayerWise", "NoPathway", "Pathway", "Scalar"]
+__all__ = ["PATHWAYS", "Direct", "FromOutput", "Indirect", "LayerWise", "NoPathway", "Pathway", "Scalar"]

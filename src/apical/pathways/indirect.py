@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from typing_extensions import override
 
-from apical.pathways.direct import Direct, WholeAtOnce
+from apical.pathways.direct import FromOutput, WholeAtOnce
 from apical.pathways.signals import OutputError, carry
 from apical.pathways.taps import FusedTap, Tap, Taps
 from apical.synapses.function import apply
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Indirect(Direct):
+class Indirect(FromOutput):
     """Signal e D at the input of the second synapse, then onward through the forward weights (nokland2016 eq. 9).
 
     Where something else that learns stands in front of the first synapse (normalization, an embedding), e D enters there.

@@ -9,7 +9,6 @@ normalization, residual sums.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +21,21 @@ from apical.distributed import in_shards
 from apical.nested import Which, pick, substitute
 from apical.pathways.base import WholePass
 from apical.pathways.checkpointing import graph_comes_later
-from apical.pathways.signals import OutputError, Spread, Traced, carry, exported_output, increment
+from apical.pathways.signals import (
+    Enter,
+    FusedTap,
+    NodeTap,
+    OutputError,
+    Spread,
+    Tap,
+    Traced,
+    exported_output,
+    increment,
+    signal_at,
+)
 from apical.synapses import native
 from apical.synapses.function import apply
+from apical.synapses.storage import PROJECTION, form_of
 from apical.synapses.synapse import Synapse
 from apical.synapses.transformed import transforming
 
@@ -37,64 +48,8 @@ SMALL = 2**16
 """Values of an activity up to which its signal is made together with the output's error."""
 
 
-@dataclass(slots=True)
-class Tap:
-    """A place where a teaching signal enters.
-
-    Attributes:
-        owner: the synapse or block. label: its name. rows: samples of the activity there.
-        outputs: values per sample that the output has to have for its feedback; None where it has none.
-        plasticity: of its feedback.
-    """
-
-    owner: nn.Module
-    label: str
-    rows: int
-    outputs: int | None
-    plasticity: Plasticity
-
-
-@dataclass(slots=True)
-class NodeTap(Tap):
-    """A tap with a node of its own in the graph, for which `handle` stands."""
-
-    handle: Tensor
-
-
-@dataclass(slots=True)
-class FusedTap(Tap):
-    """A tap whose signal the broadcast node makes: activity x [N, features] and feedback D, released once the pass ends."""
-
-    x: Tensor | None
-    D: Tensor | None
-
-
 Swift = tuple[Synapse, Tensor, Tensor]
 """What a `FusedTap` of a synapse is made of, where C++ can do with that: the synapse, x and D."""
-
-
-class _Enter(Function):
-    """Backward: the teaching signal at one tap, made when autograd comes by, so that no two of them wait at once."""
-
-    @staticmethod
-    @override
-    def forward(ctx: Any, x: Tensor, D: Tensor, owner: nn.Module, plasticity: Plasticity, error: OutputError) -> Tensor:
-        ctx.owner, ctx.plasticity, ctx.error, ctx.shape = owner, plasticity, error, x.shape
-        ctx.channels_last = (
-            D.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        )
-        ctx.save_for_backward(D, x if ctx.needs_input_grad[1] else None)
-        return x.new_empty(0)
-
-    @staticmethod
-    @override
-    def backward(ctx: Any, nothing: Tensor) -> tuple[Tensor | None, ...]:
-        D, x = ctx.saved_tensors
-        own = None if x is None else increment(ctx.owner, ctx.plasticity, D, x, ctx.error)
-        signal = None
-        if ctx.needs_input_grad[0]:
-            signal = carry(ctx.error.value, D, ctx.shape, channels_last=ctx.channels_last, copies=ctx.error.copies)
-        return signal, own, None, None, None
 
 
 class _Broadcast(Function):
@@ -121,13 +76,13 @@ class _Broadcast(Function):
     @staticmethod
     @override
     def backward(ctx: Any, e: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.error.value = rows = e.flatten(1) if e.dim() > 1 else e.unsqueeze(1)
+        ctx.error.take(e)
         n = len(ctx.taps)
         signals, increments = [], []
         if n:
             kept = ctx.saved_tensors
             for tap, x, D in zip(ctx.taps, kept, kept[n:], strict=False):
-                signals.append(carry(rows, D, torch.Size((rows.shape[0], D.shape[1]))))
+                signals.append(signal_at(tap.owner, ctx.error, D, tap.shape))
                 increments.append(None if x is None else increment(tap.owner, tap.plasticity, D, x, ctx.error))
         word = e.new_empty(0)
         return e, None, None, *signals, *increments, *(word for _ in ctx.needs_input_grad[3 + 2 * n :])
@@ -138,12 +93,14 @@ class Taps(WholePass):
 
     Args:
         name: of the pathway. output: which tensor of the model's output the loss is made of.
-        copies: how many networks lie side by side.
+        copies: how many networks lie side by side. plain: whether the rows of the error are what all taps hear.
     """
 
-    def __init__(self, name: str, output: Which, copies: int) -> None:
+    def __init__(self, name: str, output: Which, copies: int, *, plain: bool = True) -> None:
         super().__init__(f"a {name} teaching signal comes from the output of the whole model")
-        self.name, self.output, self.copies = name, output, copies
+        self.name, self.output, self.copies, self.plain = name, output, copies, plain
+        self.shared: Tensor | None = None
+        """The one matrix of all taps."""
         self.taps: list[Tap | Swift] = []
         self.error = OutputError(copies)
         self.swift: Any = None
@@ -152,7 +109,7 @@ class Taps(WholePass):
         """Whether the pass is made under a function transform, to be exported, or to be compiled."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "taps": [], "error": OutputError(self.copies), "swift": None}
+        return {**super().__getstate__(), "taps": [], "error": OutputError(self.copies), "swift": None, "shared": None}
 
     def follow_synapse(self, synapse: Synapse) -> Iterable[RemovableHandle]:
         """Put hooks on a synapse that has taps here."""
@@ -163,7 +120,9 @@ class Taps(WholePass):
         self.taps, self.error = [], OutputError(self.copies)
         self.transformed, self.exporting = transforming(), torch.compiler.is_exporting()
         self.traced = torch.compiler.is_dynamo_compiling() and not self.exporting
-        self.swift = None if self.transformed or self.exporting or self.copies > 1 else native.taps()
+        self.shared = None
+        plain = self.plain and self.copies == 1 and not (self.transformed or self.exporting)
+        self.swift = native.taps() if plain else None
 
     def cut(self, synapse: Synapse, x: Tensor) -> Tensor | None:
         """The activity at a synapse, cut from its graph and left as a tap where it has one; None where `leave` has to do it."""
@@ -200,15 +159,38 @@ class Taps(WholePass):
                 "gradient, if inputs do) or, for a layer that only training uses, with a layer-wise rule of its own: "
                 f"{{'': ..., '{label}': 'fa'}}"
             )
-        if feedback is not None and x.shape[1:] != feedback.shape[1:]:
-            raise RuntimeError(
-                f"activity at '{label}' has shape {list(x.shape)}, but its direct feedback was made for "
-                f"[N, {', '.join(map(str, feedback.shape[1:]))}]; attach with an example_input of the size you train on"
-            )
-        outputs = None if feedback is None else feedback.shape[0] * self.copies
-        tap = self.made(Tap(owner, label, x.shape[0], outputs, plasticity), x, feedback)
+        form = form_of(owner)
+        outputs = None if feedback is None else (form.outputs if form else feedback.shape[0]) * self.copies
+        if feedback is not None:
+            if (wanted := form.refusal(x.shape) if form else _unlike(x, feedback)) is not None:
+                raise RuntimeError(
+                    f"activity at '{label}' has shape {list(x.shape)}, but its direct feedback was made for {wanted}; attach "
+                    "with an example_input of the size you train on"
+                )
+            if form is not None:
+                feedback = self._common(owner, feedback)
+        tap = self.made(Tap(owner, label, x.shape[: self.error.lead], outputs, plasticity), x, feedback)
         if self.open:
             self.taps.append(tap)
+
+    def _common(self, owner: nn.Module, feedback: Tensor) -> Tensor:
+        """What an owner keeps of its feedback, once what all have in common is one tensor again: a move or a cast makes many."""
+        form, error, own = form_of(owner), self.error, owner._buffers
+        assert form is not None
+        error.lead, P = form.lead, own.get(PROJECTION)
+        tied = not torch.compiler.is_compiling() and not self.transformed
+        if P is not None and P is not error.projection:
+            if error.projection is None:
+                error.projection = P
+            elif tied:
+                own[PROJECTION] = error.projection
+        if form.shared and not tied:
+            return feedback.detach()  # Dynamo wants arguments of a node that are not the same tensor.
+        if form.shared and feedback is not self.shared:
+            if self.shared is None:
+                self.shared = feedback
+            own["feedback"] = feedback = self.shared
+        return feedback
 
     def passes_through(self, again: bool) -> bool:
         """Whether a signal may come to a tap without feedback of its own."""
@@ -219,11 +201,11 @@ class Taps(WholePass):
         facts = (tap.owner, tap.label, tap.rows, tap.outputs, tap.plasticity)
         if self.transformed or self.exporting or self.traced:
             # A copy, whose place in the graph stays when x is changed in place.
-            return FusedTap(*facts, x.clone(), feedback)
+            return FusedTap(*facts, x.clone(), feedback, x.shape)
         if self._joins(tap.owner, x):
-            return FusedTap(*facts, x, feedback)
+            return FusedTap(*facts, x, feedback, x.shape)
         # Activation checkpointing compares the number of saved tensors, so a pass computed again creates the node too.
-        return NodeTap(*facts, apply(_Enter)(x, feedback, tap.owner, tap.plasticity, self.error))  # type: ignore[arg-type]
+        return NodeTap(*facts, apply(Enter)(x, feedback, tap.owner, tap.plasticity, self.error))  # type: ignore[arg-type]
 
     def _joins(self, owner: nn.Module, x: Tensor) -> bool:
         """Whether the signal at a tap may be made together with the output's error, rather than when autograd comes by.
@@ -258,23 +240,26 @@ class Taps(WholePass):
         taps = [self._whole(*one) if isinstance(one, tuple) else one for one in left]
         self._check(taps, tensor)
         if self.exporting:
-            return substitute(output, tensor, exported_output(tensor, taps, self.name)) if module.training else output
+            if not module.training:
+                return output
+            return substitute(output, tensor, exported_output(tensor, taps, self.name, self.error))
         fused, edges = self.edges(taps)
         if self.transformed or self.traced:
             node = Spread if self.transformed else Traced
-            return substitute(output, tensor, node.apply(tensor, fused, self.copies, *edges))
+            P = [] if self.error.projection is None else [self.error.projection]
+            return substitute(output, tensor, node.apply(tensor, fused, self.copies, self.error.lead, *edges, *P))
         return substitute(output, tensor, apply(_Broadcast)(tensor, self.error, fused, *edges))
 
     def _whole(self, owner: Synapse, x: Tensor, D: Tensor) -> FusedTap:
-        return FusedTap(owner, owner.label, x.shape[0], D.shape[0] * self.copies, owner.plasticity, x, D)
+        return FusedTap(owner, owner.label, x.shape[:1], D.shape[0] * self.copies, owner.plasticity, x, D, x.shape)
 
     def _check(self, taps: Sequence[Tap], output: Tensor) -> None:
-        rows = output.shape[0]
-        outputs = output.shape[1:].numel() if rows else None
+        rows = output.shape[: self.error.lead]
+        outputs = output.shape[len(rows) :].numel() if rows.numel() else None
         for tap in taps:
             if tap.rows != rows:
                 raise RuntimeError(
-                    f"activity at '{tap.label}' has {tap.rows} rows but the output has {rows}; a direct signal needs "
+                    f"activity at '{tap.label}' has {_by(tap.rows)} rows but the output has {_by(rows)}; a direct signal needs "
                     "the batch in the first dimension throughout (name whole blocks with at=[...])"
                 )
             if tap.outputs is not None and outputs not in (None, tap.outputs):
@@ -294,3 +279,12 @@ class Taps(WholePass):
         fused = [tap for tap in taps if isinstance(tap, FusedTap)]
         nodes = [tap.handle for tap in taps if isinstance(tap, NodeTap)]
         return fused, [*(tap.x for tap in fused), *(tap.D for tap in fused), *nodes]
+
+
+def _unlike(x: Tensor, feedback: Tensor) -> str | None:
+    """The shape of the activity that feedback kept in full was made for, in words; None where it is that of x."""
+    return None if x.shape[1:] == feedback.shape[1:] else f"[N, {', '.join(map(str, feedback.shape[1:]))}]"
+
+
+def _by(rows: torch.Size) -> str:
+    return " x ".join(map(str, rows))

@@ -17,10 +17,12 @@ from apical.phases.clean_pass import CleanPass
 from apical.phases.isolation import RandomState, cuda_devices, unchanged
 from apical.phases.noisy_pass import Estimate, Place, estimates, perturbing
 from apical.plasticity.base import feedback_at
+from apical.synapses.storage import PROJECTION, form_of, kept
 from apical.synapses.synapse import Synapse
 
 if TYPE_CHECKING:
     from apical.learner import Learner
+    from apical.pathways.factored.form import Form
     from apical.phases.layout import Criterion
     from apical.plasticity import Plasticity
 
@@ -44,6 +46,19 @@ class Site:
         """The owner, where the signal is layer-wise."""
         assert isinstance(self.owner, Synapse)
         return self.owner
+
+    @property
+    def form(self) -> Form | None:
+        """How direct feedback is kept here; None where it is in full."""
+        return form_of(self.owner)
+
+    def rows(self, errors: Tensor) -> Tensor:
+        """The rows of an error shaped like the output, as direct feedback here hears them [rows, outputs], or [rows, rank]."""
+        return errors.flatten(1) if self.form is None else self.form.rows(errors, kept(self.owner, PROJECTION))
+
+    def targets(self, values: Tensor) -> Tensor:
+        """What `rows` times the feedback [rows, *] is to be, for a signal that comes as near as can be to `values`."""
+        return values.flatten(1) if self.form is None else self.form.targets(values)
 
     @property
     def feedback(self) -> Tensor:
@@ -165,14 +180,14 @@ class Phase:
             run(self.learner.model, self._batch[0])
 
     def through(self, site: Site, activity: Tensor) -> Tensor:
-        """Output of the model [N, outputs] when `activity` stands at a site, whatever its inputs; in eval mode."""
+        """Output of the model [N, *] when `activity` stands at a site, whatever its inputs; in eval mode."""
         inputs = _zeros(self._batch[0], len(activity))
 
         def put(place: str, call: int, found: Tensor) -> Tensor | None:
             return activity.to(found.dtype) if place == site.name else None
 
         with self._quiet([self.learner.model]), perturbing(self.learner, put, [site.name]):
-            return pick(run(self.learner.model, inputs), self.learner.output).flatten(1)
+            return pick(run(self.learner.model, inputs), self.learner.output)
 
     @contextmanager
     def _quiet(self, still: list[nn.Module], inputs: Any = None) -> Iterator[None]:

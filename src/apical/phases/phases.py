@@ -13,7 +13,7 @@ from apical import distributed
 from apical.nested import input_of
 from apical.pathways.base import Pathway
 from apical.pathways.checkpointing import recomputing
-from apical.pathways.direct import Direct
+from apical.pathways.direct import FromOutput
 from apical.per_copy import Streams
 from apical.phases.conditions import casting, casts
 from apical.phases.isolation import Watch
@@ -92,7 +92,7 @@ class Phases:
     def sites(self) -> list[Site]:
         """All places where a teaching signal enters."""
         synapses = [
-            Site(name, synapse, synapse.plasticity, direct=isinstance(synapse.pathway, Direct))
+            Site(name, synapse, synapse.plasticity, direct=isinstance(synapse.pathway, FromOutput))
             for name, synapse in self.learner.synapses.items()
             if synapse.sends_back and complete(synapse)
         ]

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from apical.plasticity.initialization import Init, draw_for
 from apical.synapses.circuit import Connection
-from apical.synapses.storage import keep, kept
+from apical.synapses.storage import SEED, form_of, keep, kept
 
 if TYPE_CHECKING:
     from apical.phases.phase import Phase
@@ -90,11 +90,20 @@ class Stored(Plasticity):
     @final
     @override
     def keeps(self, owner: nn.Module) -> Tensor | None:
-        return owner._buffers["feedback"]
+        own = owner._buffers
+        return own["feedback"] if "feedback" in own else own[SEED]
 
     @final
     def store(self, owner: nn.Module, value: Tensor) -> None:
-        """Take a copy of `value` as feedback weights, in place of those stored: weights that it aliases may move."""
+        """Take a copy of `value` as feedback weights, in place of those stored: weights that it aliases may move.
+
+        Raises:
+            ValueError: if what is stored is not the feedback itself.
+        """
+        form = form_of(owner)
+        if form is not None and form.made:
+            what = "drawn from a seed (seeded=True)" if form.seeded else "a part of one matrix (shared=True)"
+            raise ValueError(f"direct feedback that is {what} can't be set; leave that option out")
         keep(owner, "feedback", value.detach().to(feedback_at(owner), copy=True))
 
 

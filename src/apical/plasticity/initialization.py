@@ -9,46 +9,68 @@ import inspect
 import math
 from collections.abc import Callable
 from itertools import repeat
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from apical.per_copy import PerCopy, Streams
 from apical.synapses.locally_connected import LocallyConnected2d
-from apical.synapses.storage import weight_of
+from apical.synapses.storage import form_of, weight_of
 from apical.synapses.synapse import Synapse
 
 Init = str | Callable[..., Any]
 """A name in `INITS`, or a function that fills a tensor in place, such as those of `torch.nn.init`."""
 
 
-def _uniform(bound: Callable[[int, int], float]) -> Callable[..., Tensor]:
-    return lambda tensor, fan_in, fan_out, generator: tensor.uniform_(
-        -bound(fan_in, fan_out), bound(fan_in, fan_out), generator=generator
-    )
+Law = tuple[Literal["uniform", "normal"], Callable[[int, int], float]]
+"""A distribution around zero, and its scale by (fan in, fan out): the bound of a uniform one, a normal one's deviation."""
 
-
-def _normal(sd: Callable[[int, int], float]) -> Callable[..., Tensor]:
-    return lambda tensor, fan_in, fan_out, generator: tensor.normal_(0.0, sd(fan_in, fan_out), generator=generator)
-
-
-_glorot = _uniform(lambda fan_in, fan_out: math.sqrt(6 / (fan_in + fan_out)))
+_GLOROT: Law = ("uniform", lambda fan_in, fan_out: math.sqrt(6 / (fan_in + fan_out)))
 
 # Fans are those of the weights that the feedback stands for. Direct feedback D [C, n] is read as weights from n units to C.
-INITS: dict[str, Callable[..., Tensor]] = {
+_LAWS: dict[str, Law] = {
     # fig. 2: U[-0.5, 0.5].
-    "lillicrap2016": _uniform(lambda fan_in, fan_out: 0.5),
+    "lillicrap2016": ("uniform", lambda fan_in, fan_out: 0.5),
     # U(+-1/sqrt(size of the layer that gets the signal)): released code; the paper prints fan_out.
-    "nokland2016": _uniform(lambda fan_in, fan_out: fan_in**-0.5),
+    "nokland2016": ("uniform", lambda fan_in, fan_out: fan_in**-0.5),
     # Released runs (not in the paper): sd sqrt(1/(n_in + n_out)).
-    "akrout2019": _normal(lambda fan_in, fan_out: (fan_in + fan_out) ** -0.5),
+    "akrout2019": ("normal", lambda fan_in, fan_out: (fan_in + fan_out) ** -0.5),
     # Glorot and Bengio 2010: U(+-sqrt(6 / (fan in + fan out))). Independent of the weights' own draw.
-    "amit2019": _glorot,
-    "glorot": _glorot,
+    "amit2019": _GLOROT,
+    "glorot": _GLOROT,
     # Released code, MNIST networks: sd sqrt(2/fan_in). The convolutional network's direct feedback is nokland2016's.
-    "lansdell2020": _normal(lambda fan_in, fan_out: math.sqrt(2 / fan_in)),
+    "lansdell2020": ("normal", lambda fan_in, fan_out: math.sqrt(2 / fan_in)),
 }
+
+
+def _by_law(law: Law) -> Callable[..., Tensor]:
+    kind, scale = law
+    return lambda tensor, fan_in, fan_out, generator: fill_by(kind, scale(fan_in, fan_out), tensor, generator)
+
+
+def fill_by(kind: Literal["uniform", "normal"], scale: float, tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Fill a tensor with numbers of a distribution around zero."""
+    if kind == "uniform":
+        return tensor.uniform_(-scale, scale, generator=generator)
+    return tensor.normal_(0.0, scale, generator=generator)
+
+
+INITS: dict[str, Callable[..., Tensor]] = {name: _by_law(law) for name, law in _LAWS.items()}
+
+
+def law_of(init: Init) -> Law:
+    """The law of direct feedback that is drawn without weights to be like: "weights" is "nokland2016" there.
+
+    Raises:
+        ValueError: for what has no law by that name.
+    """
+    name = "nokland2016" if init == "weights" else init
+    if not isinstance(name, str) or name not in _LAWS:
+        raise ValueError(
+            f"shared and seeded feedback is drawn by init='weights' or one of {', '.join(_LAWS)}, not {init!r}"
+        )
+    return _LAWS[name]
 
 
 def draw(
@@ -164,10 +186,11 @@ def draw_for(
     """
     weight = weight_of(owner)
     copies = len(generator.own) if isinstance(generator, Streams) else 1
-    dimension = 0 if weight is not None and weight.shape == shape else 1
+    dimension = 0 if weight is not None and weight.shape == shape and form_of(owner) is None else 1
     own = torch.Size([*shape[:dimension], shape[dimension] // copies, *shape[dimension + 1 :]])
-    fans, likes = (math.prod(own[1:]), own[0]), repeat(None)
-    alike = weight is not None and own == (weight.shape[0] // copies, *weight.shape[1:])
+    form, likes = form_of(owner), repeat(None)
+    fans = (math.prod(own[1:]), own[0]) if form is None else form.fans
+    alike = weight is not None and own == (weight.shape[0] // copies, *weight.shape[1:]) and form is None
     if isinstance(owner, Synapse) and weight is not None and alike:
         fans = owner.fans()
         likes = weight.chunk(copies) if mirror else likes

@@ -190,6 +190,6 @@ class Mirror(Stored, Phased):
 
     def _by_output(self, phase: Phase, site: Site, z: Tensor) -> tuple[Tensor, int]:
         beta = 0.0 if self.baseline == "batch-mean" else self.baseline
-        response = phase.through(site, z + beta if beta else z).to(z.dtype)
-        response = response - (response.mean(0) if self.baseline == "batch-mean" else beta)
-        return (response.t() @ z.flatten(1)).view(site.feedback.shape), len(z)
+        rows = site.rows(phase.through(site, z + beta if beta else z).to(z.dtype) - beta)
+        rows = rows - rows.mean(0) if self.baseline == "batch-mean" else rows
+        return (rows.t() @ site.targets(z)).view(site.feedback.shape), len(rows)

@@ -171,11 +171,16 @@ class Regression(Stored, Phased):
         return scale**2
 
     def _direct_sums(self, phase: Phase, site: Site, target: Estimate) -> list[Tensor]:
-        errors = phase.clean.errors.flatten(1).to(phase.dtype)
+        errors, values = site.rows(phase.clean.errors.to(phase.dtype)), site.targets(target.values)
         # Factors, one a sample, go to the smaller side of the product.
-        weighed = errors if target.factors is None else errors * target.factors.flatten(1)
+        weighed = errors
+        if target.factors is not None:
+            factors = target.factors.flatten(1)
+            if len(factors) != len(errors):  # A sample has several rows.
+                factors = factors.repeat_interleave(len(errors) // len(factors), 0)
+            weighed = errors * factors
         gram = errors.t() @ errors
-        cross = (weighed.t().to(target.values.dtype) @ target.values.flatten(1)).to(phase.dtype)
+        cross = (weighed.t().to(values.dtype) @ values).to(phase.dtype)
         if self.solver == "ridge":
             return [gram, cross]
         # e^T (e D - lambda^), in the order that never makes the prediction e D.

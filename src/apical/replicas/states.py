@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from apical.pathways import Direct
+from apical.pathways import FromOutput
 from apical.synapses.storage import kept, names_kept
 from apical.synapses.synapse import Synapse
 
@@ -22,7 +22,7 @@ def dimension_of(model: nn.Module, name: str) -> int:
     owner = model.get_submodule(path)
     return int(
         leaf in ("feedback", "feedback_mask")
-        and not (isinstance(owner, Synapse) and not isinstance(owner.pathway, Direct))
+        and not (isinstance(owner, Synapse) and not isinstance(owner.pathway, FromOutput))
     )
 
 

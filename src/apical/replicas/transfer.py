@@ -11,7 +11,7 @@ from torch import nn
 from apical.attaching.attach import attach
 from apical.attaching.by_module import Rules
 from apical.learner import Learner
-from apical.pathways import Direct
+from apical.pathways import FromOutput
 
 
 def attach_like(
@@ -55,5 +55,5 @@ def silence_like(learner: Learner, other: Learner) -> None:
     """Drop the feedback that `other`, of a network of the same structure, has found to be without use."""
     for name, synapse in other.synapses.items():
         mine = learner.synapses[name]
-        if mine.sends_back and not (synapse.sends_back or isinstance(synapse.pathway, Direct)):
+        if mine.sends_back and not (synapse.sends_back or isinstance(synapse.pathway, FromOutput)):
             mine.silence()

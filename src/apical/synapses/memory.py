@@ -6,6 +6,8 @@ as much as the sums that fill them. Held here, a block serves the next step, pro
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,3 +56,21 @@ def in_use(block: Tensor) -> bool:
     storage = block.untyped_storage()
     # One count is the tensor's, one this function's.
     return torch._C._storage_Use_Count(storage._cdata) > 2
+
+
+_numbers = itertools.count()
+
+
+def carries_values(fn: Callable[[Tensor], Tensor], like: Tensor | None) -> bool:
+    """Whether what a model applies to all its tensors carries their values over, as a move or a cast does.
+
+    `nn.Module.to_empty` does not. A number that was never asked before tells, as fresh memory may hold those of old.
+    """
+    if like is None:
+        return True
+    probe = torch.full((8,), 0.5 + next(_numbers) % 61 / 128, dtype=like.dtype, device=like.device)
+    with torch.no_grad():
+        moved = fn(probe)
+    if moved.is_meta or probe.is_meta:
+        return False
+    return bool(((moved.cpu().float() - probe.cpu().float()).abs() < 0.003).all())

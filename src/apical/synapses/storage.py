@@ -7,7 +7,6 @@ saved, loaded, moved or emptied.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from typing_extensions import override
 
 from apical.distributed import in_shards
 from apical.step_hooks.masks import like
-from apical.synapses.memory import laid_out_as
+from apical.synapses.memory import carries_values, laid_out_as
 from apical.synapses.transformed import transforming
 
 if TYPE_CHECKING:
@@ -28,6 +27,15 @@ MASKS = ("weight_mask", "feedback_mask")
 
 CURRENT = "current_weight"
 """Under which attribute a synapse whose weights are computed has those of the newest pass."""
+
+PROJECTION = "feedback_projection"
+"""Name of the buffer that holds P [outputs, rank] of direct feedback P Q."""
+
+SEED = "feedback_seed"
+"""Name of the buffer that holds the seed of feedback of which nothing else is kept."""
+
+_FORM = "apical_form"
+"""Under which attribute an owner of direct feedback has how it is kept, where that is not in full."""
 
 _NAMES = "apical_kept"
 """Under which attribute an owner lists what was kept on it."""
@@ -76,6 +84,16 @@ def weight_of(owner: nn.Module) -> Tensor | None:
     """The weights of an owner as they are, or, where every pass computes them anew, as the newest pass had them."""
     current = vars(owner).get(CURRENT)
     return owner._parameters.get("weight") if current is None else current
+
+
+def form_of(owner: nn.Module) -> Any:
+    """The `apical.pathways.factored.form.Form` of the owner's direct feedback; None where it is kept in full, and elsewhere."""
+    return vars(owner).get(_FORM)
+
+
+def shape_by(owner: nn.Module, form: Any) -> None:
+    """Keep direct feedback of an owner in a form."""
+    vars(owner)[_FORM] = form
 
 
 def names_kept(owner: nn.Module) -> tuple[str, ...]:
@@ -129,7 +147,7 @@ def release(owner: nn.Module) -> None:
             continue  # A mask of torch.nn.utils.prune, which has the same name.
         owner._parameters.pop(name, None)
         owner._buffers.pop(name, None)
-    for name in (_NAMES, _RETIRED):
+    for name in (_FORM, _NAMES, _RETIRED):
         vars(owner).pop(name, None)
 
 
@@ -206,7 +224,7 @@ class Keeper(nn.Module):
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         keeps = any(kept(self, name) is not None for name in (*names_kept(self), *MASKS))
-        if keeps and not _carries_values(fn, self._parameters.get("weight")):
+        if keeps and not carries_values(fn, self._parameters.get("weight")):
             self.circuit.lost(self.label)
         return super()._apply(fn, recurse)
 
@@ -247,24 +265,6 @@ class Keeper(nn.Module):
         held = {prefix + name for name in own if kept(self, name) is not None}
         if held <= state_dict.keys():
             self.circuit.emptied.discard(self.label)
-
-
-_numbers = itertools.count()
-
-
-def _carries_values(fn: Callable[[Tensor], Tensor], like: Tensor | None) -> bool:
-    """Whether what a model applies to all its tensors carries their values over, as a move or a cast does.
-
-    `nn.Module.to_empty` does not. A number that was never asked before tells, as fresh memory may hold those of old.
-    """
-    if like is None:
-        return True
-    probe = torch.full((8,), 0.5 + next(_numbers) % 61 / 128, dtype=like.dtype, device=like.device)
-    with torch.no_grad():
-        moved = fn(probe)
-    if moved.is_meta or probe.is_meta:
-        return False
-    return bool(((moved.cpu().float() - probe.cpu().float()).abs() < 0.003).all())
 
 
 def refuse_computed(synapse: Any) -> None:

@@ -26,6 +26,7 @@ from apical.synapses.storage import (
     Keeper,
     check_feedback,
     check_mask,
+    form_of,
     kept,
     refuse_computed,
     retire,
@@ -56,13 +57,12 @@ class Synapse(Keeper):
         weight, bias: the plain layer's. pathway: how its teaching signal arrives. plasticity: how its feedback comes to be.
         connection: the plasticity's answers for this synapse. circuit: what all synapses of a learner share.
         whole_pass: the passes of the whole model that its signal depends on; None where its own error is enough.
-        label: name of the module in the model. large: whether memory for results of the weights' size is used again.
+        label: name of the module. copies: networks side by side in it (see `apical.replicate`). large: whether memory is reused.
         sends_back: False where no teaching signal ever leaves the synapse, because its input is data.
         subspace: the few directions through which its error is seen from below (see `apical.LayerWise`); None: all.
         derived: whether its input is made in the model, so that nobody else can ask for a gradient of a leaf there.
         sparse: whether some connections don't exist; the buffers `weight_mask` and `feedback_mask` say which.
         sentinel: whether it looks, in every pass that learns, if the model was changed after `attach`.
-        copies: how many networks lie side by side in its channels (see `apical.replicate`).
 
     >>> import apical, torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
@@ -125,12 +125,10 @@ class Synapse(Keeper):
 
     @property
     def feedback(self) -> Tensor | None:
-        """Feedback weights as the next backward pass will use them.
-
-        Shape: the weight's for layer-wise rules, [outputs, *input features] for direct rules; None where never used.
-        """
-        if (found := self.plasticity.keeps(self) if self.sends_back else None) is None or not self.connection.resolve:
-            return found
+        """Feedback weights of the next backward pass: shaped as the weights, or direct [outputs, *features] or less, or None."""
+        found, form = self.plasticity.keeps(self) if self.sends_back else None, form_of(self)
+        if found is None or self.connection.resolve is None:
+            return found if found is None or form is None else form.weights(found, self.weight_now.dtype)
         found, gain = self.resolved(found, reuse=False), self.connection.gain
         return found if gain == 1 else found * gain
 
@@ -296,5 +294,5 @@ class Synapse(Keeper):
     @override
     def extra_repr(self) -> str:
         """The plain layer's description, with how its feedback is carried and learned."""
-        sparse = ", sparse" if self.sparse else ""
-        return f"{super().extra_repr()}, pathway={self.pathway.name}, plasticity={self.plasticity.name}{sparse}"
+        rule = f"pathway={self.pathway.name}, plasticity={self.plasticity.name}"
+        return f"{super().extra_repr()}, {rule}{', sparse' if self.sparse else ''}"

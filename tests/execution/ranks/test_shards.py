@@ -26,6 +26,8 @@ WHOLE = (
     "brsf",
     "matched",
     "dfa",
+    "dfa:rank=2,shared=True",
+    "kp-direct:rank=2",
     "kp-direct",
     "ifa",
     "shallow",
@@ -35,7 +37,7 @@ WHOLE = (
 )
 EACH = ("fa", "kp", "usf", "dfa", "dfa 0.5")
 """Rules that learn from parts sharded on their own, too."""
-ALIKE = ("fa", "dfa", "ifa")
+ALIKE = ("fa", "dfa", "dfa:rank=2,shared=True", "ifa")
 """Rules whose feedback is whole on every rank: here each draws its own, and the first one's is used."""
 COURSES = [*((rule, False) for rule in WHOLE), *((rule, True) for rule in EACH)]
 PHASED = ("wm", "np", "np-direct", "sg", "sg-direct", "reinforce")
