@@ -43,7 +43,8 @@ class BenchmarkConfig:
     """
 
     networks: tuple[str, ...] = tuple(SUBJECTS)
-    """Networks to time: by default those for a CPU. 3072-8192x3-10, resnet18, resnet50, vit-s16 and gpt-124m want a GPU."""
+    """Networks to time: by default those for a CPU. 3072-8192x3-10, resnet18, resnet50, vit-s16 and gpt-124m want a GPU,
+    small-resnet18 much time."""
     rules: tuple[str, ...] = (
         "bp",
         "fa",

@@ -86,6 +86,7 @@ SUBJECTS: dict[str, Subject] = {
 
 LARGE: dict[str, Subject] = {
     "3072-8192x3-10": _sizes("3072-8192-8192-8192-10", 1024),
+    "small-resnet18": Subject(lambda: resnet18(10, stem="small"), (3, 32, 32), 128),
     "resnet18": Subject(resnet18, (3, 224, 224), 192, 1000),
     "resnet50": Subject(resnet50, (3, 224, 224), 192, 1000),
     "vit-s16": Subject(vit_s16, (3, 224, 224), 192, 1000),
