@@ -4,18 +4,31 @@
 
 #include <ATen/ATen.h>
 
+#include <fstream>
+#include <iterator>
 #include <optional>
+#include <string>
 
 namespace {
 
 using at::Tensor;
 
-constexpr int64_t NARROW = 32, WIDE = 400, TALL = 4096;
+constexpr int64_t NARROW = 32, WIDE = 400, TALL = 4096, FEW = 32;
 constexpr int64_t ROWS[] = {8, 10, 4, 5};
+
+// Whether the CPU is one of AMD's.
+bool by_amd() {
+  static const bool found = [] {
+    std::ifstream told("/proc/cpuinfo");
+    const std::string text((std::istreambuf_iterator<char>(told)), std::istreambuf_iterator<char>());
+    return text.find("AuthenticAMD") != std::string::npos;
+  }();
+  return found;
+}
 
 Tensor product(const Tensor& a, const Tensor& b) {
   const int64_t n = a.size(0), inner = a.size(1), columns = b.size(1);
-  if (a.scalar_type() == at::kFloat && a.is_cpu()) {
+  if (by_amd() && a.scalar_type() == at::kFloat && a.is_cpu()) {
     if (inner <= NARROW) {
       if (columns >= WIDE && n >= 32) {
         for (const int64_t rows : ROWS) {
@@ -36,6 +49,9 @@ Tensor product(const Tensor& a, const Tensor& b) {
 
 Tensor affine(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   if (x.dim() != 2 || x.scalar_type() != at::kFloat || !x.is_cpu() || weight.numel() < TALL * x.size(0)) {
+    return at::linear(x, weight, bias);
+  }
+  if (!by_amd() && (x.size(0) < 8 || x.size(0) > FEW)) {
     return at::linear(x, weight, bias);
   }
   const Tensor y = bias ? at::addmm(bias->unsqueeze(1), weight, x.t()) : at::mm(weight, x.t());
