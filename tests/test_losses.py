@@ -23,5 +23,16 @@ def test_losses_per_sample_against_numpy(name):
     np.testing.assert_allclose(LOSSES[name](outputs, targets).numpy(), expected)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_samples_with_positions_are_means_over_them(name):
+    g = torch.Generator().manual_seed(0)
+    outputs, targets = torch.randn(6, 5, 4, generator=g, dtype=torch.float64), torch.randint(4, (6, 5), generator=g)
+    each = torch.stack([LOSSES[name](outputs[:, t], targets[:, t]) for t in range(5)], 1)
+    torch.testing.assert_close(LOSSES[name](outputs, targets), each.mean(1))
+    rates = [error_rate(outputs[:, t], targets[:, t], 2) for t in range(5)]
+    assert error_rate(outputs, targets, 2) == pytest.approx(np.mean(rates))
+    assert error_rate(outputs, targets) == 100 * float((outputs.argmax(2) != targets).double().mean())
+
+
 def test_error_rate_is_in_percent():
     assert error_rate(torch.eye(4), torch.tensor([0, 1, 2, 0])) == 25

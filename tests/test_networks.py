@@ -214,6 +214,17 @@ def test_attention_is_the_softmax_of_products_and_a_decoder_sees_nothing_to_come
     assert not torch.allclose(first[2:], second[2:])
 
 
+def test_a_gpt_by_name_has_its_numbers_of_units_and_blocks():
+    net = build("gpt-128x3", shape=(12,), classes=256)
+    assert net(torch.zeros(2, 12, dtype=torch.long)).shape == (2, 12, 256)
+    assert (len(net.blocks), net.blocks[0].attention.heads, net.places.weight.shape) == (3, 2, (12, 128))
+    assert net.head.weight is not net.tokens.weight
+    with pytest.raises(
+        ValueError, match="width must be less than 64, or a multiple of it, the units of a head, got 100"
+    ):
+        build("gpt-100x2", shape=(12,), classes=256)
+
+
 def test_a_vision_transformer_takes_whole_patches_and_reads_its_class_token():
     torch.manual_seed(0)
     net = vit_s16(classes=4, size=32)

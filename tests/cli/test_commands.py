@@ -43,7 +43,7 @@ RECIPE = (
     "data network activation loss connectivity whole-output optimizer learning-rate weight-decay scheduler epochs batch "
     "input-noise activation-noise test-every align-every checkpoint-every precision memory-format accelerator "
     "accumulate clip decayed warmup-epochs cooldown-epochs bias-rate label-smoothing ema mirrored best-by "
-    "test-split validation validation-seed images augment normalize stream image-size shuffle-buffer workers skip-corrupt"
+    "test-split validation validation-seed images augment normalize stream image-size shuffle-buffer workers skip-corrupt window"
 )
 OPTIONS = {
     "compare": f"{RECIPE} rules seeds first-seed replicas folder resume overwrite time-steps captured",

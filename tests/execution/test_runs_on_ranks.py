@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from apical.data import ImageData, Split
+from apical.data.text.windows import Windows
 from apical.training import RunFolder, TrainConfig, train
 from processes import BoomError, as_torchrun_starts, boom_at, on_two_ranks
 from training.runs import same, weights
@@ -37,6 +38,7 @@ OPTIONS = dataclasses.replace(
     best_by="test",
 )
 """Shares of 4 in 3 parts, and a last batch of one, of which the other process has nothing."""
+TEXT = dataclasses.replace(CONFIG, rule="kp", network="gpt-8x1", window=6, batch=8)
 TAUGHT = ("kp", "reinforce", "dfa")
 NOISY = dataclasses.replace(CONFIG, rule="np", input_noise=0.3, activation_noise=0.1, batch=8, checkpoint_every=1)
 
@@ -46,6 +48,12 @@ def samples(n: int) -> ImageData:
     pixels = torch.randint(256, (n, 1, 4, 4), generator=g, dtype=torch.uint8)
     split = Split(pixels, torch.randint(3, (n,), generator=g))
     return ImageData("some", split, split, 3, ("a", "b", "c"))
+
+
+def text() -> ImageData:
+    parts = [torch.randint(256, (n,), generator=torch.Generator().manual_seed(n)).byte() for n in (25 * 6 + 1, 20)]
+    train, test = (Windows(part, 6) for part in parts)
+    return ImageData("text:some", train, test, 256, tuple(map(str, range(256))))
 
 
 def named(rule: str, batch: int) -> TrainConfig:
@@ -60,6 +68,7 @@ def runs(rank: int, folder: str) -> dict[str, torch.Tensor]:
             train(named(rule, batch), Path(folder, f"{rule}-{batch}"), data=samples(n))
     for rule in TAUGHT:
         train(dataclasses.replace(OPTIONS, rule=rule), Path(folder, f"options-{rule}"), data=samples(25))
+    train(TEXT, Path(folder, "text"), data=text())
     train(NOISY, Path(folder, "whole"), data=samples(25))
     for again, limit in enumerate((2, 5)):
         try:
@@ -100,3 +109,12 @@ def test_two_processes_learn_by_all_options_what_one_does(rule, folder, tmp_path
 
 def test_two_processes_that_stop_and_resume_draw_the_noise_they_would_have_drawn(folder):
     assert same(weights(folder / "whole"), weights(folder / "cut"))
+
+
+def test_two_processes_learn_from_windows_of_a_text_what_one_does(folder, tmp_path):
+    train(TEXT, tmp_path / "one", data=text())
+    mine, its = weights(folder / "text"), weights(tmp_path / "one")
+    torch.testing.assert_close(mine, its, rtol=1e-6, atol=1e-7)
+    # Shares of single bytes of windows would give another loss.
+    lines = [RunFolder(place).metrics.read() for place in (folder / "text", tmp_path / "one")]
+    assert [one["test_loss"] for one in lines[0]] == pytest.approx([one["test_loss"] for one in lines[1]])

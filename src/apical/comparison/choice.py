@@ -53,6 +53,8 @@ def obstacle(config: TrainConfig, seeds: int, data: ImageData) -> str | None:
     optimizer = optimizer_of(config.optimizer)[0]
     if data.train.streamed:
         return "streamed images come in one order at a time"
+    if len(data.shape) == 1:
+        return "networks on text learn one by one"
     if started() > 1:
         return "there are several processes"
     if seeds < 2:
@@ -90,7 +92,7 @@ def pays(config: TrainConfig, data: ImageData) -> bool:
 def _pass(model: nn.Module, data: ImageData) -> None:
     x, _ = data.train.batch(torch.arange(2) % len(data.train))
     with torch.no_grad():
-        model(x.to(next(model.parameters()).dtype))
+        model(x.to(next(model.parameters()).dtype) if x.is_floating_point() else x)
 
 
 def _draws(model: nn.Module, data: ImageData) -> bool:

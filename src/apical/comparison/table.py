@@ -57,7 +57,9 @@ def _audited(config: CompareConfig, rule: str, data: ImageData) -> tuple[str, st
     model, learner = make(config, rule_of(rule), config.first_seed, data)
     x, y = data.train.first(AUDITED_SAMPLES)
     try:
-        report = audit(learner, x.to(next(model.parameters()).dtype), y, LOSSES[config.loss])
+        report = audit(
+            learner, x.to(next(model.parameters()).dtype) if x.is_floating_point() else x, y, LOSSES[config.loss]
+        )
     except ValueError:  # Dead layers hide what they would transport; what was trained counts all the same.
         return "", ""
     return report.summary, report.broadcast
@@ -65,6 +67,8 @@ def _audited(config: CompareConfig, rule: str, data: ImageData) -> tuple[str, st
 
 def samples(home: Path, runs: list[dict[str, Any]], data: ImageData) -> dict[str, Any]:
     """Test images with the first seed's predictions: those that some rule gets wrong, as far as half, then the first ones."""
+    if len(data.shape) == 1:  # A text shows no pictures.
+        return {"images": [], "labels": [], "predictions": {}, "class_names": []}
     predictions = {}
     for run in runs:
         result = RunFolder(home / run["folder"]).result

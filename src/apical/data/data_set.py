@@ -21,7 +21,9 @@ Amount = int | float
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """An image-classification data set: a split to train on, one to test on, and perhaps one to choose by.
+    """A data set of classified images: a split to train on, one to test on, and perhaps one to choose by.
+
+    A text is one whose images are windows of bytes, and whose labels the bytes that come next.
 
     Args:
         name: how it was asked for. train, test: the two splits.
@@ -85,7 +87,7 @@ class ImageData:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
+        """(C, H, W) of an image; (T,) of a text's window."""
         return self.train.shape
 
     @property

@@ -68,6 +68,11 @@ class Split:
         """Whether images are read while they are learned from, so that batches come in one order at a time."""
         return False
 
+    @property
+    def at_once(self) -> int:
+        """How many samples a network is tested on at a time."""
+        return 1000
+
     def check(self, classes: int, where: str) -> None:
         """Refuse labels outside 0 ... classes - 1.
 
@@ -192,6 +197,11 @@ class View(Split):
     @override
     def streamed(self) -> bool:
         return self.of.streamed
+
+    @property
+    @override
+    def at_once(self) -> int:
+        return self.of.at_once
 
 
 class Part(View):

@@ -16,6 +16,8 @@ from apical.data.decode import decode
 from apical.data.digits import digits
 from apical.data.images import DataError
 from apical.data.source import Folder, Hub, UnreachableError, offline_by_choice, resolve
+from apical.data.text.files import is_text
+from apical.data.text.windows import WINDOW, text
 from apical.files import cache_folder
 
 _UNKNOWN = "unknown"  # fingerprint of what `datasets` has kept of a data set on a hub that can't be asked
@@ -31,6 +33,7 @@ def load(
     image_column: str | None = None,
     label_column: str | None = None,
     in_memory: bool | None = None,
+    window: int = WINDOW,
 ) -> ImageData:
     """The data set of a name, decoded at the first time and kept for later ones.
 
@@ -40,7 +43,8 @@ def load(
 
     Args:
         name: "digits" (1797 images of 8 x 8, bundled with scikit-learn; nothing is read or kept elsewhere), a data set
-            on the Hugging Face hub such as "ylecun/mnist" or "uoft-cs/cifar10", or a local folder in the hub's layout.
+            on the Hugging Face hub such as "ylecun/mnist" or "uoft-cs/cifar10", or a local folder in the hub's layout; "text",
+            the sources of Python's standard library, or "text:PATH" of a file or a folder of texts, read byte by byte.
         cache: where decoded images are kept. None: $APICAL_CACHE, else `apical` in $XDG_CACHE_HOME or ~/.cache.
         test_split: the split to test on. None: "test", else "validation", "valid" or "val". The other is "train".
         validation: the split to choose settings and checkpoints by: a split's name, or how much of the training split to hold
@@ -50,9 +54,11 @@ def load(
         label_column: None: found by its type and by a name such as "label" or "fine_label".
         in_memory: read the images into memory; False: map their files, and read what a batch needs. None: into memory
             if they take up to a quarter of it.
+        window: of a text, the bytes of a sample.
 
     Returns:
-        Two or three splits with uint8 images [N, C, H, W] and int64 labels [N].
+        Two or three splits with uint8 images [N, C, H, W] and int64 labels [N]; of a text always three (see
+        `text.windows.text`).
 
     Raises:
         DataError: if the data is missing, empty, damaged or unreachable, has images of several sizes, or is no
@@ -63,7 +69,16 @@ def load(
     (1442, 355, (1, 8, 8), 10)
     """
     own = validation if isinstance(validation, str) else None
-    data = _load(os.fspath(name), cache, Choice(test_split, image_column, label_column, own), in_memory)
+    choice, name = Choice(test_split, image_column, label_column, own), os.fspath(name)
+    if is_text(name):
+        if given := [key for key, value in choice.identity.items() if value is not None]:
+            raise DataError(
+                f"data {name!r} is a text, of which whole files are held out; leave out {', '.join(given)}, or give a fraction: "
+                "validation=0.05"
+            )
+        share = None if isinstance(validation, str) else validation
+        return text(name, window=window, validation=share, seed=validation_seed)
+    data = _load(name, cache, choice, in_memory)
     if validation is None or isinstance(validation, str):
         return data
     return held_out(data, validation, validation_seed)

@@ -16,6 +16,8 @@ from apical.data.loading import load
 from apical.data.prepared import Prepared, normal_of, prepared
 from apical.data.streaming.opening import stream
 from apical.data.streaming.stream import Reading
+from apical.data.text.files import is_text
+from apical.data.text.windows import WINDOW
 
 
 def later(default: Any) -> Any:
@@ -57,16 +59,19 @@ class DataOptions:
     skip_corrupt: bool = later(False)
     """With --stream: leave images out that can't be decoded, with a warning that names them, instead of ending."""
 
+    window: int = later(WINDOW)
+    """With --data text: bytes that a network sees at a time, each of which it predicts from those before it."""
+
     def problems(self) -> list[str]:
         """What is wrong with the values, in words."""
         found = []
         if not isinstance(self.validation, str | None) and not self.validation > 0:
             found.append(f"validation must be a positive number or a split's name, got {self.validation}")
-        for name in ("images", "image_size", "shuffle_buffer", "workers"):
+        for name in ("images", "image_size", "shuffle_buffer", "workers", "window"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 found.append(f"{name} must be at least 1, got {value}")
-        if not self.stream and (given := self._of_streams()):
+        if not self.stream and (given := self._given("image_size", "shuffle_buffer", "workers", "skip_corrupt")):
             found.append(f"{', '.join(given)} is for streamed data; give stream=True (--stream), or leave it out")
         if self.stream and self.images is not None:
             found.append(
@@ -94,6 +99,11 @@ class DataOptions:
         Raises:
             DataError: if the data can't be loaded, or has no such split.
         """
+        name = data if isinstance(data, str) else data.name
+        if is_text(name) and (given := self._given("augment", "normalize", "stream", "images")):
+            raise DataError(f"{', '.join(given)} is for images, and data {name!r} is a text; leave it out")
+        if not is_text(name) and self._given("window"):
+            raise DataError(f"window={self.window} is for text (data='text'), and the data are {name!r}; leave it out")
         augment = augmentations(self.augment)
         if isinstance(data, str) and self.stream:
             # A stream cuts parts out as it decodes, from the whole image.
@@ -102,7 +112,11 @@ class DataOptions:
             data = self._stream(data, cut[0] if cut else None)
         elif isinstance(data, str):
             data = load(
-                data, test_split=self.test_split, validation=self.validation, validation_seed=self.validation_seed
+                data,
+                test_split=self.test_split,
+                validation=self.validation,
+                validation_seed=self.validation_seed,
+                window=self.window,
             )
         if isinstance(data.train, Prepared):  # by these options, once already
             return data
@@ -111,10 +125,9 @@ class DataOptions:
             data = part(data, self.images)
         return prepared(data, augment, self.normalize) if self.augment or self.normalize else data
 
-    def _of_streams(self) -> list[str]:
-        """The options given that are for streams only."""
-        own = ("image_size", "shuffle_buffer", "workers", "skip_corrupt")
-        return [one.name for one in fields(self) if one.name in own and getattr(self, one.name) != one.default]
+    def _given(self, *names: str) -> list[str]:
+        """Those options of these names that don't have their defaults."""
+        return [one.name for one in fields(self) if one.name in names and getattr(self, one.name) != one.default]
 
     def _stream(self, name: str, part: ResizedCrop | None) -> ImageData:
         own = self.validation if isinstance(self.validation, str) else None

@@ -7,7 +7,7 @@ from apical.networks.layers import SaturatedLinearity, UnscaledDropout, ZeroPadd
 from apical.networks.mlp import ACTIVATIONS, lansdell2020_mlp, mlp, parse_sizes
 from apical.networks.resnet import resnet18, resnet20, resnet32, resnet50, resnet56
 from apical.networks.speedrun import Whitening, speedrun
-from apical.networks.transformer import gpt_124m, vit_s16
+from apical.networks.transformer import gpt, gpt_124m, vit_s16
 from apical.networks.untied import untie
 from apical.synapses.locally_connected import LocallyConnected2d
 
@@ -25,6 +25,7 @@ __all__ = [
     "amit2019_simpnet",
     "build",
     "glorot",
+    "gpt",
     "gpt_124m",
     "lansdell2020_cnn",
     "lansdell2020_mlp",

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -15,10 +16,10 @@ from apical.networks.cnn import lansdell2020_cnn, nokland2016_conv
 from apical.networks.mlp import lansdell2020_mlp, mlp, parse_sizes
 from apical.networks.resnet import resnet18, resnet20, resnet32, resnet50, resnet56
 from apical.networks.speedrun import speedrun
-from apical.networks.transformer import vit_s16
+from apical.networks.transformer import gpt, vit_s16
 from apical.networks.users import check, own
 
-Made = Callable[[tuple[int, int, int], int], nn.Module]
+Made = Callable[[Any, int], nn.Module]
 
 
 def _resnet(make: Callable[..., nn.Module], **options: str) -> Made:
@@ -54,16 +55,18 @@ NETWORKS: dict[str, Made] = {
     "amit2019-deepnet-s-untied": partial(amit2019.amit2019_deepnet_s, untied=True),
 }
 """Networks by name, each made for images of a shape (C, H, W) and a number of classes."""
+OF_TEXT = "gpt-256x4"
+"""The name of a network for text; its numbers, width and depth, may be others."""
 
 
-def build(spec: str, *, shape: tuple[int, int, int], classes: int, activation: str = "tanh") -> nn.Module:
-    """The network that `spec` describes, in train mode, seen to take the data's images.
+def build(spec: str, *, shape: tuple[int, ...], classes: int, activation: str = "tanh") -> nn.Module:
+    """The network that `spec` describes, in train mode, seen to take the data's images, or a text's windows.
 
     Args:
-        spec: sizes such as "784-800-800-10"; a name in `NETWORKS`; or "module:function" (or "path/to/file.py:function")
-            of a function that returns a network, called with `shape` and `classes` if it takes arguments of these names.
-            Modules are looked for in the current folder too.
-        shape: (C, H, W) of the images. classes: values of the output.
+        spec: sizes such as "784-800-800-10"; a name in `NETWORKS`; for text "gpt-256x4", or with other numbers of units and
+            blocks; or "module:function" (or "path/to/file.py:function") of a function that returns a network, called with
+            `shape` and `classes` if it takes arguments of these names. Modules are looked for in the current folder too.
+        shape: (C, H, W) of the images, or (T,) of a text's windows. classes: values of the output.
         activation: between the layers of a network given by sizes.
 
     Raises:
@@ -80,6 +83,17 @@ def build(spec: str, *, shape: tuple[int, int, int], classes: int, activation: s
     spec = spec.strip()
     if ":" in spec:
         return own(spec, shape, classes)
+    named = re.fullmatch(r"gpt-(\d+)x(\d+)", spec)
+    if named is None and len(shape) == 1:
+        raise ValueError(
+            f"network {spec!r} is for images, and the data are a text in windows of {shape[0]} bytes; name {OF_TEXT}, or "
+            "module:function of one that takes int64 [N, T] and gives [N, T, classes]"
+        )
+    if named is not None:
+        if len(shape) != 1:
+            raise ValueError(f"network {spec!r} is for text, and the data are images; give data='text' (--data text)")
+        width, depth = map(int, named.groups())
+        return gpt(width, depth, vocabulary=classes, context=shape[0])
     if re.match(r"[\d-]", spec):
         sizes = parse_sizes(spec)
         if (sizes[0], sizes[-1]) != (features, classes):

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+HEAD = 64
+"""Units of a head of attention in GPTs by name, as GPT-2 has them."""
+
 
 class SelfAttention(nn.Module):
     """Self-attention with several heads: x [N, T, width] -> [N, T, width].
@@ -101,17 +104,17 @@ def vit_s16(classes: int = 1000, channels: int = 3, size: int = 224) -> VisionTr
 class GPT(nn.Module):
     """Decoder that predicts each next token (Radford et al. 2019): tokens [N, T] -> [N, T, vocabulary], T <= context.
 
-    The output's weights are the tokens' embedding. There is no dropout.
+    There is no dropout.
 
     Args:
         vocabulary: number of tokens. context: the most positions. width: of a position. depth: number of blocks.
-        heads: of attention.
+        heads: of attention. tied: whether the output's weights are the tokens' embedding.
 
     >>> GPT(vocabulary=11, context=6, width=8, depth=2, heads=2)(torch.zeros(3, 5, dtype=torch.long)).shape
     torch.Size([3, 5, 11])
     """
 
-    def __init__(self, *, vocabulary: int, context: int, width: int, depth: int, heads: int) -> None:
+    def __init__(self, *, vocabulary: int, context: int, width: int, depth: int, heads: int, tied: bool = True) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
         self.places = nn.Embedding(context, width)
@@ -121,12 +124,32 @@ class GPT(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, 0.0, 0.02)
-        self.head.weight = self.tokens.weight
+        if tied:
+            self.head.weight = self.tokens.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The outputs at every position."""
         places = torch.arange(tokens.shape[1], device=tokens.device)
         return self.head(self.norm(self.blocks(self.tokens(tokens) + self.places(places))))
+
+
+def gpt(width: int, depth: int, *, vocabulary: int = 256, context: int = 128) -> GPT:
+    """A small GPT for bytes, whose output has weights of its own; a head for every 64 units.
+
+    Args:
+        width: of a position: less than 64, or a multiple of it. depth: number of blocks. vocabulary: number of tokens.
+        context: the most positions.
+
+    Raises:
+        ValueError: if heads don't fill the width.
+
+    >>> sum(p.numel() for p in gpt(256, 4).parameters())
+    3323392
+    """
+    if width > HEAD and width % HEAD:
+        raise ValueError(f"width must be less than {HEAD}, or a multiple of it, the units of a head, got {width}")
+    heads = max(1, width // HEAD)
+    return GPT(vocabulary=vocabulary, context=context, width=width, depth=depth, heads=heads, tied=False)
 
 
 def gpt_124m(vocabulary: int = 50257, context: int = 1024) -> GPT:

@@ -21,7 +21,7 @@ from apical.checks import nearest
 from apical.phases.isolation import preserved
 
 
-def own(spec: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
+def own(spec: str, shape: tuple[int, ...], classes: int) -> nn.Module:
     """The network of a user's function, named as module:function or path/to/file.py:function."""
     where, _, name = spec.rpartition(":")
     if not where or not name.isidentifier():
@@ -141,25 +141,44 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}{where}"
 
 
-def check(spec: str, model: nn.Module, shape: tuple[int, int, int], classes: int) -> None:
+def zeros(n: int, shape: tuple[int, ...], weights: torch.Tensor) -> torch.Tensor:
+    """`n` samples of zeros as a network takes them: images in its weights' numbers, or a text's windows [n, T] of bytes.
+
+    Args:
+        shape: (C, H, W), or (T,). weights: any of the network's.
+
+    >>> zeros(2, (5,), torch.zeros(1)).dtype, zeros(2, (1, 8, 8), torch.zeros(1)).shape
+    (torch.int64, torch.Size([2, 1, 8, 8]))
+    """
+    return torch.zeros(n, *shape, dtype=torch.int64 if len(shape) == 1 else weights.dtype, device=weights.device)
+
+
+def check(spec: str, model: nn.Module, shape: tuple[int, ...], classes: int) -> None:
     """Raise a ValueError if a network does not fit the data, seen in one dry run before anything starts."""
     weights = next(model.parameters(), None)
     if weights is None:
         raise ValueError(f"network {spec!r} has no weights, so there is nothing to learn; give one that has")
-    x = torch.zeros(2, *shape, dtype=weights.dtype, device=weights.device)
+    x = zeros(2, shape, weights)
+    text = len(shape) == 1
     try:
         with torch.no_grad(), preserved(model):
             output = model.eval()(x)
     except Exception as error:
         raise ValueError(
-            f"network {spec!r} does not take the data's images, {' x '.join(map(str, shape))}: {told(error)}"
+            f"network {spec!r} does not take the data's {'windows of bytes' if text else 'images'}, "
+            f"{' x '.join(map(str, shape))}: {told(error)}"
         ) from error
     if not isinstance(output, torch.Tensor):
         raise ValueError(
             f"network {spec!r} returns a {type(output).__name__}, not a tensor; let it return the classes' values alone, "
             f"[images, {classes}]"
         )
-    if output.shape != (2, classes):
+    if text and output.shape != (2, *shape, classes):
+        raise ValueError(
+            f"network {spec!r} gives {list(output.shape[1:])} values per window of {shape[0]} bytes; a text's network gives "
+            f"{[*shape, classes]}, {classes} for every byte"
+        )
+    if not text and output.shape != (2, classes):
         raise ValueError(
             f"network {spec!r} gives {list(output.shape[1:])} values per image, but the data has {classes} classes"
         )

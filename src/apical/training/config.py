@@ -33,9 +33,9 @@ class Recipe(DataOptions):
     """
 
     data: str = "digits"
-    """"digits" (bundled), a Hugging Face hub name such as ylecun/mnist or uoft-cs/cifar10, or a folder in the hub's layout."""
+    """"digits" (bundled), a hub name such as ylecun/mnist, a folder in the hub's layout, or text (Python's own) or text:PATH."""
     network: str = "64-100-50-10"
-    """Sizes of a fully connected network from pixels to classes; lansdell2020-cnn; resnet20; or module:function of your own."""
+    """Sizes of a fully connected network from pixels to classes; resnet20; gpt-256x4 for text; or module:function of your own."""
     activation: str = "tanh"
     """Between the layers of a network given by sizes: tanh, relu, sigmoid, identity, ..."""
     loss: Literal["cross-entropy", "binary-cross-entropy", "squared-error", "hinge"] = "cross-entropy"

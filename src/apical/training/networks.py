@@ -44,7 +44,7 @@ class Networks(Protocol):
         ...
 
     def outputs(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Outputs [networks, N, classes] for all samples of a split, in eval mode, and their labels [N]; on the CPU."""
+        """Outputs [networks, N, *, classes] for all samples of a split, in eval mode, and their labels [N, *]; on the CPU."""
         ...
 
     def finite(self) -> list[bool]:
@@ -161,7 +161,7 @@ class OneNetwork(Networks):
 
     @override
     def learn(self, x: Tensor, y: Tensor, check: Callable[[Tensor], None]) -> Tensor:
-        x = self.noise(x.to(self.engine.dtype))
+        x = self.noise(self.engine.taken(x))
         self.engine.net.train()
         losses = self.engine.learn(self._step, x, y, check)
         if self.average is not None:
@@ -187,7 +187,7 @@ class OneNetwork(Networks):
     @torch.no_grad()
     def outputs(self, split: Split) -> tuple[Tensor, Tensor]:
         net = self.engine.net.eval()
-        batches = split.in_order(1000, device=self.engine.fabric.device)
+        batches = split.in_order(split.at_once, device=self.engine.fabric.device)
         with nullcontext() if self.average is None else self.average.in_place():
             outputs, labels = zip(*((self._tested(net, x).float().cpu(), y.cpu()) for x, y in batches), strict=True)
         return torch.cat(outputs)[None], torch.cat(labels)

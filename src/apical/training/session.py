@@ -61,7 +61,7 @@ class Session:
         self._loss_sum, self._loss_count = torch.zeros(self.count, dtype=torch.float64), 0
         self._durations: deque[float] = deque(maxlen=2000)
         self._before = 0.0
-        self._best, self._speed = Best(self.config.best_by, metrics[0]), Speed()
+        self._best, self._speed = Best(self.config.best_by, metrics[0]), Speed(data.shape)
 
     def go(self, run: RunFolder, stopped: Callable[[], bool], watcher: Watcher) -> None:
         """Train from the present step to the last, with checkpoints in `run`.
@@ -85,7 +85,7 @@ class Session:
             self.engine.begin(self.step, rows, self.per_epoch)
             losses = self.networks.learn(x, y, self._check)
             self._loss_sum += losses.to(self._loss_sum)
-            self._loss_count += y.shape[-1]
+            self._loss_count += y.shape[0 if isinstance(self.networks.seed, int) else 1]
             self._speed.rows += rows * self.count
             self._durations.append(time.perf_counter() - tick)
             self.step += 1
@@ -180,7 +180,7 @@ class Session:
         tested, counted = self._tested()
         learners = self.networks.learners() if self._aligns() else [None] * self.count
         found = {number: self._line(number, tested, learners[number]) for number in counted}
-        found = {number: {**line, "images_per_second": speed} for number, line in found.items()}
+        found = {number: {**line, **speed} for number, line in found.items()}
         self._loss_sum.zero_()
         self._loss_count = 0
         if self.engine.fabric.is_global_zero:
@@ -231,11 +231,11 @@ class Session:
                 "seconds": round(self._seconds, 3),
                 "step_ms": step_ms,
                 "alignment": next((line["alignment"] for line in reversed(lines) if "alignment" in line), None),
-                "predictions": outputs[number, :KEPT_PREDICTIONS].argmax(1).tolist(),
+                "predictions": [] if labels.dim() > 1 else outputs[number, :KEPT_PREDICTIONS].argmax(1).tolist(),
                 **{
                     key: one
                     for key, one in self._newest[number].items()
-                    if key.startswith("validation") or "top5" in key
+                    if key.startswith("validation") or "top5" in key or "bits" in key
                 },
                 **({"splits": self.data.tested} if self.data.tested != {"test": "split 'test'"} else {}),
                 **({} if (best := self._best.line) is None else {"best": best}),

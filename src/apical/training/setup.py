@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from apical.attaching.attach import attach, learner_of
 from apical.attaching.connectivity import Connectivity
@@ -20,10 +19,11 @@ from apical.cuda_graphs.step import Captured
 from apical.data import ImageData
 from apical.distributed import started
 from apical.learner import Learner
-from apical.losses import LOSSES
+from apical.losses import LOSSES, cross_entropy
 from apical.networks import build
 from apical.networks.noisy import NoisyActivations
 from apical.networks.speedrun import Whitening
+from apical.networks.users import zeros
 from apical.rules import Rule
 from apical.synapses.registry import synapse_type
 from apical.training.config import Recipe, TrainConfig
@@ -46,11 +46,11 @@ if TYPE_CHECKING:
 
 
 class Shaped(Protocol):
-    """What a network has to know of its data: the images' shape (C, H, W), and how many classes there are."""
+    """What a network has to know of its data: the images' shape (C, H, W), or a text's (T,), and how many classes there are."""
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W), or (T,)."""
         ...
 
     @property
@@ -64,6 +64,9 @@ def make(config: Recipe, rule: Rule, seed: int, data: Shaped) -> tuple[nn.Module
 
     Networks of one seed start with the same weights under every rule.
     """
+    for name in ("input_noise", "mirrored"):
+        if getattr(config, name) and len(data.shape) == 1:
+            raise ValueError(f"{name}={getattr(config, name)} is for images, and a text has bytes; leave it out")
     torch.manual_seed(seed)
     model = build(config.network, shape=data.shape, classes=data.classes, activation=config.activation)
     _measure(model, data)
@@ -74,7 +77,7 @@ def make(config: Recipe, rule: Rule, seed: int, data: Shaped) -> tuple[nn.Module
         NoisyActivations(model, config.activation_noise)
     # Another stream than the weights': equal streams could give feedback equal to the weights.
     generator = torch.Generator().manual_seed(seed + 0x5EED_FEED)
-    example = torch.zeros(2, *data.shape, dtype=next(model.parameters()).dtype)
+    example = zeros(2, data.shape, next(model.parameters()))
     thinned: dict[str, float | Connectivity] = {"": config.connectivity}
     if config.whole_output:
         thinned[[name for name, module in model.named_modules() if synapse_type(module) is not None][-1]] = 1.0
@@ -118,7 +121,7 @@ class Engine:
         self.scheduler = make_scheduler(config, optimizer)
         self.criterion = self.loss = LOSSES[config.loss]
         if config.label_smoothing:
-            self.loss = partial(F.cross_entropy, reduction="none", label_smoothing=config.label_smoothing)
+            self.loss = partial(cross_entropy, label_smoothing=config.label_smoothing)
         self.rows: int | None = None
         self._seed, self._batch, self.rates = config.seed, config.batch, Rates(config, optimizer)
         self._clip = None if config.clip is None else Clip(learner_of(model), config.clip)
@@ -157,6 +160,10 @@ class Engine:
             return self.net(x)
         with self.fabric.autocast():
             return self.net(x)
+
+    def taken(self, x: Tensor) -> Tensor:
+        """A batch as the network takes it: images in its numbers, a text's bytes as they are."""
+        return x.to(self.dtype) if x.is_floating_point() else x
 
     def mean(self, losses: Tensor) -> Tensor:
         """The mean of this process's losses, weighed so that the mean over processes is that of the whole batch."""

@@ -69,10 +69,12 @@ def setting(comparison: Comparison) -> str:
     if comparison.length:
         parts.append(f"{comparison.length:g} {comparison.axis}{'' if comparison.length == 1 else 's'}")
     said = ", ".join(parts)
+    shape = data.get("shape")
+    unit = f"windows of {shape[0]} bytes" if isinstance(shape, list) and len(shape) == 1 else "images"
     if isinstance(data.get("train"), int):
-        said += f", on {data['train']:,} training images"
+        said += f", on {data['train']:,} training {unit}"
     if isinstance(data.get("test"), int):
-        said += f"; errors are over {data['test']:,} test images"
+        said += f"; errors are over {data['test']:,} test {unit}"
         if isinstance(splits := data.get("splits"), dict) and splits.get("test", "split 'test'") != "split 'test'":
             said += f" ({splits['test']})"
     if any(row.test_error_sem is not None for row in comparison.table):

@@ -15,9 +15,9 @@ SAMPLES = 256
 
 def aligned(learner: Learner, split: Split, engine: Engine) -> dict[str, dict[str, float | None]]:
     """Module name -> measure -> number, by the first samples of a split; None where there is no finite number."""
-    x, y = split.first(SAMPLES, device=engine.fabric.device)
+    x, y = split.first(min(SAMPLES, split.at_once), device=engine.fabric.device)
     learner.model.eval()
-    found = alignment(learner, x.to(engine.dtype), y, engine.criterion)
+    found = alignment(learner, engine.taken(x), y, engine.criterion)
     return {name: {k: _number(v) for k, v in a.asdict().items()} for name, a in found.items()}
 
 

@@ -49,16 +49,19 @@ def least(lines: Sequence[dict[str, Any]], key: str) -> dict[str, Any] | None:
 
 
 class Speed:
-    """Images per second, loading and whatever else is done between them included, but not measurements and checkpoints.
+    """Images, or windows of a text, per second, loading and all else between them included, but not measurements and checkpoints.
 
-    >>> speed = Speed()
+    shape: of a sample: (C, H, W), or (T,).
+
+    >>> speed = Speed((3, 32, 32))
     >>> speed.start()
     >>> speed.rows += 64
-    >>> speed.taken() > 0
+    >>> speed.taken()["images_per_second"] > 0
     True
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shape: Sequence[int]) -> None:
+        self._unit = "windows" if len(shape) == 1 else "images"
         self.rows, self._since = 0, 0.0
 
     def start(self) -> None:
@@ -72,6 +75,7 @@ class Speed:
         yield
         self._since += time.perf_counter() - before
 
-    def taken(self) -> float | None:
-        """Images per second since the start; None if none has passed."""
-        return round(self.rows / (time.perf_counter() - self._since), 1) if self.rows else None
+    def taken(self) -> dict[str, float | None]:
+        """Images per second since the start, under their name; None if none has passed."""
+        speed = round(self.rows / (time.perf_counter() - self._since), 1) if self.rows else None
+        return {f"{self._unit}_per_second": speed}

@@ -74,7 +74,7 @@ def load(run: Path | str, *, best: bool = False, data: Shaped | None = None) -> 
 
 @dataclass(frozen=True)
 class _Shape:
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int
 
 
@@ -110,8 +110,10 @@ def _restored(folder: RunFolder, best: bool, config: TrainConfig) -> tuple[dict[
         for seal in seals or ():
             seal.check(config.asdict(), "this run")
             if seal.data is not None:
-                channels, height, width = seal.data["shape"]
-                shaped = _Shape((channels, height, width), seal.data["classes"])
+                *before, last = seal.data["shape"]
+                shaped = _Shape((*before, last), seal.data["classes"])
+                if len(shaped.shape) not in (1, 3):
+                    raise ValueError(f"its samples are {list(shaped.shape)}, neither images nor windows of a text")
     except CheckpointError:
         raise
     except (TypeError, AttributeError, KeyError, ValueError) as error:
