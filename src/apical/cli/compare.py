@@ -30,6 +30,9 @@ from apical.comparison.config import CompareConfig
 from apical.training.session import NonFiniteLossError
 from apical.training.stopping import Interrupted
 
+MORE = {"validation_error": "validation error [%]", "test_bits_per_byte": "bits per byte"}
+"""Columns of what some comparisons measure: measure -> title."""
+
 
 @dataclass(frozen=True)
 class Compare:
@@ -133,9 +136,9 @@ def table(comparison: dict[str, Any]) -> Table:
         "rule", style="bold", overflow="fold", min_width=min(12, max(len(r["rule"]) for r in comparison["table"]))
     )
     result.add_column("test error [%]", justify="right", no_wrap=True, min_width=14)
-    chooses = any("validation_error_mean" in row for row in comparison["table"])
-    if chooses:
-        result.add_column("validation error [%]", justify="right", no_wrap=True, min_width=14)
+    more = {key: name for key, name in MORE.items() if any(f"{key}_mean" in row for row in comparison["table"])}
+    for name in more.values():
+        result.add_column(name, justify="right", no_wrap=True, min_width=min(14, len(name)))
     result.add_column("delta angle to bp, layer by layer [°]", justify="right", min_width=12)
     result.add_column("time per step / bp", justify="right", min_width=8)
     result.add_column("what is transported", min_width=11)
@@ -146,7 +149,7 @@ def table(comparison: dict[str, Any]) -> Table:
         angles = " ".join("-" if angle is None else f"{angle:.0f}" for angle in row["angles"].values())
         ratio = "" if row["step_ratio"] is None else f"{row['step_ratio']:.2f}"
         broadcast = f"; broadcast: {row['broadcast']}" if row.get("broadcast") else ""
-        chosen = [f"{row['validation_error_mean']:.2f}" if "validation_error_mean" in row else ""] if chooses else []
+        chosen = [f"{row[f'{key}_mean']:.2f}" if f"{key}_mean" in row else "" for key in more]
         result.add_row(row["rule"], error, *chosen, angles, ratio, (row["transported"] or "not audited") + broadcast)
     if "splits" in data:
         result.caption, result.caption_justify = told_splits(data["splits"]), "left"

@@ -79,6 +79,8 @@ class Train:
             f"test error [bold]{result['test_error']:.2f} %[/] after {result['steps']:,} steps, {result['seconds']:.1f} s",
             markup=True,
         )
+        if "test_bits_per_byte" in result:
+            line(f"test loss {result['test_loss']:.3f} nats per byte, {result['test_bits_per_byte']:.3f} bits")
         if "validation_error" in result:
             console.print(f"validation error [bold]{result['validation_error']:.2f} %[/]", markup=True)
         if "splits" in result:

@@ -24,11 +24,12 @@ def row(
 ) -> dict[str, Any]:
     """The row of one rule: mean test error [%] with its standard error over seeds, time per step, transport, angles [deg].
 
-    Where there is a validation split, the mean error for it stands there as well.
+    Where there is a validation split, the mean error for it stands there as well; of a text the mean loss in bits per byte.
     """
     results = [RunFolder(home / run["folder"]).result for run in runs if run["rule"] == rule and "failed" not in run]
     errors = [result["test_error"] for result in results if result is not None]
     chosen = [result["validation_error"] for result in results if result is not None and "validation_error" in result]
+    bits = [result["test_bits_per_byte"] for result in results if result is not None and "test_bits_per_byte" in result]
     transported, broadcast = _audited(config, rule, data)
     return {
         "rule": rule,
@@ -36,6 +37,7 @@ def row(
         "test_error_mean": statistics.fmean(errors) if errors else None,
         "test_error_sem": statistics.stdev(errors) / math.sqrt(len(errors)) if len(errors) > 1 else None,
         **({} if data.validation is None or not chosen else {"validation_error_mean": statistics.fmean(chosen)}),
+        **({"test_bits_per_byte_mean": statistics.fmean(bits)} if bits else {}),
         "step_ratio": ratio,
         "transported": transported,
         "broadcast": broadcast,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import apical
 from apical import report
+from apical.cli.compare import table
 from apical.data import DataError, load
 from apical.data.text.windows import Windows
 from apical.networks import build
@@ -140,6 +141,9 @@ def test_rules_are_compared_on_text(setting, tmp_path):
     found = compare(CompareConfig(**options, rules=("bp", "fa", "shallow"), seeds=2), tmp_path / "all")
     assert [row["transported"].split(",")[0] for row in found["table"]] == ["weights", "normalization scale", "nothing"]
     assert not any(rule["together"] for rule in found["rules"])
+    shown = [column.header for column in table(found).columns]
+    assert "bits per byte" in shown
+    assert all(7.5 < row["test_bits_per_byte_mean"] < 9 for row in found["table"])
     page = report.write(tmp_path / "all").read_text()
     assert "training windows of 16 bytes" in page
 
