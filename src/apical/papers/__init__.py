@@ -20,6 +20,7 @@ PAPERS: dict[str, str] = {
     "amit2019": "Deep learning with asymmetric connections and Hebbian updates",
     "lansdell2020": "Learning to solve the credit assignment problem",
     "biotorch": "BioTorch's benchmarks, of a library and not of a paper",
+    "apical": "Experiments of our own, which no paper has",
 }
 """Key -> title, in the order of publication."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from apical import data as images
 from apical.checks import check_seed
+from apical.data.text.files import PREFIX
 from apical.distributed import check_alone
 from apical.files import delete, read_sealed, sealed, write_json
 from apical.papers import experiments, provenance
@@ -143,12 +144,17 @@ def _seeds(experiment: Experiment, seeds: int | None, first: int) -> list[int]:
 
 def _name(data: str) -> str:
     """The data's name, without the path that a folder has on this machine."""
+    if data.startswith(PREFIX):
+        return PREFIX + Path(data.removeprefix(PREFIX)).resolve().name
     return Path(data).resolve().name if Path(data).is_dir() else data
 
 
 def described(experiment: Experiment, config: dict[str, Any], loaded: images.ImageData) -> str:
     """The name of the data; with the numbers of images where these are not those of the data set that the experiment names."""
-    own, name = IMAGES[given(experiment.data)], _name(config["data"])
+    name = _name(config["data"])
+    if len(loaded.shape) == 1:
+        return f"{name} ({len(loaded.train)} + {len(loaded.test)} windows of {loaded.shape[0]} bytes)"
+    own = IMAGES[given(experiment.data)]
     counts = len(loaded.train), len(loaded.test)
     return name if counts == (own.train, own.test) else f"{name} ({counts[0]} + {counts[1]} images)"
 

@@ -1,0 +1,5 @@
+"""Experiments of our own, which no paper prints."""
+
+from apical.papers.apical.gpt import GPT
+
+EXPERIMENTS = (GPT,)
