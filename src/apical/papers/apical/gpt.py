@@ -27,6 +27,7 @@ RULES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "wm": ("wm", {}),
     "usf": ("usf", {}),
     "fa": ("fa", {}),
+    "dfa": ("dfa", {"per_position": True}),
     "shallow": ("shallow", {}),
 }
 """Condition -> rule, and its options where they are not the defaults."""
