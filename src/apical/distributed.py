@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import re
@@ -42,6 +43,47 @@ def started() -> int:
 def rank() -> int:
     """This process's number among those that learn together, from 0."""
     return distributed.get_rank() if together() else 0
+
+
+def meet() -> None:
+    """Let the processes that torchrun has started know each other, each with a GPU of its own where there are enough.
+
+    They do so until they end: whoever asks for it a second time might meet one that is still taking leave.
+    """
+    if together() or started() == 1:
+        return
+    here, number = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    gpus = torch.cuda.device_count()
+    if gpus:
+        torch.cuda.set_device(number % gpus)
+    distributed.init_process_group("nccl" if gpus >= here else "gloo")
+    atexit.register(_part)
+
+
+def _part() -> None:
+    if together():
+        distributed.destroy_process_group()
+
+
+def as_first_has(text: str) -> str:
+    """What the first of all processes gives here, on every one."""
+    told = [text]
+    if world() > 1:
+        distributed.broadcast_object_list(told)
+    return told[0]
+
+
+def wait_for_all() -> None:
+    """Return once all processes that learn together have come here."""
+    if world() > 1:
+        distributed.barrier()
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, in its place."""
+    if world() > 1:
+        distributed.all_reduce(tensor)
+    return tensor
 
 
 def average(tensors: Iterable[Tensor]) -> None:

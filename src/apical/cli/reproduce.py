@@ -11,6 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from apical.cli.terminal import check_resumed, config_in, console, errors, line, new_folder, progress, resumable, slug
+from apical.distributed import rank
 
 if TYPE_CHECKING:
     from apical.papers.experiment import Watcher
@@ -101,6 +102,8 @@ class Reproduce:
                 overwrite=self.overwrite,
                 announce=lambda condition, seeds: _watch(display, condition, seeds),
             )
+        if rank():
+            return
         for part in tables(outcome):
             console.print(part)
         line(f"report: {paper.write(folder)}")

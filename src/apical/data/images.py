@@ -13,6 +13,8 @@ from typing_extensions import override
 
 Batch = tuple[Float[Tensor, "*n c h w"], Int[Tensor, "*n"]]
 """Images, float32 from 0 to 1, and their labels."""
+Share = tuple[int | range, int]
+"""(number, of how many) nearly equal parts of a batch; a range of numbers: those neighbouring parts together."""
 
 
 class DataError(ValueError):
@@ -88,7 +90,7 @@ class Split:
         epoch: int,
         start: int = 0,
         *,
-        part: tuple[int, int] = (0, 1),
+        part: Share = (0, 1),
         device: torch.device | str = "cpu",
     ) -> Iterator[Batch]:
         """One epoch's batches in a random order, which depends on the seed and the epoch alone.
@@ -101,7 +103,8 @@ class Split:
             seed: of the order; or several, each with an order of its own.
             epoch: which pass over the data, from 0.
             start: how many batches of the epoch to leave out.
-            part: (number, of how many) nearly equal parts of each batch, for several processes that share it.
+            part: (number, of how many) nearly equal parts of each batch, for several processes that share it; or (range of
+                numbers, of how many), for a process that has several of them.
             device: where the batches are to lie.
 
         Returns:
@@ -118,11 +121,10 @@ class Split:
         """
         several = not isinstance(seed, int)
         orders = [self.order(size, one, epoch) for one in (seed if several else [seed])]
-        number, parts = part
         for indices in islice(zip(*orders, strict=True), start, None):
             # One look-up for all orders: a row of each beside those of the others, as networks side by side take them.
             index = torch.stack(indices, 1) if several else indices[0]
-            index = index.tensor_split(parts)[number]
+            index = index[rows_of(part, len(index))]
             images, labels = self.batch(index.flatten(), device=device)
             if several:
                 images, labels = (x.unflatten(0, index.shape).transpose(0, 1) for x in (images, labels))
@@ -238,6 +240,20 @@ class Part(View):
     @override
     def batch(self, index: Int[Tensor, " n"], *, device: torch.device | str = "cpu") -> Batch:
         return self.of.batch(self.index[index.to(self.index.device)], device=device)
+
+
+def rows_of(part: Share, n: int) -> slice:
+    """The rows of a batch of `n` that belong to a part of it, or to several neighbouring ones.
+
+    >>> [rows_of((number, 3), 7) for number in range(3)]  # as torch.tensor_split and numpy.array_split have it
+    [slice(0, 3, None), slice(3, 5, None), slice(5, 7, None)]
+    >>> rows_of((range(1, 3), 3), 7)
+    slice(3, 7, None)
+    """
+    numbers, count = part
+    first, last = (numbers.start, numbers.stop) if isinstance(numbers, range) else (numbers, numbers + 1)
+    least, more = divmod(n, count)
+    return slice(first * least + min(first, more), last * least + min(last, more))
 
 
 def batches(

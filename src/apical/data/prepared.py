@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from apical.data.augment import Augmentation, Cutout, drawn
 from apical.data.data_set import ImageData
-from apical.data.images import Batch, DataError, Split, View
+from apical.data.images import Batch, DataError, Share, Split, View, rows_of
 
 IMAGENET = "0.485,0.456,0.406/0.229,0.224,0.225"
 """Mean and deviation of ImageNet's colours, as everybody gives them."""
@@ -81,7 +81,7 @@ class Prepared(View):
         epoch: int,
         start: int = 0,
         *,
-        part: tuple[int, int] = (0, 1),
+        part: Share = (0, 1),
         device: torch.device | str = "cpu",
     ) -> Iterator[Batch]:
         found = self.of.batches(size, seed, epoch, start, part=part, device=device)
@@ -110,14 +110,14 @@ class Prepared(View):
         seed: int,
         epoch: int,
         number: int,
-        part: tuple[int, int],
+        part: Share,
         x: Tensor,
     ) -> list[Float[Tensor, "n k"]]:
         found = []
         for what, one in enumerate(self.augment):
             own = kept[what][number] if what in kept else None
             u = torch.from_numpy(drawn(rows, one.numbers, seed, epoch, number, what)) if own is None else own
-            found.append(u.tensor_split(part[1])[part[0]].to(x.device, non_blocking=True))
+            found.append(u[rows_of(part, rows)].to(x.device, non_blocking=True))
         return found
 
     def _side_by_side(self, x: Float[Tensor, "k n c h w"], draws: list[list[Tensor]]) -> Float[Tensor, "k n c h w"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from apical.papers.experiment import Task
 from apical.papers.record import Curve
 
+TOLD_SECONDS = 1.0
+"""After so long, or every 64 steps, a course tells how far it is, and looks whether a checkpoint is due."""
 Measures = Mapping[str, Sequence[float]]
 """Name of a measure -> value per seed."""
 
@@ -55,6 +58,7 @@ def course(
             name, {"step": step, "lines": lines, "finished": done, "parts": kept, "random": torch.get_rng_state()}
         )
 
+    told = time.monotonic()
     while not finished:
         if step in wanted and (not lines or lines[-1][0] != step):
             found = {key: _floats(values) for key, values in measure().items()}
@@ -65,7 +69,9 @@ def course(
             break
         learn(step)
         step += 1
-        if step % 64 == 0 or step == steps:
+        now = time.monotonic()
+        if step % 64 == 0 or step == steps or now - told > TOLD_SECONDS:
+            told = now
             task.tell(step, steps, _note(lines))
             if task.save_due:
                 save(False)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from apical import data as images
 from apical.data import ImageData
+from apical.distributed import rank, wait_for_all
 from apical.papers.outcome import Claim, Outcome
 from apical.papers.record import Record
 from apical.training import checkpoint
@@ -111,6 +112,11 @@ class Experiment(ABC):
         return self.name
 
     @property
+    def workers(self) -> int:
+        """How many processes can share a minibatch; any number that divides it runs the experiment. 1: it runs in one."""
+        return 1
+
+    @property
     def paper(self) -> str:
         """The paper's key, e.g. "lillicrap2016"."""
         return self.name.partition("/")[0]
@@ -194,15 +200,20 @@ class Task:
     def restore(self, name: str) -> dict[str, Any] | None:
         """The state in the last checkpoint of this name; None if there is no such checkpoint."""
         path = self.folder / f"{name}.ckpt"
-        if not path.exists():
+        kept = checkpoint.load(path) if path.exists() else None
+        wait_for_all()  # None goes on, and writes another, before all have read it.
+        if kept is None:
             return None
-        kept = checkpoint.load(path)
         self._before = max(self._before, kept["seconds"])
         return kept["state"]
 
     def save(self, name: str, state: dict[str, Any]) -> None:
-        """Write a checkpoint of a state: tensors, numbers, strings and containers of them."""
-        checkpoint.save(self.folder / f"{name}.ckpt", {"seconds": self.seconds, "state": state})
+        """Write a checkpoint of a state: tensors, numbers, strings and containers of them.
+
+        Of several processes, whose states are one, the first writes it.
+        """
+        if rank() == 0:
+            checkpoint.save(self.folder / f"{name}.ckpt", {"seconds": self.seconds, "state": state})
         self._saved = time.monotonic()
 
     @property

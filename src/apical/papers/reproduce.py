@@ -13,7 +13,7 @@ from typing import Any
 from apical import data as images
 from apical.checks import check_seed
 from apical.data.text.files import PREFIX
-from apical.distributed import check_alone
+from apical.distributed import as_first_has, check_alone, meet, peers_told, rank, started, wait_for_all, world
 from apical.files import delete, read_sealed, sealed, write_json
 from apical.papers import experiments, provenance
 from apical.papers.experiment import IMAGES, Experiment, Task, Watcher, given, same_data, unwatched
@@ -59,9 +59,11 @@ def reproduce(
         The content of outcome.json.
 
     Raises:
-        ValueError: a bad scale, seed, condition, folder, missing data, or several processes, before anything is written.
+        ValueError: a bad scale, seed, condition, folder, missing data, or processes that can't share the experiment's
+            minibatches, before anything is written.
+        PeerLostError: another process has ended; the experiment can be resumed.
     """
-    check_alone("an experiment", "start it without torchrun")
+    _check_processes(experiment)
     chosen, own_seeds = _chosen(experiment, only), _seeds(experiment, seeds, first_seed)
     if not (math.isfinite(scale) and 0 < scale <= 1):
         raise ValueError(f"scale must be above 0 and at most 1 (the paper's length), got {scale}")
@@ -80,14 +82,27 @@ def reproduce(
     if precision != "32-true":  # Folders from before there was a choice have no such key.
         config["precision"] = precision
     found = {} if using is None else _finished(experiment, Path(using), config)
-    home = RunFolder(folder)
-    if resume:
-        home.reopen(config)
-    else:
-        with home.held(overwrite and home.has_run):
-            home.start(config, overwrite=overwrite, more=lambda kept: _left(home.path, kept), seal=True)
-    with home.held():
-        return _outcome(experiment, home, config, loaded, found, announce)
+    with peers_told():
+        meet()
+        home, first = RunFolder(as_first_has(str(folder))), rank() == 0
+        if resume:
+            home.reopen(config)
+        elif first:
+            with home.held(overwrite and home.has_run):
+                home.start(config, overwrite=overwrite, more=lambda kept: _left(home.path, kept), seal=True)
+        with home.held(first):
+            return _outcome(experiment, home, config, loaded, found, announce)
+
+
+def _check_processes(experiment: Experiment) -> None:
+    if experiment.workers == 1:
+        check_alone(f"experiment {experiment.name}", "start it without torchrun")
+    elif experiment.workers % (count := max(world(), started())):
+        fit = [str(one) for one in range(1, experiment.workers + 1) if experiment.workers % one == 0]
+        raise ValueError(
+            f"experiment {experiment.name} shares each minibatch among {experiment.workers} workers, which {count} processes "
+            f"can't take evenly; start {', '.join(fit[:-1])} or {fit[-1]} of them"
+        )
 
 
 def _outcome(
@@ -98,9 +113,11 @@ def _outcome(
     found: dict[str, Record],
     announce: Announce | None,
 ) -> dict[str, Any]:
-    """The outcome of all conditions from all seeds, written."""
-    for path, record in found.items():
-        write_json(home.path / "records" / path, sealed(record.asdict()))
+    """The outcome of all conditions from all seeds, written by the first of all processes."""
+    if rank() == 0:
+        for path, record in found.items():
+            write_json(home.path / "records" / path, sealed(record.asdict()))
+    wait_for_all()
     records = {}
     for condition in config["conditions"]:
         parts = []
@@ -130,7 +147,8 @@ def _outcome(
         "shows": Record(arrays=shown(experiment, records)).asdict()["arrays"],
     }
     outcome = sealed(outcome)
-    write_json(home.path / "outcome.json", outcome)
+    if rank() == 0:
+        write_json(home.path / "outcome.json", outcome)
     return outcome
 
 
@@ -270,11 +288,14 @@ def _slug(condition: str, seeds: Sequence[int]) -> str:
 
 def _record(experiment: Experiment, task: Task, path: Path) -> Record:
     """The record that a file keeps, or of a task that is run now and then kept there."""
-    if path.exists():
+    there = path.exists()
+    wait_for_all()  # None runs it, and writes the record, before all have looked.
+    if there:
         return _kept(path)
     record = experiment.run(task)
     record = dataclasses.replace(record, seeds=task.seeds, seconds=round(task.seconds, 2), made=[provenance.made()])
-    write_json(path, sealed(record.asdict()))
-    home = task.folder.parent
-    delete(home, [one.relative_to(home) for one in task.folder.glob("*.ckpt")])
+    if rank() == 0:
+        write_json(path, sealed(record.asdict()))
+        home = task.folder.parent
+        delete(home, [one.relative_to(home) for one in task.folder.glob("*.ckpt")])
     return record

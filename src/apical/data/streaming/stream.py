@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from apical.data.augment import drawn
-from apical.data.images import Batch, DataError, Split, as_batch
+from apical.data.images import Batch, DataError, Share, Split, as_batch, rows_of
 from apical.data.streaming.held import Held
 from apical.data.streaming.order import shuffled
 from apical.data.streaming.pixels import Resize, UndecodableError, opened
@@ -127,7 +127,7 @@ class Stream(Split):
         epoch: int,
         start: int = 0,
         *,
-        part: tuple[int, int] = (0, 1),
+        part: Share = (0, 1),
         device: torch.device | str = "cpu",
     ) -> Iterator[Batch]:
         if not isinstance(seed, int):
@@ -138,18 +138,17 @@ class Stream(Split):
         return self._taken(list(self._wanted(order, size, (seed, epoch), start, part)), device)
 
     def _wanted(
-        self, order: np.ndarray, size: int, drawn_by: tuple[int, int], start: int, part: tuple[int, int]
+        self, order: np.ndarray, size: int, drawn_by: tuple[int, int], start: int, part: Share
     ) -> Iterator[Wanted]:
         for number, first in enumerate(range(0, len(order), size)):
             if number >= start:
                 rows = order[first : first + size]
                 draw = None if self.resize.part is None else partial(self._draw, len(rows), *drawn_by, number, part)
-                yield np.array_split(rows, part[1])[part[0]], draw
+                yield rows[rows_of(part, len(rows))], draw
 
-    def _draw(self, rows: int, seed: int, epoch: int, number: int, part: tuple[int, int]) -> np.ndarray:
+    def _draw(self, rows: int, seed: int, epoch: int, number: int, part: Share) -> np.ndarray:
         assert self.resize.part is not None
-        u = drawn(rows, self.resize.part.numbers, seed, epoch, number, _PART)
-        return np.array_split(u, part[1])[part[0]]
+        return drawn(rows, self.resize.part.numbers, seed, epoch, number, _PART)[rows_of(part, rows)]
 
     @override
     def in_order(self, size: int, *, device: torch.device | str = "cpu") -> Iterator[Batch]:

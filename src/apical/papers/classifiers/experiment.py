@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
@@ -52,6 +53,11 @@ class ImageExperiment(Experiment):
     @override
     def conditions(self) -> tuple[str, ...]:
         return tuple(self.entries)
+
+    @property
+    @override
+    def workers(self) -> int:
+        return math.gcd(*(one.recipe.workers for one in self.entries.values()))
 
     @override
     def steps(self, data: ImageData | None) -> Mapping[str, int]:

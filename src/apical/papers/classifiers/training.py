@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import apical
+from apical import distributed
 from apical.attaching.attach import learner_of
 from apical.data import ImageData, Split
 from apical.networks import build
+from apical.papers.classifiers.workers import Workers, shared
 from apical.papers.course import course
 from apical.papers.experiment import Task
 from apical.papers.record import Curve
@@ -37,8 +39,8 @@ class Recipe:
         momentum, nesterov: of SGD. decay: L2 on all parameters, feedback that learns with the weights included.
         mirrored: first epochs in which feedback learns alone, in a phase of its own. warmup: epochs after them in which the rate
             rises linearly from 0. drops: epochs after which the rate is divided by 10.
-        workers: parts of each minibatch that pass one after the other, as if each were at a worker of its own: gradients are
-            averaged over them, batch normalization sees each part alone.
+        workers: parts of each minibatch that pass one after the other, as if each were at a worker of its own: gradients and
+            running statistics are averaged over them, batch normalization sees each part alone. Several processes share them.
         init: of the weights, where it is not the network's own. bfloat16: products in bfloat16, weights in single precision.
 
     >>> recipe = Recipe(epochs=90, batch=2048, rate=0.8, warmup=6, drops=(32, 62, 82))
@@ -101,6 +103,8 @@ class ImageTraining:
         for module in (self.model, *models):
             module.to(self.device)
         self.learner = learner_of(self.model)
+        self.workers = Workers(self.model, recipe.workers)
+        self.dtype = next(self.model.parameters()).dtype
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=recipe.rate,
@@ -122,7 +126,7 @@ class ImageTraining:
         changed: Any = model  # PyTorch's types leave this way of calling `to` out.
         changed.to(memory_format=torch.channels_last)
         generator = torch.Generator().manual_seed(seed + 10**6)
-        return apical.attach(model, rule, example_input=torch.zeros(2, *self.data.shape), generator=generator)
+        return apical.attach(model, shared(rule), example_input=torch.zeros(2, *self.data.shape), generator=generator)
 
     def course(self, task: Task) -> dict[str, Curve]:
         """Test and train error in %, and angles in degrees, by epoch; a run shorter than an epoch is measured at its end."""
@@ -145,22 +149,24 @@ class ImageTraining:
         if rate == 0.0:
             self.learner.adapt(*self._taken(x, y), self._losses)
             return
-        for part_x, part_y in zip(x.tensor_split(recipe.workers, 1), y.tensor_split(recipe.workers, 1), strict=True):
-            if part_y.numel():
-                outputs = self.outputs(part_x)
-                self._losses(outputs.flatten(0, 1), part_y.flatten()).sum().div(y.shape[1]).backward()
-                self.wrong += (outputs.detach().argmax(2) != part_y).sum(1).cpu()
+        rows = min(recipe.batch, len(self.data.train) - step % self.per_epoch * recipe.batch)
+        wrong = torch.zeros(len(self.seeds), dtype=torch.int64, device=self.device)
+        for part_x, part_y in self.workers.parts(x, y):
+            outputs = self.outputs(part_x)
+            self._losses(outputs.flatten(0, 1), part_y.flatten()).sum().div(rows).backward()
+            wrong += (outputs.detach().argmax(2) != part_y).sum(1)
         self.learner.adapt(*self._taken(x, y), self._losses)
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.seen += y.shape[1]
+        self.wrong += distributed.total(wrong).cpu()
+        self.seen += rows
 
     def outputs(self, x: Tensor) -> Tensor:
         """Outputs [copies, N, classes] for images [copies, N, C, H, W]."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
             outputs = self.model(x) if isinstance(self.model, Replicas) else self.model(x[0])[None]
-        return outputs.float()
+        return outputs.to(self.dtype)
 
     def _taken(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """A batch as the model takes it."""
@@ -168,7 +174,8 @@ class ImageTraining:
 
     @staticmethod
     def _losses(outputs: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(outputs.float(), labels, reduction="none")
+        half = outputs.dtype.itemsize < 4
+        return F.cross_entropy(outputs.float() if half else outputs, labels, reduction="none")
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images [copies, N, C, H, W] and labels [copies, N] of a step."""
@@ -179,10 +186,17 @@ class ImageTraining:
         return next(self._batches)
 
     def _from(self, epoch: int, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        if len(self.seeds) > 1:
-            return self.data.train.batches(self.recipe.batch, self.seeds, epoch, number, device=self.device)
-        found = self.data.train.batches(self.recipe.batch, self.seeds[0], epoch, number, device=self.device)
-        return ((x[None], y[None]) for x, y in found)
+        several = len(self.seeds) > 1
+        found = self.data.train.batches(
+            self.recipe.batch,
+            self.seeds if several else self.seeds[0],
+            epoch,
+            number,
+            part=self.workers.share,
+            device=self.device,
+        )
+        found = ((x.to(self.dtype), y) for x, y in found)
+        return found if several else ((x[None], y[None]) for x, y in found)
 
     def measure(self) -> Mapping[str, list[float]]:
         """The errors of each split, that of the minibatches since the last call, and where asked for the angles."""
@@ -197,12 +211,20 @@ class ImageTraining:
     @torch.no_grad()
     def _error(self, split: Split) -> list[float]:
         self.model.eval()
-        wrong, seen = torch.zeros(len(self.seeds), dtype=torch.int64), 0
-        for x, y in split.in_order(max(1, 500 // len(self.seeds)), device=self.device):
-            outputs = self.outputs(x.expand(len(self.seeds), *x.shape))
-            wrong += (outputs.argmax(2) != y).sum(1).cpu()
-            seen += len(y)
-        return [100 * float(one) / seen for one in wrong]
+        wrong = torch.zeros(len(self.seeds) + 1, dtype=torch.int64, device=self.device)
+        own, at_once = self._own(split), max(1, 500 // len(self.seeds))
+        for x, y in own.in_order(at_once, device=self.device) if len(own) else ():
+            outputs = self.outputs(x.to(self.dtype).expand(len(self.seeds), *x.shape))
+            wrong[:-1] += (outputs.argmax(2) != y).sum(1)
+            wrong[-1] += len(y)
+        *found, seen = distributed.total(wrong).tolist()
+        return [100 * one / seen for one in found]
+
+    @staticmethod
+    def _own(split: Split) -> Split:
+        """What this process tests on: every n-th image, of n processes."""
+        world = distributed.world()
+        return split if world == 1 else split.part(torch.arange(len(split))[distributed.rank() :: world])
 
     def _angles(self) -> dict[str, list[float]]:
         """Both angles of every layer, in its place from the input on, for each seed."""
@@ -211,6 +233,7 @@ class ImageTraining:
                 single.model.load_state_dict(state)
                 catch_up(single, self.learner, lambda units: units // len(self.seeds))
         x, y = self.data.test.first(PROBES, device=self.device)
+        x = x.to(self.dtype)
         found: dict[str, list[float]] = {}
         for single in self.singles:
             single.model.eval()
