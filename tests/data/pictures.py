@@ -58,6 +58,19 @@ def relabel(path, labels):
     pyarrow.parquet.write_table(table, path)
 
 
+def unnamed(path, labels):
+    """Put labels into a parquet file, of plain whole numbers instead of named classes."""
+    table = pyarrow.parquet.read_table(path).replace_schema_metadata(None)
+    kind = pyarrow.uint64() if max(labels) >= 2**63 else pyarrow.int64()
+    table = table.set_column(table.schema.get_field_index("label"), "label", pyarrow.array(labels, kind))
+    pyarrow.parquet.write_table(table, path)
+
+
+def emptied(path, out):
+    """A parquet file like another, without rows."""
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(path).slice(0, 0), out)
+
+
 def entries(cache):
     return [path for path in cache.iterdir() if not path.name.startswith(".")] if cache.exists() else []
 

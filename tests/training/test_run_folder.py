@@ -156,6 +156,6 @@ def test_a_comparison_by_several_processes_is_refused_before_anything_is_written
         ValueError, match=r"a comparison works in one process, and 2 were started together; .*-m apical train"
     ):
         compare(PAIR, tmp_path / "all", data=DIGITS)
-    with pytest.raises(ValueError, match="experiment .* works in one process, and 2 were started together"):
+    with pytest.raises(ValueError, match=r"experiment .* works in one process, and 2 were started together"):
         reproduce(find("lillicrap2016/fig2a"), tmp_path / "all", scale=0.01)
     assert list(tmp_path.iterdir()) == []

@@ -23,7 +23,7 @@ from apical.files import sealed, write_json
 from apical.machine import machine
 from apical.training.config import TrainConfig
 from apical.training.options import rule_of
-from apical.training.run_folder import BEST, FILES, RunFolder
+from apical.training.run_folder import RunFolder, files_of
 from apical.training.session import NonFiniteLossError, Watcher
 from apical.training.setup import check
 from apical.training.side_by_side import train_together
@@ -147,8 +147,11 @@ def _left(kept: dict[str, Any]) -> list[Path]:
     """All files, beyond those of any run, that a comparison with this config has left in its folder."""
     seeds = range(kept["first_seed"], kept["first_seed"] + kept["seeds"])
     places = [_place(rule, seed) for rule in kept["rules"] for seed in (None, *seeds)]
-    files = [*FILES, *([BEST] if kept.get("best_by") else [])]
-    return [*(place / name for place in places for name in files), Path("comparison.json"), Path("report.html")]
+    return [
+        *(place / name for place in places for name in files_of(kept)),
+        Path("comparison.json"),
+        Path("report.html"),
+    ]
 
 
 def _goes_together(config: CompareConfig, rule: str, home: Path, chosen: bool) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -74,6 +74,11 @@ class Split:
     def at_once(self) -> int:
         """How many samples a network is tested on at a time."""
         return 1000
+
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """Name -> why it can't be decoded, of images that a stream was asked to leave out, and has."""
+        return {}
 
     def check(self, classes: int, where: str) -> None:
         """Refuse labels outside 0 ... classes - 1.
@@ -204,6 +209,11 @@ class View(Split):
     @override
     def at_once(self) -> int:
         return self.of.at_once
+
+    @property
+    @override
+    def skipped(self) -> Mapping[str, str]:
+        return self.of.skipped
 
 
 class Part(View):

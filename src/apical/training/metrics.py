@@ -4,11 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from apical.data.images import Split
 from apical.files import append_text, write_text
+
+
+class SkippedLog:
+    """The run folder's `skipped.jsonl`: which images were left out as they can't be decoded, and why, each once.
+
+    Several processes may write to it; what a run that is resumed finds anew is there already.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def note(self, splits: Iterable[Split]) -> None:
+        """Write what splits have left out."""
+        if found := {image: why for split in splits for image, why in split.skipped.items()}:
+            known = self.read()
+            new = [{"image": image, "why": why} for image, why in found.items() if image not in known]
+            append_text(self.path, "".join(json.dumps(one) + "\n" for one in new))
+
+    def read(self) -> dict[str, str]:
+        """Image -> why; a last line that a kill cut short is left out.
+
+        Raises:
+            ValueError: if a line is damaged.
+        """
+        lines = self.path.read_bytes().decode(errors="backslashreplace").split("\n")[:-1] if self.path.exists() else []
+        try:
+            return {one["image"]: one["why"] for one in map(json.loads, lines)}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path}: is damaged ({error}); delete it, and resume the run") from error
 
 
 class MetricsLog:

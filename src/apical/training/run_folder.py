@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from apical.files import delete, read_sealed, remains, sealed, write_json
 from apical.training import checkpoint
 from apical.training.checkpoint import Seal, differences
-from apical.training.metrics import MetricsLog
+from apical.training.metrics import MetricsLog, SkippedLog
 
 _LOCK = ".lock"
 _MEASURED = "measured"
@@ -20,6 +20,13 @@ FILES = ("metrics.jsonl", "result.json", "checkpoint/last.ckpt", _LOCK, "config.
 """All that a run leaves; the config last, as without it nobody would know the rest for a run's."""
 BEST = "checkpoint/best.ckpt"
 """What a run leaves besides whose config has `best_by`."""
+SKIPPED = "skipped.jsonl"
+"""What one leaves that has `skip_corrupt`, and has left images out."""
+
+
+def files_of(config: Mapping[str, Any]) -> list[str]:
+    """All that a run with this config may leave."""
+    return [*FILES, *(file for file, key in ((BEST, "best_by"), (SKIPPED, "skip_corrupt")) if config.get(key))]
 
 
 class RunFolderError(ValueError):
@@ -47,6 +54,7 @@ class RunFolder:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.metrics = MetricsLog(self.path / "metrics.jsonl")
+        self.skipped = SkippedLog(self.path / SKIPPED)
         self._is_held = False
 
     def start(
@@ -81,7 +89,7 @@ class RunFolder:
                     "delete it yourself"
                 )
             try:
-                names = [*more(found), *FILES, *([BEST] if "best_by" in found else [])]
+                names = [*more(found), *files_of(found)]
             except (KeyError, TypeError, ValueError) as error:
                 raise RunFolderError(
                     f"overwrite: {self._config} does not say what belongs to the run ({error!r}); delete its files yourself, or "

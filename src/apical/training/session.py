@@ -262,6 +262,7 @@ class Session:
             run.save_best({key: state[key] for key in OF_A_NETWORK if key in state}, self.seals())
 
     def _save(self, run: RunFolder) -> None:
+        run.skipped.note(self.data.splits.values())
         if self.engine.fabric.is_global_zero:
             with self._speed.paused():
                 states = self.states()

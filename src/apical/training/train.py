@@ -41,7 +41,8 @@ def train(
         captured: on a GPU, take steps as CUDA graphs where that can be (see `apical.captured`): the same numbers, sooner.
 
     Returns:
-        The result, as in result.json: test_error [%], test_loss, steps, seconds, step_ms, alignment, predictions.
+        The result, as in result.json: test_error [%], test_loss, steps, seconds, step_ms, alignment, predictions; with
+        skip_corrupt also skipped, the number of images left out, which `skipped.jsonl` names.
 
     Raises:
         NonFiniteLossError: the loss, an output or a weight is infinite or nan.
@@ -88,6 +89,9 @@ def train(
         held.enter_context(placed(session))
         session.go(run, stopped, watcher or (lambda *_: None))
         (result,) = session.results().values()
+        if config.skip_corrupt:
+            fabric.barrier()  # Every process has left out some of its own.
+            result["skipped"] = len(run.skipped.read())
         if first:
             run.finish(result)
         fabric.barrier()

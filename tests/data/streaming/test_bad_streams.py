@@ -1,7 +1,9 @@
 """Streams that can't be used: what is wrong is named, with the way out."""
 
+import json
 import re
 import tarfile
+import warnings
 
 import pytest
 import torch
@@ -10,9 +12,10 @@ from apical.data import DataError
 from apical.data.options import DataOptions
 from apical.data.streaming.opening import stream
 from apical.data.streaming.stream import Reading
-from apical.training import TrainConfig, train
-from data.pictures import relabel
+from apical.training import RunFolder, TrainConfig, train
+from data.pictures import emptied, relabel, unnamed
 from data.streaming.made_up import LAYOUTS, made, shard, write
+from processes import BoomError, Forked, as_torchrun_starts, boom_at, free_port
 
 SAME = [(6, 5)]
 SPLITS = {"train": made(20, 3, SAME), "test": made(6, 3, SAME, first=20)}
@@ -81,7 +84,42 @@ def test_labels_out_of_range(tmp_path, layout):
         refused(*words, place=place, tmp_path=tmp_path)
 
 
-@pytest.mark.parametrize("cut", [512 * 3 + 20, 512 * 4, -9_300])
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        (-1, ["label -1 is none of the 3 classes"]),
+        (10**12, ["000000000000", "at most 1,000,000"]),
+        (10**30, ["000000000000", "at most 1,000,000"]),
+    ],
+)
+def test_training_labels_in_shards_that_are_no_classes(tmp_path, label, words):
+    images = [(one, label if i == 4 else own) for i, (one, own) in enumerate(SPLITS["train"])]
+    place = write(tmp_path / "set", "tar", {**SPLITS, "train": images})
+    refused("made-up-train-000000.tar", "000004.", *words, place=place, tmp_path=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        (-1, ["row 1", "label -1 is none of the 3 classes"]),
+        (10**12, ["row 1", "label 1000000000000", "at most 1,000,000"]),
+        (2**63 + 5, ["'label'", "can't be numbers of classes"]),
+    ],
+)
+def test_training_labels_in_a_table_that_are_no_classes(tmp_path, label, words):
+    place = write(tmp_path / "set", "parquet", SPLITS)
+    unnamed(place / "train-00000-of-00002.parquet", [0, label, 2, 1, 0, 1, 2, 0, 1, 2])
+    unnamed(place / "train-00001-of-00002.parquet", [0, 1, 2, 1, 0, 1, 2, 0, 1, 2])
+    refused("train-00000-of-00002.parquet", *words, place=place, tmp_path=tmp_path)
+
+
+def test_classes_of_the_same_numbers_and_other_names(tmp_path):
+    place = write(tmp_path / "set", "parquet", SPLITS)
+    write(place, "parquet", {"test": SPLITS["test"]}, classes=4)
+    refused("split 'test'", "other classes than in the training split", place=place, tmp_path=tmp_path)
+
+
+@pytest.mark.parametrize("cut", [0, 512 * 3 + 20, 512 * 4, -9_300])
 def test_a_shard_that_ends_early(tmp_path, cut):
     place = write(tmp_path / "set", "tar", SPLITS)
     path = place / "made-up-train-000001.tar"
@@ -148,7 +186,14 @@ def test_a_split_that_is_not_there_or_empty(tmp_path):
     shard(place / "made-up-val-000000.tar", [])
     refused("split 'val' is empty", "test on", place=place, tmp_path=tmp_path)
     shard(place / "made-up-test-000000.tar", SPLITS["test"])
-    refused("split 'val' is empty", place=place, tmp_path=tmp_path, choice=Choice(validation_split="val"))
+    val = Choice(validation_split="val")
+    refused("split 'val' is empty", "choose settings by", place=place, tmp_path=tmp_path, choice=val)
+    place = write(tmp_path / "folders", "folders", SPLITS)
+    (place / "val").mkdir()
+    refused("split 'val'", "has no folders", place=place, tmp_path=tmp_path, choice=val)
+    place = write(tmp_path / "parquet", "parquet", SPLITS)
+    emptied(place / "test-00000-of-00002.parquet", place / "val-00000-of-00001.parquet")
+    refused("split 'val' is empty", "choose settings by", place=place, tmp_path=tmp_path, choice=val)
 
 
 @pytest.mark.parametrize(
@@ -187,3 +232,48 @@ def test_a_run_leaves_corrupt_images_out_where_asked(tmp_path, monkeypatch):
         result = train(config, tmp_path / "run")
     assert result["steps"] == 8
     assert torch.tensor(result["test_loss"]).isfinite()
+    assert result["skipped"] == RunFolder(tmp_path / "run").result["skipped"] == 1
+    (line,) = (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
+    assert "train_000005" in json.loads(line)["image"]
+    with pytest.warns(UserWarning, match="left out"):
+        train(config, tmp_path / "run", overwrite=True)
+    assert len((tmp_path / "run" / "skipped.jsonl").read_text().splitlines()) == 1
+    (tmp_path / "run" / "skipped.jsonl").write_text("no line of its\n")
+    with pytest.raises(ValueError, match=r"skipped.jsonl: is damaged"):
+        RunFolder(tmp_path / "run").skipped.read()
+
+
+def test_images_left_out_are_counted_once_however_often_a_run_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setenv("APICAL_CACHE", str(tmp_path / "cache"))
+    cut = {split: [(one[:40], label) if i in (2, 5) else (one, label) for i, (one, label) in enumerate(images)]
+           for split, images in SPLITS.items()}  # fmt: skip
+    place = write(tmp_path / "set", "tar", cut)
+    config = TrainConfig(
+        data=str(place), network="90-3", epochs=2, batch=4, stream=True, skip_corrupt=True, validation=0.2, align_every=0,
+        checkpoint_every=1,
+    )  # fmt: skip
+    warnings.simplefilter("ignore")  # What they say is tested above.
+    for again, limit in enumerate((3, 6)):
+        with pytest.raises(BoomError):
+            train(config, tmp_path / "run", resume=bool(again), watcher=boom_at(limit))
+    assert train(config, tmp_path / "run", resume=True)["skipped"] == 4
+
+
+def _on_a_rank(rank, port, config, folder):
+    as_torchrun_starts(rank, port)
+    warnings.simplefilter("ignore")
+    train(config, folder)
+
+
+def test_two_processes_count_what_each_has_left_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("APICAL_CACHE", str(tmp_path / "cache"))
+    images = [(one[:40], label) if i in (2, 5, 9) else (one, label) for i, (one, label) in enumerate(SPLITS["train"])]
+    place, port = write(tmp_path / "set", "parquet", {**SPLITS, "train": images}), free_port()
+    config = TrainConfig(
+        data=str(place), network="90-3", epochs=2, batch=10, stream=True, skip_corrupt=True, align_every=0, accelerator="cpu"
+    )  # fmt: skip
+    ranks = [Forked(_on_a_rank, rank, port, config, tmp_path / "run") for rank in range(2)]
+    for rank in ranks:
+        _, err = rank.communicate(timeout=200)
+        assert rank.returncode == 0, err
+    assert RunFolder(tmp_path / "run").result["skipped"] == 3

@@ -33,7 +33,7 @@ class Telling(ImageNet):
             for number, (x, y) in enumerate(given(size, seed, epoch, start, **where), start):
                 pixels = x * DEVIATION[:, None, None] + MEAN[:, None, None]
                 memory = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
-                with open(f"{sys.argv[2]}.log-{rank}", "a") as log:
+                with Path(f"{sys.argv[2]}.log-{rank}").open("a") as log:
                     print(json.dumps([epoch, number, numbers(pixels), memory, os.getpid()]), file=log)
                 yield x, y
 

@@ -60,7 +60,12 @@ def stream(
     sources = {role: train if role == "train" else source_of(split, train.class_names) for role, split in roles.items()}
     for role, source in sources.items():
         if not len(source.labels):
-            raise DataError(f"{source.name} is empty, so there is nothing to {_PURPOSES[role]} on")
+            raise DataError(f"{source.name} is empty, so there is nothing to {_PURPOSES[role]}")
+        if source.class_names and train.class_names and source.class_names != train.class_names:
+            raise DataError(
+                f"{source.name}: labels stand for other classes than in the training split; encode both by one list of names, "
+                "with datasets' cast_column and ClassLabel(names=[...]), before they are written"
+            )
     names = train.class_names or tuple(str(one) for one in range(1 + int(train.labels.max())))
     shape = (0, 0) if image_size is not None else _first_size(train)
     streams = {
@@ -70,7 +75,7 @@ def stream(
     return ImageData(name, classes=len(names), class_names=names, called=roles, **streams)
 
 
-_PURPOSES = {"train": "train", "test": "test", "validation": "choose settings"}
+_PURPOSES = {"train": "train on", "test": "test on", "validation": "choose settings by"}
 
 
 def _first_size(source: Source) -> tuple[int, int]:

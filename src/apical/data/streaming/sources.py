@@ -13,11 +13,14 @@ from typing_extensions import override
 from apical.data.images import DataError
 
 if TYPE_CHECKING:
+    import pyarrow
     import pyarrow.parquet
 
 KINDS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
 """Endings of images' names, in lower case."""
 OPEN_FILES = 4
+MOST_CLASSES = 1_000_000
+"""A label as large as this is none: it would make a network of as many outputs."""
 
 
 class Source(Protocol):
@@ -120,7 +123,6 @@ class Parquet(Source):
 
     def __init__(self, name: str, files: Sequence[str], system: Any, image: Any, label: Any) -> None:
         import datasets
-        import pyarrow
 
         self.name, self._files, self._system = name, list(files), system
         self._open: dict[int, pyarrow.parquet.ParquetFile] = {}
@@ -147,7 +149,7 @@ class Parquet(Source):
             values = self._reading(number, lambda one, given=given: one.read(columns=[given])).column(0)
             if values.null_count:
                 raise DataError(f"{where}: a label in column {given!r} is missing; drop the rows that have none")
-            labels.append(values.cast(pyarrow.int64()).to_numpy())
+            labels.append(_whole(values, f"{where}: column {given!r}"))
         self.labels = np.concatenate(labels) if labels else np.zeros(0, dtype=np.int64)
         self._ends = np.cumsum(self.blocks)
 
@@ -197,3 +199,19 @@ class Parquet(Source):
         file, _, first = self._places[block]
         row = first + index - int(self._ends[block]) + self.blocks[block]
         return f"{self.name}: {Path(self._files[file]).name!r}, row {row}"
+
+
+def _whole(values: pyarrow.ChunkedArray, where: str) -> np.ndarray:
+    """Labels as whole numbers, int64 [N]."""
+    import pyarrow
+
+    try:
+        labels = values.cast(pyarrow.int64()).to_numpy()
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{where} has labels that can't be numbers of classes ({error}); mend them") from error
+    if len(labels) and abs(labels).max() >= MOST_CLASSES:
+        row = int(abs(labels).argmax())
+        raise DataError(
+            f"{where}, row {row}: label {labels[row]}, and labels count classes from 0 to at most {MOST_CLASSES:,}; mend it"
+        )
+    return labels

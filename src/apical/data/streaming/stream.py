@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -61,9 +61,6 @@ class Stream(Split):
     Args:
         source: where the encoded images are. resize: how they come to have one size. reading: how they are read.
         index: which of the source's samples, in rising order; None: all.
-
-    Attributes:
-        skipped: name -> why it can't be decoded, of images that were left out.
     """
 
     def __init__(self, source: Source, resize: Resize, reading: Reading, index: np.ndarray | None = None) -> None:
@@ -71,7 +68,7 @@ class Stream(Split):
         self.index = np.arange(len(source.labels)) if index is None else np.sort(index)
         ends = np.searchsorted(self.index, np.cumsum(source.blocks))
         self._counts = np.diff(ends, prepend=0)
-        self.skipped: dict[str, str] = {}
+        self._skipped: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.index)
@@ -97,6 +94,11 @@ class Stream(Split):
     def shape(self) -> tuple[int, int, int]:
         size = self.resize.size
         return (3, *(self.resize.shape if size is None else (size, size)))
+
+    @property
+    @override
+    def skipped(self) -> Mapping[str, str]:
+        return self._skipped
 
     @property
     @override
@@ -184,7 +186,7 @@ class Stream(Split):
 
     def _read(self, wanted: Sequence[Wanted]) -> Generator[tuple[UInt8[Tensor, "n c h w"], Int[Tensor, " n"]]]:
         """The images and labels of some batches, each of which is read while those before it are used."""
-        before, held = len(self.skipped), Held(self.source, (rows for rows, _ in wanted))
+        before, held = len(self._skipped), Held(self.source, (rows for rows, _ in wanted))
         with ThreadPoolExecutor(self.reading.workers) as pool, ThreadPoolExecutor(1) as reader:
             coming: deque[Future[_Decoding]] = deque()
             try:
@@ -248,7 +250,7 @@ class Stream(Split):
                     f"{where}: image can't be decoded: {why}; mend it or fetch it again, or leave such images out: "
                     "skip_corrupt=True (--skip-corrupt)"
                 )
-            self.skipped[where] = why
+            self._skipped[where] = why
         if wrong:
             kept = np.delete(np.arange(len(rows)), [place for place, _ in wrong])
             if not len(kept):
@@ -258,7 +260,7 @@ class Stream(Split):
 
     def _warn(self, before: int) -> None:
         """Say which images were left out in a pass that weren't before it."""
-        new = list(self.skipped.items())[before:]
+        new = list(self._skipped.items())[before:]
         if new:
             named = "; ".join(f"{where} ({why})" for where, why in new[:NAMED])
             more = f"; and {len(new) - NAMED:,} more" if len(new) > NAMED else ""

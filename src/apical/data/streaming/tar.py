@@ -12,7 +12,7 @@ import numpy as np
 from typing_extensions import override
 
 from apical.data.images import DataError
-from apical.data.streaming.sources import KINDS, Source
+from apical.data.streaming.sources import KINDS, MOST_CLASSES, Source
 from apical.files import write_bytes
 
 _HEADER = 512  # bytes, as every part of a tar file is a multiple of
@@ -132,6 +132,12 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> int:
     file = tar.extractfile(member)
     written = b"" if file is None else file.read()
     try:
-        return int(written)
+        label = int(written)
     except ValueError:
         raise DataError(f"{where}: label {member.name!r} must be a whole number, got {written[:20]!r}") from None
+    if abs(label) >= MOST_CLASSES:
+        raise DataError(
+            f"{where}: label {member.name!r} is {written[:20]!r}, and labels count classes from 0 to at most "
+            f"{MOST_CLASSES:,}; mend it"
+        )
+    return label
