@@ -135,9 +135,10 @@ def _swapped(network: str, rule: str) -> Statement:
 READINGS = (
     "The base rate is not printed: 0.1 x 2048/256 = 0.8, as usual for this batch. Nor is the number of epochs: 90; SS has 140 at "
     "a rate of 0.5, as printed, with drops after the same epochs.",
-    "The 32 workers' parts of a minibatch, 64 images each, pass one after the other in one process: gradients are averaged "
-    "over them, and each part has batch statistics of its own, as at a worker.",
-    "WM: Gaussian noise of sd 1, rate 0.1, decay 0.5 times the rate, 2048 rows at no more than 64 positions of a map for each; "
+    "The 32 workers' parts of a minibatch, 64 images each, pass one after the other in one process, or are shared by several: "
+    "gradients are averaged over them, each part has batch statistics of its own, as at a worker, and running statistics are the "
+    "workers' mean.",
+    "WM: Gaussian noise of sd 1, rate 0.1, decay 0.5 times the rate, 2048 rows in all, at no more than 64 positions of a map; "
     "the two epochs of mirroring alone are a part of the 90, and drops come after the same epochs.",
     "KP's decay is the optimizer's L2 of 1e-4 on weights, feedback, biases and normalization, with momentum on all.",
     "SS is uSF with the scale sqrt(2/(fan in + fan out)); the paper does not say which variant it takes.",
