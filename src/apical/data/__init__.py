@@ -4,8 +4,9 @@ Images are decoded once into uint8 arrays, one per split, which are kept on disk
 A split gives batches: from memory where the images fit, else from the file.
 """
 
+from apical.data.batching import DataError, batches
 from apical.data.data_set import ImageData, held_out
-from apical.data.images import DataError, Split, batches
+from apical.data.images import Split
 from apical.data.loading import load
 
 __all__ = ["DataError", "ImageData", "Split", "batches", "held_out", "load"]

@@ -25,8 +25,9 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from apical.data.batching import DataError
 from apical.data.data_set import ImageData
-from apical.data.images import DataError, Split
+from apical.data.images import Split
 from apical.files import write_json
 
 _FORMAT = 1

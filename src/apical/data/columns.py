@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apical.data.images import DataError
+from apical.data.batching import DataError
 
 if TYPE_CHECKING:
     import pyarrow

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import torch
 
 from apical.checks import number
-from apical.data.images import DataError, Split
+from apical.data.batching import DataError
+from apical.data.images import Split
 
 Amount = int | float
 """How much of the training split is held out: a fraction below 1, or a number of images."""

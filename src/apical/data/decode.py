@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from apical.data.batching import DataError
 from apical.data.columns import Choice, pick_image, pick_label, roles_of
-from apical.data.images import DataError, check_labels
+from apical.data.images import check_labels
 
 if TYPE_CHECKING:
     from datasets import Dataset

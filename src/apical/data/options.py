@@ -9,9 +9,9 @@ from typing import Any
 
 from apical.checks import check_seed
 from apical.data.augment import ResizedCrop, augmentations
+from apical.data.batching import DataError
 from apical.data.columns import Choice
 from apical.data.data_set import ImageData, held_out, part
-from apical.data.images import DataError
 from apical.data.loading import load
 from apical.data.prepared import Prepared, normal_of, prepared
 from apical.data.streaming.opening import stream

@@ -12,8 +12,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from apical.data.augment import Augmentation, Cutout, drawn
+from apical.data.batching import Batch, DataError, Share, rows_of
 from apical.data.data_set import ImageData
-from apical.data.images import Batch, DataError, Share, Split, View, rows_of
+from apical.data.images import Split, View
 
 IMAGENET = "0.485,0.456,0.406/0.229,0.224,0.225"
 """Mean and deviation of ImageNet's colours, as everybody gives them."""

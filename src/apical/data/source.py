@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apical.data.batching import DataError
 from apical.data.columns import check_class_names
-from apical.data.images import DataError
 from apical.files import full
 
 if TYPE_CHECKING:

@@ -162,9 +162,8 @@ def _seeds(experiment: Experiment, seeds: int | None, first: int) -> list[int]:
 
 def _name(data: str) -> str:
     """The data's name, without the path that a folder has on this machine."""
-    if data.startswith(PREFIX):
-        return PREFIX + Path(data.removeprefix(PREFIX)).resolve().name
-    return Path(data).resolve().name if Path(data).is_dir() else data
+    kind, path = (PREFIX if data.startswith(PREFIX) else ""), Path(data.removeprefix(PREFIX))
+    return kind + path.resolve().name if kind or path.is_dir() else data
 
 
 def described(experiment: Experiment, config: dict[str, Any], loaded: images.ImageData) -> str:

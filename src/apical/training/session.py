@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from apical.data import ImageData
-from apical.data.images import Batch
+from apical.data.batching import Batch
 from apical.learner import Learner
 from apical.losses import error_rate, scores
 from apical.training.checkpoint import CheckpointError, Seal
@@ -179,8 +179,7 @@ class Session:
         speed = self._speed.taken()
         tested, counted = self._tested()
         learners = self.networks.learners() if self._aligns() else [None] * self.count
-        found = {number: self._line(number, tested, learners[number]) for number in counted}
-        found = {number: {**line, **speed} for number, line in found.items()}
+        found = {number: {**self._line(number, tested, learners[number]), **speed} for number in counted}
         self._loss_sum.zero_()
         self._loss_count = 0
         if self.engine.fabric.is_global_zero:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from apical.data.augment import ResizedCrop
+from apical.data.batching import DataError
 from apical.data.columns import TEST_SPLITS, Choice, pick_image, pick_label, roles_of
 from apical.data.data_set import ImageData
-from apical.data.images import DataError
 from apical.data.source import Hub, resolve
 from apical.data.streaming.pixels import Resize, UndecodableError, opened
 from apical.data.streaming.sources import ClassFolders, Parquet, Source

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from typing_extensions import override
 
-from apical.data.images import DataError
+from apical.data.batching import DataError
 
 if TYPE_CHECKING:
     import pyarrow

@@ -17,7 +17,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from apical.data.augment import drawn
-from apical.data.images import Batch, DataError, Share, Split, as_batch, rows_of
+from apical.data.batching import Batch, DataError, Share, as_batch, rows_of
+from apical.data.images import Split
 from apical.data.streaming.held import Held
 from apical.data.streaming.order import shuffled
 from apical.data.streaming.pixels import Resize, UndecodableError, opened

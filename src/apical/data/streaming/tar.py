@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from typing_extensions import override
 
-from apical.data.images import DataError
+from apical.data.batching import DataError
 from apical.data.streaming.sources import KINDS, MOST_CLASSES, Source
 from apical.files import write_bytes
 

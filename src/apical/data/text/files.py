@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from apical.data.images import DataError
+from apical.data.batching import DataError
 
 STANDARD_LIBRARY = "text"
 """The name of the text that every machine has: the sources of Python's standard library."""

@@ -9,8 +9,9 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from typing_extensions import override
 
+from apical.data.batching import Batch, DataError
 from apical.data.data_set import ImageData
-from apical.data.images import Batch, DataError, Split
+from apical.data.images import Split
 from apical.data.text.files import SHARE, is_text, parts_of
 
 BYTES = 256

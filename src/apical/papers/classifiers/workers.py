@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import apical
 from apical import distributed
-from apical.data.images import Share
+from apical.data.batching import Share
 from apical.plasticity.mirror import Mirror
 
 
