@@ -137,6 +137,6 @@ def test_a_comparisons_own_step_is_timed_with_its_loss_optimizer_and_batch(monke
     ratios = steps.step_ratios(config, images.load("digits"), seconds=1e-9)
     assert list(ratios) == ["bp", "fa:init=nokland2016"]
     assert all(ratio > 0 for ratio in ratios.values())
-    options = {"optimizer": "RMSprop", "learning_rate": 0.003, "criterion": squared_error}
+    options = {"optimizer": "RMSprop", "learning_rate": 0.003, "criterion": squared_error, "mixed": False}
     assert seen == [(rule, (16, 1, 8, 8), (16,), options) for rule in (None, *ratios)] * 2
     assert torch.equal(torch.get_rng_state(), state)

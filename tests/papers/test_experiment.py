@@ -17,7 +17,7 @@ def test_every_description_says_what_it_is():
         assert one.seeds >= 1
         assert one.conditions
         assert len(set(one.conditions)) == len(one.conditions)
-        assert one.data is None or one.data in IMAGES
+        assert one.data in (None, "text", *IMAGES)
 
 
 @pytest.mark.parametrize("one", EXPERIMENTS, ids=lambda one: one.name)

@@ -121,8 +121,8 @@ def test_claims_in_words_can_hold_and_fail(tmp_path):
     assert np.abs(record.arrays["detectors"]).max() > 0
     theirs = draw.normal(size=(20, 5, 5))
 
-    def judged(box, ours):
-        ends = {"fa": 3.0, "fa, box slope": box, "fa, constant slope": 3.2, "bp, 10 eta": 3.0}
+    def judged(box, ours, constant=5.0):
+        ends = {"fa": 3.0, "fa, box slope": box, "fa, constant slope": constant, "bp, 10 eta": 3.0}
         found = {"fa": ours, "bp, 10 eta": theirs}
         records = {
             name: Record(
@@ -134,5 +134,5 @@ def test_claims_in_words_can_hold_and_fail(tmp_path):
         return [claim.holds for claim in one.outcome(records).claims]
 
     near = theirs[::-1] + 0.3 * draw.normal(size=theirs.shape)
-    assert judged(3.4, -near) == [True, True]
-    assert judged(3.6, near[:, :, ::-1]) == [False, False]
+    assert judged(3.4, -near) == [True, True, True]
+    assert judged(3.6, near[:, :, ::-1], constant=3.4) == [False, False, False]
