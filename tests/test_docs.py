@@ -14,7 +14,7 @@ from torch import nn
 import apical
 from apical.papers import experiments
 from apical.papers.reproduce import reproduce
-from apical.plasticity import INITS
+from apical.plasticity import INITS, Phased
 from apical.synapses.registry import SYNAPSES
 
 ROOT = Path(__file__).parents[1]
@@ -147,7 +147,10 @@ def test_the_table_of_step_times_is_that_of_the_file():
         ratios.setdefault(one["rule"], []).append(f"{one['timing']['ratio']:.2f} ({one['memory_ratio']:.2f})")
     page = (ROOT / "docs" / "performance.md").read_text()
     assert all(f"\n| `{rule}` | {' | '.join(row)} |\n" in page for rule, row in ratios.items() if rule != "plain")
-    assert "step without a learning phase takes 0.66 to 1.28" in " ".join(README.read_text().split())
+    phased = {name for name, one in apical.rules().items() if isinstance(one.plasticity, Phased)}
+    plain = [float(cell.split()[0]) for rule, row in ratios.items() if rule not in {"plain", *phased} for cell in row]
+    said = f"step without a learning phase takes {min(plain):.2f} to {max(plain):.2f} times"
+    assert said in " ".join(README.read_text().split())
 
 
 def heading(line):
